@@ -1,0 +1,62 @@
+"""llama2c: run llama2.c checkpoints from Python, on a CPU, at the speed of the machine.
+
+    import llama2c
+
+    llama = llama2c.load("stories15M.bin")
+    for piece in llama.stream("Once upon a time"):
+        print(piece.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+import importlib.machinery as _machinery
+import sys as _sys
+from pathlib import Path as _Path
+
+# In a source checkout this folder comes before the installed package (`python -m` puts the working directory first), but has no
+# compiled modules unless they were built in place. It then steps aside: every module is taken from the installed package.
+if not any(_Path(__file__).with_name("_kernels" + suffix).exists() for suffix in _machinery.EXTENSION_SUFFIXES):
+    _here = _Path(__file__).resolve().parent
+    _places = [place for place in _sys.path if _Path(place or ".").resolve() != _here.parent]
+    _installed = _machinery.PathFinder.find_spec("llama2c", _places)
+    if _installed is None or _installed.submodule_search_locations is None:
+        raise ImportError(f"{_here} holds the source of llama2c, which is not compiled: run `pip install .` in {_here.parent}")
+    __path__ = list(_installed.submodule_search_locations)
+
+from ._kernels import compiler, isa, openmp
+from .checkpoint import Checkpoint, QuantizedTensor
+from .config import Config
+from .llama import Completion, Llama, Piece, load
+from .sampler import Sampler
+from .threads import decide_n_threads
+from .tokenizer import Tokenizer
+from .transformer import KVCache, Transformer
+
+
+def build_info() -> dict[str, object]:
+    """What this build is and does here: version, isa (the instruction-set level), openmp, compiler, n_threads (the default)."""
+    return {
+        "version": __version__,
+        "isa": isa,
+        "openmp": openmp,
+        "compiler": compiler,
+        "n_threads": decide_n_threads(None, n_weights=_sys.maxsize),
+    }
+
+
+__all__ = [
+    "Checkpoint",
+    "Completion",
+    "Config",
+    "KVCache",
+    "Llama",
+    "Piece",
+    "QuantizedTensor",
+    "Sampler",
+    "Tokenizer",
+    "Transformer",
+    "build_info",
+    "load",
+]

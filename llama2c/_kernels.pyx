@@ -1,0 +1,1013 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The arithmetic of llama2c: kernels over buffers that the caller owns, without the GIL, spread over threads with `prange`.
+
+From bottom to top: the instruction-set level; small functions over a range of outputs or one (tile, head), whose inner loops
+are in simd/; the step, which runs whole layers in one parallel region; the Python entries, which check every shape and type.
+Nothing here opens a file, knows a text, or keeps anything between two calls but the buffers it was handed.
+"""
+
+import os
+
+cimport cython
+cimport numpy as cnp
+from cython.parallel cimport parallel, prange, threadid
+from libc.math cimport log
+from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+import numpy as np
+
+cnp.import_array()
+
+
+cdef extern from "simd/kernels.h" nogil:
+    enum: QUERY_TILE
+
+    ctypedef struct q8_matrix:
+        const int8_t *values
+        const char *scales
+        int64_t group_size
+
+    ctypedef struct q8_rows:
+        int8_t *values
+        float *scales
+        int32_t *sums
+        int64_t n_groups
+
+    ctypedef struct kernel_table:
+        const char *name
+        void (*rmsnorm)(float *out, const float *x, const float *weight, int64_t n, float eps) noexcept nogil
+        void (*softmax)(float *x, int64_t n) noexcept nogil
+        void (*exp_logits)(float *out, const float *x, int64_t n, float divisor) noexcept nogil
+        void (*swiglu)(float *gate, const float *up, int64_t n) noexcept nogil
+        void (*rotate)(float *x, const float *table, int64_t n) noexcept nogil
+        void (*matmul)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
+                       const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add) noexcept nogil
+        void (*quantize)(int8_t *values, float *scales, int32_t *sums, const float *x, int64_t n, int64_t size) noexcept nogil
+        void (*matmul_q8)(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows,
+                          const q8_matrix *w, int64_t first, int64_t n_out, int64_t n, int add, void *pack) noexcept nogil
+        void (*attention)(float *out, const float *queries, int64_t n_queries, const int64_t *lengths,
+                          const float *keys, const float *values, int64_t head_size,
+                          float *scores, int64_t score_stride) noexcept nogil
+
+    int64_t q8_pack_size(int64_t n, int64_t n_groups)
+    const kernel_table *llama2c_levels[]
+    int llama2c_can_run(const kernel_table *level)
+
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #ifdef _OPENMP
+    #define LLAMA2C_OPENMP 1
+    #define llama2c_barrier() _Pragma("omp barrier")
+    #else
+    #define LLAMA2C_OPENMP 0
+    #define llama2c_barrier() ((void)0)
+    #endif
+    #if defined(__clang__)
+    #define LLAMA2C_COMPILER "clang " __clang_version__
+    #else
+    #define LLAMA2C_COMPILER "gcc " __VERSION__
+    #endif
+    static void *llama2c_alloc(size_t bytes) { /* at a cache line, so that two threads never share one */
+        void *p = NULL;
+        return posix_memalign(&p, 64, bytes) ? NULL : p;
+    }
+    """
+    const int LLAMA2C_OPENMP
+    const char *LLAMA2C_COMPILER
+    # Cython's prange says `nowait` in some versions and not in others: every wait between two phases is this one, in the open.
+    void barrier "llama2c_barrier" () noexcept nogil
+    void *aligned_alloc "llama2c_alloc" (size_t size) noexcept nogil
+
+
+# ---------------------------------------------------------------------------------------------- the level, chosen at import
+
+cdef const kernel_table *level = NULL
+
+
+cdef choose_level():
+    """Set `level`: the best that this machine runs, or the one LLAMA2C_ISA names."""
+    global level
+    wanted = os.environ.get("LLAMA2C_ISA", "")
+    names = []
+    cdef int i = 0
+    while llama2c_levels[i] != NULL:
+        name = llama2c_levels[i].name.decode()
+        if llama2c_can_run(llama2c_levels[i]):
+            names.append(name)
+            if level == NULL and wanted in ("", name):
+                level = llama2c_levels[i]
+        i += 1
+    if level == NULL:
+        raise ImportError(f"LLAMA2C_ISA: expected one of {', '.join(names)} on this machine, found {wanted!r}")
+    return tuple(names)
+
+
+levels = choose_level()
+isa = level.name.decode()
+openmp = bool(LLAMA2C_OPENMP)
+compiler = LLAMA2C_COMPILER.decode()
+
+
+# ---------------------------------------------------------------------------------------------- weights and ranges
+
+cdef struct Matrix:
+    const float *weights  # (rows, columns), or NULL where q8 holds them
+    q8_matrix q8
+    int64_t rows, columns
+
+
+cdef struct Layer:
+    const float *rms_att_weight  # (dim,)
+    const float *rms_ffn_weight  # (dim,)
+    Matrix wq, wk, wv, wo, w1, w2, w3
+
+
+cdef enum:
+    UNIT = 16  # outputs are dealt to threads in runs of whole units, so that no tile is cut
+
+
+cdef inline int64_t share_start(int64_t n, int part, int parts) noexcept nogil:
+    """Where part `part` of `parts` begins when n outputs are dealt out in whole units."""
+    cdef int64_t units = (n + UNIT - 1) // UNIT, start = units * part // parts * UNIT
+    return start if start < n else n
+
+
+cdef void multiply(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows, const Matrix *w,
+                   int part, int parts, bint add, void *pack) noexcept nogil:
+    """out[r, o] (+)= x[r] . w[o] for this part's outputs. OUT out (n_rows, rows of w); IN x (n_rows, columns) or its Q8_0."""
+    cdef int64_t start = share_start(w.rows, part, parts), stop = share_start(w.rows, part + 1, parts)
+    if start == stop:
+        return
+    if w.weights != NULL:
+        level.matmul(out + start, out_stride, x, w.columns, n_rows, w.weights + start * w.columns, w.columns,
+                     stop - start, w.columns, add)
+    else:
+        level.matmul_q8(out + start, out_stride, xq, n_rows, &w.q8, start, stop - start, w.columns, add, pack)
+
+
+# ---------------------------------------------------------------------------------------------- one step
+
+cdef struct Step:
+    # the model
+    int64_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_size, q_dim, kv_dim, vocab_size, group_size
+    float norm_eps
+    const Layer *layers
+    const float *rms_final_weight
+    Matrix embedding, wcls
+    # the rows: one token of one sequence each
+    int64_t n_rows
+    int32_t *tokens              # (n_rows,)
+    int32_t *positions           # (n_rows,)
+    float **keys                 # (n_rows,) each (n_layers, n_kv_heads, capacity, head_size)
+    float **values
+    int64_t *capacities
+    const float *rope            # (positions, head_size / 2, 2): cos and sin
+    # attention is dealt out in tiles of queries (row, head of a group), a tile per key head at a time
+    int64_t n_tiles
+    int64_t *tile_starts         # (n_tiles,) the number of the first query: row * heads per group + head
+    int64_t *tile_sizes
+    # what comes out
+    int64_t n_logits
+    const int64_t *logit_rows    # (n_logits,)
+    float *logits                # (n_logits, vocab_size)
+    float *trace                 # (n_rows, n_layers, 4) or NULL
+    # scratch. Where a step has one row, each thread prepares the input of a product for itself, in the slot of its number:
+    # that costs less than waiting for another thread. With more rows they share the work and slot r belongs to row r.
+    float *x                     # (n_rows, dim) the residual stream
+    float *xb                    # (n_slots, dim) normed
+    float *q                     # (n_rows, q_dim)
+    float *kv                    # (n_rows, 2, kv_dim)
+    float *att                   # (n_rows, q_dim)
+    float *gate                  # (n_rows, hidden_dim)
+    float *up                    # (n_rows, hidden_dim)
+    int8_t *q8_values            # (n_slots, widest)
+    float *q8_scales             # (n_slots, groups of the widest)
+    int32_t *q8_sums
+    int64_t widest, widest_groups
+    float *heads                 # (n_threads, 2, QUERY_TILE, head_size) queries in, outputs back
+    float *scores                # (n_threads, QUERY_TILE, score_stride)
+    int64_t score_stride
+    char *packs                  # (n_threads, pack_size)
+    int64_t pack_size
+
+
+cdef q8_rows quantized(const Step *s, int64_t slot, int64_t n) noexcept nogil:
+    """The Q8_0 buffers from `slot` on, for rows of n values."""
+    cdef q8_rows rows
+    rows.n_groups = (n + s.group_size - 1) // s.group_size if s.group_size else 0
+    rows.values = s.q8_values + slot * n
+    rows.scales = s.q8_scales + slot * rows.n_groups
+    rows.sums = s.q8_sums + slot * rows.n_groups
+    return rows
+
+
+cdef inline void quantize_row(const Step *s, const float *x, int64_t slot, int64_t n) noexcept nogil:
+    """Q8_0 of one row into its slot, for models that multiply in integers."""
+    cdef q8_rows rows
+    if s.group_size:
+        rows = quantized(s, slot, n)
+        level.quantize(rows.values, rows.scales, rows.sums, x, n, s.group_size)
+
+
+cdef inline void norm_row(const Step *s, const float *x, const float *weight, int64_t slot) noexcept nogil:
+    level.rmsnorm(s.xb + slot * s.dim, x, weight, s.dim, s.norm_eps)
+    quantize_row(s, s.xb + slot * s.dim, slot, s.dim)
+
+
+cdef void embed_row(const Step *s, int64_t row) noexcept nogil:
+    """x[row] = the token's row of the embedding table, dequantised here where it is Q8_0."""
+    cdef int64_t i, first = s.tokens[row] * s.dim
+    cdef float *x = s.x + row * s.dim
+    cdef float scale
+    if s.embedding.weights != NULL:
+        memcpy(x, s.embedding.weights + first, s.dim * sizeof(float))
+        return
+    for i in range(s.dim):  # group_size divides dim: a group never straddles two tokens
+        if i % s.group_size == 0:
+            memcpy(&scale, s.embedding.q8.scales + (first + i) // s.group_size * 4, 4)
+        x[i] = s.embedding.q8.values[first + i] * scale
+
+
+cdef void project(const Step *s, int64_t layer, int part, int parts, int64_t slot, void *pack) noexcept nogil:
+    """This part's queries, keys and values; each part turns what it made (a unit never cuts a pair) and files its keys."""
+    cdef const Layer *w = &s.layers[layer]
+    cdef q8_rows xq = quantized(s, slot, s.dim)
+    cdef const float *x = s.xb + slot * s.dim
+    cdef float *k
+    cdef float *v
+    cdef const float *angles
+    cdef int64_t row, start, stop, at, size, head, offset, place
+    multiply(s.q, s.q_dim, x, &xq, s.n_rows, &w.wq, part, parts, False, pack)
+    multiply(s.kv, 2 * s.kv_dim, x, &xq, s.n_rows, &w.wk, part, parts, False, pack)
+    multiply(s.kv + s.kv_dim, 2 * s.kv_dim, x, &xq, s.n_rows, &w.wv, part, parts, False, pack)
+    for row in range(s.n_rows):
+        angles = s.rope + s.positions[row] * s.head_size
+        start = share_start(s.q_dim, part, parts)
+        stop = share_start(s.q_dim, part + 1, parts)
+        while start < stop:  # head by head, as far as they are ours
+            at = start % s.head_size
+            size = min(s.head_size - at, stop - start)
+            level.rotate(s.q + row * s.q_dim + start, angles + at, size)
+            start += size
+        k = s.kv + row * 2 * s.kv_dim
+        v = k + s.kv_dim
+        start = share_start(s.kv_dim, part, parts)
+        stop = share_start(s.kv_dim, part + 1, parts)
+        while start < stop:
+            head = start // s.head_size
+            at = start % s.head_size
+            size = min(s.head_size - at, stop - start)
+            level.rotate(k + start, angles + at, size)
+            offset = (layer * s.n_kv_heads + head) * s.capacities[row] + s.positions[row]
+            place = offset * s.head_size + at
+            memcpy(s.keys[row] + place, k + start, size * sizeof(float))
+            memcpy(s.values[row] + place, v + start, size * sizeof(float))
+            start += size
+
+
+cdef void attend(const Step *s, int64_t layer, int64_t task, int thread) noexcept nogil:
+    """One tile of queries that share a sequence and a key head: att[row, head] for each."""
+    cdef int64_t group = s.n_heads // s.n_kv_heads, kv_head = task % s.n_kv_heads, tile = task // s.n_kv_heads
+    cdef int64_t start = s.tile_starts[tile], size = s.tile_sizes[tile], hs = s.head_size, row = start // group
+    cdef int64_t lengths[QUERY_TILE]
+    cdef int64_t i, base = (layer * s.n_kv_heads + kv_head) * s.capacities[row] * hs
+    cdef int64_t places[QUERY_TILE]
+    cdef float *queries = s.heads + thread * 2 * QUERY_TILE * hs
+    cdef float *out = queries + QUERY_TILE * hs
+    for i in range(size):
+        row = (start + i) // group
+        lengths[i] = s.positions[row] + 1
+        places[i] = row * s.q_dim + (kv_head * group + (start + i) % group) * hs
+        memcpy(queries + i * hs, s.q + places[i], hs * sizeof(float))
+    row = start // group
+    level.attention(out, queries, size, lengths, s.keys[row] + base, s.values[row] + base, hs,
+                    s.scores + thread * QUERY_TILE * s.score_stride, s.score_stride)
+    for i in range(size):
+        memcpy(s.att + places[i], out + i * hs, hs * sizeof(float))
+
+
+cdef void feed_forward(const Step *s, int64_t layer, int part, int parts, int64_t slot, void *pack) noexcept nogil:
+    """gate = silu(w1 x) * (w3 x), this part's."""
+    cdef const Layer *w = &s.layers[layer]
+    cdef q8_rows xq = quantized(s, slot, s.dim)
+    cdef const float *x = s.xb + slot * s.dim
+    cdef int64_t row, start = share_start(s.hidden_dim, part, parts), stop = share_start(s.hidden_dim, part + 1, parts)
+    multiply(s.gate, s.hidden_dim, x, &xq, s.n_rows, &w.w1, part, parts, False, pack)
+    multiply(s.up, s.hidden_dim, x, &xq, s.n_rows, &w.w3, part, parts, False, pack)
+    for row in range(s.n_rows):
+        if start < stop:
+            level.swiglu(s.gate + row * s.hidden_dim + start, s.up + row * s.hidden_dim + start, stop - start)
+
+
+cdef void add_product(const Step *s, const float *input, const Matrix *w, int part, int parts, int64_t slot,
+                      void *pack) noexcept nogil:
+    """x += w input, this part's: the way back into the residual stream."""
+    cdef q8_rows xq = quantized(s, slot, w.columns)
+    multiply(s.x, s.dim, input, &xq, s.n_rows, w, part, parts, True, pack)
+
+
+cdef void trace_row(const Step *s, int64_t layer, int64_t row, int which) noexcept nogil:
+    """trace[row, layer, 2 which: 2 which + 2] = Euclidean norm and mean of the residual stream."""
+    cdef double squares = 0, total = 0
+    cdef int64_t i
+    for i in range(s.dim):
+        squares += <double>s.x[row * s.dim + i] * s.x[row * s.dim + i]
+        total += s.x[row * s.dim + i]
+    s.trace[(row * s.n_layers + layer) * 4 + 2 * which] = <float>(squares ** 0.5)
+    s.trace[(row * s.n_layers + layer) * 4 + 2 * which + 1] = <float>(total / s.dim)
+
+
+cdef void run_step(const Step *s, int n_threads) noexcept nogil:
+    """All layers, then the logits, in one parallel region. A barrier stands wherever a phase reads what another thread wrote:
+    five in a layer where the step has one row."""
+    cdef int64_t i, layer = 0, slot = 0, tasks = s.n_tiles * s.n_kv_heads
+    cdef int part, thread = 0
+    cdef bint alone = s.n_rows == 1
+    cdef char *pack = NULL
+    with parallel(num_threads=n_threads):
+        thread = threadid()
+        slot = thread if alone else 0
+        pack = s.packs + thread * s.pack_size
+        for i in prange(s.n_rows, schedule="static"):
+            embed_row(s, i)
+        barrier()
+        for layer in range(s.n_layers):
+            if alone:
+                norm_row(s, s.x, s.layers[layer].rms_att_weight, slot)
+            else:
+                for i in prange(s.n_rows, schedule="static"):
+                    norm_row(s, s.x + i * s.dim, s.layers[layer].rms_att_weight, i)
+                barrier()
+            for part in prange(n_threads, schedule="static"):
+                project(s, layer, part, n_threads, slot, pack)
+            barrier()
+            for i in prange(tasks, schedule="static", chunksize=1):
+                attend(s, layer, i, thread)
+            barrier()
+            if alone:
+                quantize_row(s, s.att, slot, s.q_dim)
+            elif s.group_size:
+                for i in prange(s.n_rows, schedule="static"):
+                    quantize_row(s, s.att + i * s.q_dim, i, s.q_dim)
+                barrier()
+            for part in prange(n_threads, schedule="static"):
+                add_product(s, s.att, &s.layers[layer].wo, part, n_threads, slot, pack)
+            barrier()
+            if s.trace != NULL:
+                for i in prange(s.n_rows, schedule="static"):
+                    trace_row(s, layer, i, 0)
+            if alone:
+                norm_row(s, s.x, s.layers[layer].rms_ffn_weight, slot)
+            else:
+                for i in prange(s.n_rows, schedule="static"):
+                    norm_row(s, s.x + i * s.dim, s.layers[layer].rms_ffn_weight, i)
+                barrier()
+            for part in prange(n_threads, schedule="static"):
+                feed_forward(s, layer, part, n_threads, slot, pack)
+            barrier()
+            if alone:
+                quantize_row(s, s.gate, slot, s.hidden_dim)
+            elif s.group_size:
+                for i in prange(s.n_rows, schedule="static"):
+                    quantize_row(s, s.gate + i * s.hidden_dim, i, s.hidden_dim)
+                barrier()
+            for part in prange(n_threads, schedule="static"):
+                add_product(s, s.gate, &s.layers[layer].w2, part, n_threads, slot, pack)
+            barrier()
+            if s.trace != NULL:
+                for i in prange(s.n_rows, schedule="static"):
+                    trace_row(s, layer, i, 1)
+        if s.n_logits:
+            for i in prange(s.n_logits, schedule="static"):
+                norm_row(s, s.x + s.logit_rows[i] * s.dim, s.rms_final_weight, i)
+            barrier()
+            for part in prange(n_threads, schedule="static"):
+                classify(s, part, n_threads, pack)
+
+
+cdef void classify(const Step *s, int part, int parts, void *pack) noexcept nogil:
+    """logits = wcls x of the rows that ask, this part's."""
+    cdef q8_rows xq = quantized(s, 0, s.dim)
+    multiply(s.logits, s.vocab_size, s.xb, &xq, s.n_logits, &s.wcls, part, parts, False, pack)
+
+
+# ---------------------------------------------------------------------------------------------- what Python sees: the step
+
+cdef object checked(object array, str name, object dtype, tuple shape):
+    """`array` itself, if it is an ndarray of this type and shape in C order; else TypeError or ValueError."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name}: expected a numpy array, found {type(array).__name__}")
+    if array.dtype != dtype:
+        raise TypeError(f"{name}: expected {np.dtype(dtype).name}, found {array.dtype.name}")
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, found {array.shape}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name}: expected an array in C order, found strides {array.strides}")
+    return array
+
+
+cdef object writable(object array, str name, object dtype, tuple shape):
+    checked(array, name, dtype, shape)
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array, found a read-only one")
+    return array
+
+
+cdef int checked_threads(object n_threads) except -1:
+    if n_threads < 1 or n_threads > 4096:
+        raise ValueError(f"n_threads: expected 1 to 4096, found {n_threads}")
+    return n_threads
+
+
+cdef int64_t checked_group_size(object size) except -1:
+    if size < 1 or size > 65536:  # 65536 products of two int8 fit an int32
+        raise ValueError(f"group_size: expected 1 to 65536, found {size}")
+    return size
+
+
+cdef Matrix as_matrix(object weights, str name, tuple shape, int64_t group_size) except *:
+    """The kernels' view of one (rows, columns) matrix: float32, or an object with values, scales and group_size."""
+    cdef Matrix m
+    memset(&m, 0, sizeof(m))
+    m.rows, m.columns = shape
+    if group_size == 0:
+        m.weights = <const float *>cnp.PyArray_DATA(checked(weights, name, np.float32, shape))
+        return m
+    if weights.group_size != group_size:
+        raise ValueError(f"{name}: expected group_size {group_size}, found {weights.group_size}")
+    if m.rows * m.columns % group_size:
+        raise ValueError(f"{name}: expected group_size to divide {shape[0]} x {shape[1]}, found {group_size}")
+    values = checked(weights.values, f"{name}.values", np.int8, shape)
+    scales = checked(weights.scales, f"{name}.scales", np.float32, (m.rows * m.columns // group_size,))
+    m.q8.values = <const int8_t *>cnp.PyArray_DATA(values)
+    m.q8.scales = <const char *>cnp.PyArray_DATA(scales)
+    m.q8.group_size = group_size
+    return m
+
+
+cdef class KVBuffer:
+    """The keys and values of one sequence: two float32 arrays (n_layers, n_kv_heads, capacity, head_size)."""
+
+    cdef readonly object keys, values
+    cdef readonly int64_t capacity
+    cdef float *key_data
+    cdef float *value_data
+
+    def __init__(self, keys, values):
+        for array, name in ((keys, "keys"), (values, "values")):
+            writable(array, name, np.float32, keys.shape)
+        self.keys, self.values, self.capacity = keys, values, keys.shape[2]
+        self.key_data = <float *>cnp.PyArray_DATA(keys)
+        self.value_data = <float *>cnp.PyArray_DATA(values)
+
+
+cdef class Scratch:
+    """The buffers of one step; they grow to the largest step that used them. One step at a time."""
+
+    cdef Step step
+    cdef int64_t rows, n_threads, positions
+    cdef void *block
+    cdef void *scores
+
+    def __dealloc__(self):
+        free(self.block)
+        free(self.scores)
+
+    cdef int reserve(self, const Step *model, int64_t rows, int64_t n_threads, int64_t positions) except -1:
+        """Make room for `rows` rows, `n_threads` threads and attention over `positions` positions."""
+        if rows > self.rows or n_threads > self.n_threads:
+            self.lay_out(model, max(rows, self.rows), max(n_threads, self.n_threads))
+            self.positions = 0
+        if positions > self.positions:
+            positions = max(positions, 2 * self.positions, 64)
+            positions = (positions + 15) // 16 * 16
+            free(self.scores)
+            self.positions = 0
+            self.scores = aligned_alloc(self.n_threads * QUERY_TILE * positions * sizeof(float))
+            if self.scores == NULL:
+                raise MemoryError(f"no room for the attention scores of {positions} positions")
+            self.positions = positions
+        self.step.scores = <float *>self.scores
+        self.step.score_stride = self.positions
+        return 0
+
+    cdef int lay_out(self, const Step *model, int64_t rows, int64_t n_threads) except -1:
+        cdef Step *s = &self.step
+        cdef int64_t slots = max(rows, n_threads), group = model.n_heads // model.n_kv_heads, offsets[20]
+        cdef int64_t widest = max(model.dim, model.q_dim, model.hidden_dim)
+        cdef int64_t groups = (widest + model.group_size - 1) // model.group_size if model.group_size else 0
+        cdef int64_t pack = (q8_pack_size(widest, groups) + 63) // 64 * 64 if model.group_size else 0
+        cdef int64_t sizes[20]
+        cdef int64_t total = 0
+        cdef int i
+        cdef char *base
+        q8 = 1 if model.group_size else 0
+        wanted = (
+            4 * rows * model.dim, 4 * slots * model.dim, 4 * rows * model.q_dim, 8 * rows * model.kv_dim,
+            4 * rows * model.q_dim, 4 * rows * model.hidden_dim, 4 * rows * model.hidden_dim,
+            q8 * slots * widest, q8 * 4 * slots * groups, q8 * 4 * slots * groups,
+            4 * n_threads * 2 * QUERY_TILE * model.head_size, n_threads * pack,
+            4 * rows, 4 * rows, 8 * rows, 8 * rows, 8 * rows, 8 * rows * group, 8 * rows * group, 8 * rows,
+        )
+        for i in range(20):
+            offsets[i] = total
+            total += (wanted[i] + 63) // 64 * 64
+        free(self.block)
+        self.block = NULL
+        self.rows = self.n_threads = 0
+        base = <char *>aligned_alloc(total)
+        if base == NULL:
+            raise MemoryError(f"no room for the {total} bytes of scratch of a step with {rows} rows")
+        self.block = base
+        memcpy(s, model, sizeof(Step))
+        s.x = <float *>(base + offsets[0])
+        s.xb = <float *>(base + offsets[1])
+        s.q = <float *>(base + offsets[2])
+        s.kv = <float *>(base + offsets[3])
+        s.att = <float *>(base + offsets[4])
+        s.gate = <float *>(base + offsets[5])
+        s.up = <float *>(base + offsets[6])
+        s.q8_values = <int8_t *>(base + offsets[7])
+        s.q8_scales = <float *>(base + offsets[8])
+        s.q8_sums = <int32_t *>(base + offsets[9])
+        s.heads = <float *>(base + offsets[10])
+        s.packs = base + offsets[11]
+        s.pack_size = pack
+        s.tokens = <int32_t *>(base + offsets[12])
+        s.positions = <int32_t *>(base + offsets[13])
+        s.keys = <float **>(base + offsets[14])
+        s.values = <float **>(base + offsets[15])
+        s.capacities = <int64_t *>(base + offsets[16])
+        s.tile_starts = <int64_t *>(base + offsets[17])
+        s.tile_sizes = <int64_t *>(base + offsets[18])
+        s.logit_rows = <int64_t *>(base + offsets[19])
+        self.rows, self.n_threads = rows, n_threads
+        return 0
+
+
+LAYER_WEIGHTS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+
+
+cdef class Model:
+    """Weights as the kernels see them: addresses, checked once against the shape of the model. Read-only, for any thread.
+
+    config: the fields of llama2c.Config. weights: name -> float32 array in C order, or for Q8_0 an object with `values`
+    (int8), `scales` (float32) and `group_size`; the names and shapes are those of docs/format.md.
+    Raises TypeError or ValueError for what does not fit.
+    """
+
+    cdef Step step
+    cdef Layer *layers
+    cdef object keep_alive
+
+    def __dealloc__(self):
+        free(self.layers)
+
+    def __init__(self, config, weights):
+        cdef Step *s = &self.step
+        cdef int64_t layer, gs
+        memset(s, 0, sizeof(Step))
+        self.keep_alive = weights
+        s.dim, s.hidden_dim, s.n_layers = config.dim, config.hidden_dim, config.n_layers
+        s.n_heads, s.n_kv_heads, s.head_size = config.n_heads, config.n_kv_heads, config.head_size
+        s.q_dim, s.kv_dim, s.vocab_size = s.n_heads * s.head_size, s.n_kv_heads * s.head_size, config.vocab_size
+        s.norm_eps = config.norm_eps
+        embedding = weights["token_embedding_table"]
+        gs = s.group_size = checked_group_size(embedding.group_size) if hasattr(embedding, "group_size") else 0
+        if gs and s.dim % gs:
+            raise ValueError(f"group_size: expected a divisor of dim {s.dim}, found {gs}")
+        s.embedding = as_matrix(embedding, "token_embedding_table", (s.vocab_size, s.dim), gs)
+        s.wcls = as_matrix(weights["wcls"], "wcls", (s.vocab_size, s.dim), gs)
+        norms = {name: checked(weights[name], name, np.float32, (s.n_layers, s.dim))
+                 for name in ("rms_att_weight", "rms_ffn_weight")}
+        final = checked(weights["rms_final_weight"], "rms_final_weight", np.float32, (s.dim,))
+        s.rms_final_weight = <const float *>cnp.PyArray_DATA(final)
+        shapes = {"wq": (s.q_dim, s.dim), "wk": (s.kv_dim, s.dim), "wv": (s.kv_dim, s.dim), "wo": (s.dim, s.q_dim),
+                  "w1": (s.hidden_dim, s.dim), "w2": (s.dim, s.hidden_dim), "w3": (s.hidden_dim, s.dim)}
+        self.layers = <Layer *>aligned_alloc(s.n_layers * sizeof(Layer))
+        if self.layers == NULL:
+            raise MemoryError(f"no room for the table of {s.n_layers} layers")
+        for name in LAYER_WEIGHTS:
+            if weights[name].shape[0] != s.n_layers:
+                raise ValueError(f"{name}: expected {s.n_layers} layers, found {weights[name].shape[0]}")
+        for layer in range(s.n_layers):
+            self.layers[layer].rms_att_weight = <const float *>cnp.PyArray_DATA(norms["rms_att_weight"]) + layer * s.dim
+            self.layers[layer].rms_ffn_weight = <const float *>cnp.PyArray_DATA(norms["rms_ffn_weight"]) + layer * s.dim
+            self.layers[layer].wq = as_matrix(weights["wq"][layer], "wq", shapes["wq"], gs)
+            self.layers[layer].wk = as_matrix(weights["wk"][layer], "wk", shapes["wk"], gs)
+            self.layers[layer].wv = as_matrix(weights["wv"][layer], "wv", shapes["wv"], gs)
+            self.layers[layer].wo = as_matrix(weights["wo"][layer], "wo", shapes["wo"], gs)
+            self.layers[layer].w1 = as_matrix(weights["w1"][layer], "w1", shapes["w1"], gs)
+            self.layers[layer].w2 = as_matrix(weights["w2"][layer], "w2", shapes["w2"], gs)
+            self.layers[layer].w3 = as_matrix(weights["w3"][layer], "w3", shapes["w3"], gs)
+        s.layers = self.layers
+
+    def run(self, Scratch scratch not None, sequences, rope, logit_rows, logits, trace, int n_threads):
+        """One step: feed each sequence's tokens at its positions, fill its keys and values, and write logits.
+
+        sequences: list of (tokens, position, KVBuffer): ids, the position of the first, the buffers to read and fill
+        rope: float32 (positions, head_size / 2, 2), at least as long as the highest position
+        logit_rows: list of rows (counted over all tokens of the step) whose logits are wanted
+        logits: OUT float32 (len(logit_rows), vocab_size); trace: OUT float32 (n_rows, n_layers, 4) or None
+        """
+        cdef Step *s
+        cdef KVBuffer buffer
+        cdef int64_t rows = 0, row = 0, last = 0, position, token, group, tile, first, at, i
+        checked_threads(n_threads)
+        for tokens, position, buffer in sequences:
+            rows += len(tokens)
+            last = max(last, position + len(tokens))
+            if position < 0 or len(tokens) > buffer.capacity - position:
+                raise ValueError(f"sequence: expected positions up to {buffer.capacity}, found {position + len(tokens)}")
+            if buffer.keys.shape != (self.step.n_layers, self.step.n_kv_heads, buffer.capacity, self.step.head_size):
+                raise ValueError(f"cache: expected the shape of this model, found {buffer.keys.shape}")
+        if rows == 0:
+            raise ValueError("tokens: expected at least one, found none")
+        if rope.shape[0] < last:
+            raise ValueError(f"rope: expected at least {last} positions, found {rope.shape[0]}")
+        checked(rope, "rope", np.float32, (rope.shape[0], self.step.head_size // 2, 2))
+        writable(logits, "logits", np.float32, (len(logit_rows), self.step.vocab_size))
+        if trace is not None:
+            writable(trace, "trace", np.float32, (rows, self.step.n_layers, 4))
+        scratch.reserve(&self.step, max(rows, len(logit_rows)), n_threads, last)
+        s = &scratch.step
+        s.n_rows, s.n_logits = rows, len(logit_rows)
+        s.rope = <const float *>cnp.PyArray_DATA(rope)
+        s.logits = <float *>cnp.PyArray_DATA(logits)
+        s.trace = <float *>cnp.PyArray_DATA(trace) if trace is not None else NULL
+        for i in range(s.n_logits):
+            row = logit_rows[i]
+            if row < 0 or row >= rows:
+                raise ValueError(f"logit_rows: expected rows below {rows}, found {row}")
+            (<int64_t *>s.logit_rows)[i] = row
+        row = 0
+        for tokens, position, buffer in sequences:
+            for token in tokens:
+                if token < 0 or token >= s.vocab_size:
+                    raise ValueError(f"token: expected an id below {s.vocab_size}, found {token}")
+                s.tokens[row] = <int32_t>token
+                s.positions[row] = <int32_t>position
+                s.keys[row], s.values[row], s.capacities[row] = buffer.key_data, buffer.value_data, buffer.capacity
+                position += 1
+                row += 1
+        # Tiles of queries: as large as the kernel takes, smaller where that would leave threads without one.
+        group = s.n_heads // s.n_kv_heads
+        tile = QUERY_TILE
+        while tile > 1 and (rows * group + tile - 1) // tile * s.n_kv_heads < n_threads:
+            tile = tile // 2
+        s.n_tiles = 0
+        row = 0
+        for tokens, position, buffer in sequences:
+            first, at = row * group, (row + len(tokens)) * group
+            while first < at:
+                s.tile_starts[s.n_tiles], s.tile_sizes[s.n_tiles] = first, min(tile, at - first)
+                s.n_tiles += 1
+                first += tile
+            row += len(tokens)
+        with nogil:
+            run_step(s, n_threads)
+
+
+# ---------------------------------------------------------------------------------------------- what Python sees: kernels
+
+def rmsnorm(float[::1] out not None, const float[::1] x not None, const float[::1] weight not None, float eps):
+    """out = weight * x / sqrt(mean(x^2) + eps); OUT out, IN x, weight: float32 (n,). Zhang and Sennrich 2019, equation 4."""
+    if not out.shape[0] == x.shape[0] == weight.shape[0]:
+        raise ValueError(f"rmsnorm: expected three equal lengths, found {out.shape[0]}, {x.shape[0]}, {weight.shape[0]}")
+    if x.shape[0]:
+        level.rmsnorm(&out[0], &x[0], &weight[0], x.shape[0], eps)
+
+
+def softmax(float[::1] x not None):
+    """x = exp(x - max(x)) / sum, in place; IN OUT x: float32 (n,)."""
+    if x.shape[0]:
+        level.softmax(&x[0], x.shape[0])
+
+
+def swiglu(float[::1] gate not None, const float[::1] up not None):
+    """gate = silu(gate) * up; IN OUT gate, IN up: float32 (n,). Shazeer 2020, equation 6."""
+    if gate.shape[0] != up.shape[0]:
+        raise ValueError(f"swiglu: expected two equal lengths, found {gate.shape[0]} and {up.shape[0]}")
+    if gate.shape[0]:
+        level.swiglu(&gate[0], &up[0], gate.shape[0])
+
+
+def rotate(float[::1] x not None, const float[:, ::1] table not None):
+    """Turn the pairs (x[2i], x[2i + 1]) by the angle of table[i] = (cos, sin); IN OUT x: float32 (n,), IN table (n / 2, 2)."""
+    if table.shape[1] != 2 or 2 * table.shape[0] != x.shape[0]:
+        raise ValueError(f"rotate: expected a table ({x.shape[0] / 2:g}, 2), found ({table.shape[0]}, {table.shape[1]})")
+    if x.shape[0]:
+        level.rotate(&x[0], &table[0, 0], x.shape[0])
+
+
+def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, const float[:, ::1] w not None, int n_threads=1):
+    """out[r, o] = x[r] . w[o]; OUT out (n_rows, n_out), IN x (n_rows, n), IN w (n_out, n), float32."""
+    cdef Matrix m
+    cdef int part
+    cdef int64_t n_rows = x.shape[0]
+    if x.shape[1] != w.shape[1] or out.shape[0] != x.shape[0] or out.shape[1] != w.shape[0]:
+        raise ValueError(f"matmul: expected ({x.shape[0]}, {x.shape[1]}) by ({w.shape[0]}, {x.shape[1]}) into "
+                         f"({x.shape[0]}, {w.shape[0]}), found w ({w.shape[0]}, {w.shape[1]}) and "
+                         f"out ({out.shape[0]}, {out.shape[1]})")
+    checked_threads(n_threads)
+    if out.shape[0] == 0 or out.shape[1] == 0:
+        return
+    if x.shape[1] == 0:
+        out[:] = 0
+        return
+    memset(&m, 0, sizeof(m))
+    m.weights, m.rows, m.columns = &w[0, 0], w.shape[0], w.shape[1]
+    for part in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
+        multiply(&out[0, 0], m.rows, &x[0, 0], NULL, n_rows, &m, part, n_threads, False, NULL)
+
+
+def quantize(const float[:, ::1] x not None, group_size):
+    """Q8_0 of activations -> values int8 (n_rows, n), scales float32 and sums int32 (n_rows, n_groups).
+
+    scale = max|x| / 127 of each group, value = x / scale rounded half away from zero; the groups of a row start at its element
+    0 and the last may be short. A group of zeros has scale 0; one with an infinity or a NaN has zeros and a NaN scale.
+    """
+    cdef int64_t size = checked_group_size(group_size), n = x.shape[1], groups = (n + size - 1) // size, row
+    values = np.empty((x.shape[0], n), np.int8)
+    scales = np.empty((x.shape[0], groups), np.float32)
+    sums = np.empty((x.shape[0], groups), np.int32)
+    cdef int8_t[:, ::1] v = values
+    cdef float[:, ::1] s = scales
+    cdef int32_t[:, ::1] t = sums
+    if n:
+        for row in range(x.shape[0]):
+            level.quantize(&v[row, 0], &s[row, 0], &t[row, 0], &x[row, 0], n, size)
+    return values, scales, sums
+
+
+def matmul_q8(float[:, ::1] out not None, const float[:, ::1] x not None, w, int n_threads=1):
+    """out[r, o] = x[r] . w[o] in Q8_0: x is quantised in the groups of w, then integers are multiplied.
+
+    OUT out float32 (n_rows, n_out), IN x float32 (n_rows, n), IN w with values int8 (n_out, n), scales, group_size.
+    """
+    if w.values.ndim != 2:
+        raise ValueError(f"matmul_q8: expected a matrix, found shape {w.values.shape}")
+    cdef int64_t size = checked_group_size(w.group_size), n_rows = x.shape[0], n = x.shape[1], pack_size
+    cdef Matrix m = as_matrix(w, "w", (w.values.shape[0], n), size)
+    cdef q8_rows rows
+    cdef int part
+    cdef char *packs
+    if out.shape[0] != n_rows or out.shape[1] != m.rows:
+        raise ValueError(f"matmul_q8: expected out ({n_rows}, {m.rows}), found ({out.shape[0]}, {out.shape[1]})")
+    checked_threads(n_threads)
+    if n_rows == 0 or m.rows == 0:
+        return
+    if n == 0:
+        out[:] = 0
+        return
+    values, scales, sums = quantize(x, size)
+    rows.values = <int8_t *>cnp.PyArray_DATA(values)
+    rows.scales = <float *>cnp.PyArray_DATA(scales)
+    rows.sums = <int32_t *>cnp.PyArray_DATA(sums)
+    rows.n_groups = scales.shape[1]
+    pack_size = (q8_pack_size(n, rows.n_groups) + 63) // 64 * 64
+    packs = <char *>aligned_alloc(n_threads * pack_size)
+    if packs == NULL:
+        raise MemoryError(f"no room for {n_threads} x {pack_size} bytes of packed weights")
+    for part in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
+        multiply(&out[0, 0], m.rows, NULL, &rows, n_rows, &m, part, n_threads, False, packs + part * pack_size)
+    free(packs)
+
+
+def attention(float[:, ::1] out not None, const float[:, ::1] queries not None, const int64_t[::1] lengths not None,
+              const float[:, ::1] keys not None, const float[:, ::1] values not None):
+    """out[i] = softmax(queries[i] . keys[:lengths[i]] / sqrt(head_size)) . values[:lengths[i]].
+
+    OUT out, IN queries (n_queries <= 8, head_size), IN keys, values (n_positions, head_size), float32; IN lengths int64
+    (n_queries,), not decreasing, 1 to n_positions. Vaswani et al. 2017, equation 1.
+    """
+    cdef int64_t n = queries.shape[0], hs = queries.shape[1], i
+    cdef float[:, ::1] scores
+    if not 1 <= n <= QUERY_TILE:
+        raise ValueError(f"attention: expected 1 to {QUERY_TILE} queries, found {n}")
+    if (hs < 1 or out.shape[0] != n or out.shape[1] != hs or lengths.shape[0] != n or keys.shape[1] != hs
+            or values.shape[1] != hs or values.shape[0] != keys.shape[0]):
+        raise ValueError("attention: expected queries and out of one shape, a length for each, and keys and values of one shape")
+    for i in range(n):
+        if lengths[i] < 1 or lengths[i] > keys.shape[0] or (i and lengths[i] < lengths[i - 1]):
+            raise ValueError(f"attention: expected lengths that rise from 1 to {keys.shape[0]}, found {lengths[i]}")
+    scores = np.empty((n, keys.shape[0]), np.float32)
+    level.attention(&out[0, 0], &queries[0, 0], n, &lengths[0], &keys[0, 0], &values[0, 0], hs, &scores[0, 0], keys.shape[0])
+
+
+# ---------------------------------------------------------------------------------------------- rotary angles
+
+cdef double kernel_sin(double r) noexcept nogil:
+    """Taylor series, |r| <= pi / 4: the first term left out is below 5e-17."""
+    cdef double z = r * r, term = r, total = r
+    cdef int i
+    for i in range(1, 9):
+        term = -term * z / ((2 * i) * (2 * i + 1))
+        total += term
+    return total
+
+
+cdef double kernel_cos(double r) noexcept nogil:
+    cdef double z = r * r, term = 1, total = 1
+    cdef int i
+    for i in range(1, 9):
+        term = -term * z / ((2 * i - 1) * (2 * i))
+        total += term
+    return total
+
+
+cdef void sine_cosine(double angle, float *cosine, float *sine) noexcept nogil:
+    """cos and sin of angle >= 0, rounded once to fp32: the same bits on every machine, which no libm promises.
+
+    angle = q pi / 2 + r with pi / 2 in three parts, the first two of 30 bits each: q times those is exact below q = 2^23.
+    """
+    cdef int64_t q = <int64_t>(angle * 0.6366197723675814 + 0.5)
+    cdef double r = ((angle - q * 1.570796325802803) - q * 9.920935791635221e-10) - q * 5.170182981794105e-19
+    cdef double s = kernel_sin(r), c = kernel_cos(r)
+    if q % 2:
+        s, c = c, -s
+    if q // 2 % 2:
+        s, c = -s, -c
+    cosine[0], sine[0] = <float>c, <float>s
+
+
+def rope_table(float[:, :, ::1] out not None, const double[::1] frequencies not None, int64_t start):
+    """out[p, i] = (cos, sin) of (start + p) * frequencies[i]; OUT out float32 (n_positions, head_size / 2, 2).
+
+    Su et al. 2021, section 3.2.2. Computed in double precision and rounded once.
+    """
+    cdef int64_t p, i
+    if out.shape[1] != frequencies.shape[0] or out.shape[2] != 2 or start < 0:
+        raise ValueError(f"rope_table: expected (n, {frequencies.shape[0]}, 2) from position 0 on, found "
+                         f"({out.shape[0]}, {out.shape[1]}, {out.shape[2]}) from {start}")
+    with nogil:
+        for p in range(out.shape[0]):
+            for i in range(frequencies.shape[0]):
+                sine_cosine((start + p) * frequencies[i], &out[p, i, 0], &out[p, i, 1])
+
+
+# ---------------------------------------------------------------------------------------------- sampling
+
+cdef inline uint64_t candidate(float prob, int64_t token) noexcept nogil:
+    """A key that sorts by probability, then the lower id first: the bits of floats >= 0 sort as the floats do."""
+    cdef uint32_t bits
+    memcpy(&bits, &prob, 4)
+    return (<uint64_t>bits << 32) | (0xFFFFFFFFu - <uint32_t>token)
+
+
+cdef inline float candidate_prob(uint64_t key) noexcept nogil:
+    cdef uint32_t bits = <uint32_t>(key >> 32)
+    cdef float prob
+    memcpy(&prob, &bits, 4)
+    return prob
+
+
+cdef inline int64_t candidate_token(uint64_t key) noexcept nogil:
+    return 0xFFFFFFFFu - <uint32_t>key
+
+
+cdef void sift_down(uint64_t *heap, int64_t n, int64_t at) noexcept nogil:
+    cdef uint64_t key = heap[at]
+    cdef int64_t child = 2 * at + 1
+    while child < n:
+        if child + 1 < n and heap[child + 1] > heap[child]:
+            child += 1
+        if heap[child] <= key:
+            break
+        heap[at] = heap[child]
+        at, child = child, 2 * child + 1
+    heap[at] = key
+
+
+cdef int64_t take_likeliest(uint64_t *heap, int64_t n, int64_t most, float limit, float *mass) noexcept nogil:
+    """Take the likeliest candidates until there are `most` or their sum (OUT mass) exceeds `limit`. -> how many.
+
+    `heap` is any order of n candidates; those taken stand behind the rest, the likeliest last. Only these are sorted.
+    """
+    cdef int64_t i, left = n
+    cdef uint64_t top
+    for i in range(n // 2 - 1, -1, -1):
+        sift_down(heap, n, i)
+    mass[0] = 0
+    while left > n - most and mass[0] <= limit:
+        top = heap[0]
+        left -= 1
+        heap[0] = heap[left]
+        sift_down(heap, left, 0)
+        heap[left] = top
+        mass[0] += candidate_prob(top)
+    return n - left
+
+
+cdef int64_t argmax(const float *x, int64_t n) noexcept nogil:
+    """The first of the largest, or -1 if there is a NaN."""
+    cdef int64_t i, best = 0
+    cdef bint nan = x[0] != x[0]
+    for i in range(1, n):
+        nan |= x[i] != x[i]
+        if x[i] > x[best]:
+            best = i
+    return -1 if nan else best
+
+
+cdef int64_t walk(const float *probs, int64_t n, float coin) noexcept nogil:
+    """The first token at which the running sum exceeds the coin; the last one if the sum runs out."""
+    cdef float cdf = 0
+    cdef int64_t i
+    for i in range(n):
+        cdf += probs[i]
+        if coin < cdf:
+            return i
+    return n - 1
+
+
+cdef int64_t walk_candidates(const uint64_t *last, int64_t n, float total, float r) noexcept nogil:
+    """The same over candidates, likeliest first: last[0], last[-1], ...; each probability is divided by `total`."""
+    cdef float cdf = 0
+    cdef int64_t i
+    for i in range(n):
+        cdf += candidate_prob(last[-i]) / total
+        if r < cdf:
+            return candidate_token(last[-i])
+    return candidate_token(last[1 - n])
+
+
+cdef int64_t gather(uint64_t *candidates, const float *probs, int64_t n, float least) noexcept nogil:
+    """The tokens of probability `least` and more. -> how many."""
+    cdef int64_t i, count = 0
+    for i in range(n):
+        if probs[i] >= least:
+            candidates[count] = candidate(probs[i], i)
+            count += 1
+    return count
+
+
+cdef int64_t draw(const float *logits, float *probs, uint64_t *candidates, int64_t n, float temperature, float top_p,
+                  int64_t top_k, float min_p, float coin) noexcept nogil:
+    """The token, or -1 where the logits make no distribution. All fp32, sums in sequence, as in the C program."""
+    cdef float total = 0, mass, upto = 0
+    cdef int64_t i, count, kept
+    cdef bint nucleus = 0 < top_p < 1
+    if temperature == 0:
+        return argmax(logits, n)
+    level.exp_logits(probs, logits, n, temperature)
+    for i in range(n):
+        total += probs[i]
+    if not total > 0:  # a NaN
+        return -1
+    for i in range(n):
+        probs[i] /= total
+    if top_k == 0 and min_p == 0:
+        if not nucleus:
+            return walk(probs, n, coin)
+        count = gather(candidates, probs, n, (1 - top_p) / <float>(n - 1) if n > 1 else 0)
+        if count == 0:
+            return argmax(probs, n)
+        kept = take_likeliest(candidates, count, count, top_p, &mass)
+        return walk_candidates(candidates + count - 1, kept, 1, coin * mass)
+    count = gather(candidates, probs, n, min_p * probs[argmax(probs, n)])
+    kept = take_likeliest(candidates, count, min(top_k, count) if top_k else count, 2, &total)
+    mass = 0
+    for i in range(kept):  # what is kept is a distribution of its own; top-p cuts that
+        mass += candidate_prob(candidates[count - 1 - i]) / total
+        if nucleus and mass > top_p:
+            kept = i + 1
+            break
+    return walk_candidates(candidates + count - 1, kept, total, coin * mass)
+
+
+def sample(const float[::1] logits not None, float[::1] probs not None, uint64_t[::1] candidates not None,
+           float temperature, float top_p, int64_t top_k, float min_p, float coin):
+    """A token drawn from softmax(logits / temperature), cut by top_k, min_p and top_p in this order, with one coin in [0, 1).
+
+    temperature 0: the first of the largest. top_k 0, min_p 0, top_p <= 0 or >= 1: off.
+    IN logits float32 (n,), SCRATCH probs float32 (n,), candidates uint64 (n,). ValueError where the logits have a NaN.
+    """
+    cdef int64_t n = logits.shape[0], token
+    if n < 1 or probs.shape[0] != n or candidates.shape[0] != n:
+        raise ValueError(f"sample: expected three equal lengths, found {n}, {probs.shape[0]}, {candidates.shape[0]}")
+    if not temperature >= 0 or top_k < 0 or not 0 <= min_p <= 1:
+        raise ValueError(f"sample: expected temperature >= 0, top_k >= 0 and min_p in [0, 1], found {temperature}, {top_k}, {min_p}")
+    token = draw(&logits[0], &probs[0], &candidates[0], n, temperature, top_p, top_k, min_p, coin)
+    if token < 0:
+        raise ValueError("logits: expected numbers that make a distribution, found NaN or infinity")
+    return token
+
+
+def logprobs(const float[::1] logits not None, float[::1] out not None):
+    """out = logits - max - log(sum(exp(logits - max))), the logarithm of the softmax; float32 (n,)."""
+    cdef int64_t n = logits.shape[0], i
+    cdef float largest
+    cdef double total = 0
+    if n < 1 or out.shape[0] != n:
+        raise ValueError(f"logprobs: expected two equal lengths, found {n} and {out.shape[0]}")
+    level.exp_logits(&out[0], &logits[0], n, 1)
+    largest = logits[0]
+    for i in range(n):
+        total += out[i]
+        largest = max(largest, logits[i])
+    for i in range(n):
+        out[i] = <float>(logits[i] - largest - log(total))

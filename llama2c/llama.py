@@ -1,0 +1,403 @@
+"""Llama: text in, text out. Completions, streams of pieces, chat, stop strings; the door most users take.
+
+Every request has a cache and a sampler of its own, so requests never influence each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
+
+from . import generation
+from .checkpoint import Checkpoint
+from .sampler import Sampler, check_int
+from .tokenizer import Tokenizer, TextStream
+from .transformer import Transformer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # for type checkers alone; typing has it from Python 3.11
+
+TopLogprobs: TypeAlias = tuple[tuple[int, float], ...]  # (id, logprob), the likeliest first
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a request made. `tokens` has every token drawn, a stop token at the end too."""
+
+    text: str  # without the prompt, the stop token and the stop string
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] | None  # of each token; None unless asked for
+    top_logprobs: tuple[TopLogprobs, ...] | None
+    prompt_tokens: int
+    prompt_tps: float  # tokens a second, up to the first token drawn
+    generation_tokens: int  # == len(tokens)
+    generation_tps: float  # tokens a second, those after the first token; 0.0 if there are none
+    finish_reason: str  # "stop" (a stop token or string) or "length" (max_tokens or the end of the context)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token of a stream. The texts of all pieces, joined, are the text of the Completion.
+
+    `text` may be empty: of a stop token, of a part of a character, of what may yet become a stop string.
+    The counts and speeds are those so far (their meaning: Completion); only the last piece has a finish_reason.
+    """
+
+    text: str
+    token: int
+    logprob: float | None
+    top_logprobs: TopLogprobs
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    finish_reason: str | None
+
+
+class Options(TypedDict, total=False):
+    """The options of a request; meanings and defaults are those of Llama.stream."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    logprobs: int
+
+
+# ---------------------------------------------------------------------------
+# loading
+
+
+def find_tokenizer(model_path: str | os.PathLike[str]) -> Path:
+    """The tokenizer.bin beside the model, else the one in the working directory; else FileNotFoundError."""
+    places = [Path(model_path).with_name("tokenizer.bin"), Path("tokenizer.bin")]
+    for place in places:
+        if place.exists():
+            return place
+    looked_at = " or ".join(dict.fromkeys(map(str, places)))  # once, if the model is in the working directory
+    raise FileNotFoundError(f"{os.fspath(model_path)}: expected a tokenizer at {looked_at}, found none")
+
+
+def load(
+    path: str | os.PathLike[str],
+    tokenizer: str | os.PathLike[str] | None = None,
+    n_threads: int | None = None,
+    mmap: bool = True,
+) -> Llama:
+    """A model and its tokenizer from files.
+
+    tokenizer  a path; None: as find_tokenizer finds it
+    n_threads  None: OMP_NUM_THREADS, else the cores this process may use, fewer for tiny models
+    mmap       False reads the checkpoint into memory instead of mapping it
+    ValueError or OSError, one line, if a file is missing, broken or does not fit the other.
+    """
+    checkpoint = Checkpoint.open(path, mmap=mmap)
+    tokenizer_path = find_tokenizer(path) if tokenizer is None else tokenizer
+    return Llama(
+        Transformer(checkpoint, n_threads=n_threads),
+        Tokenizer.open(tokenizer_path, vocab_size=checkpoint.config.vocab_size),
+    )
+
+
+# ---------------------------------------------------------------------------
+# the chat template of Llama 2
+
+
+def chat_turn(user: str, system: str = "") -> str:
+    """One user turn as the model was trained on it: ("Hi") -> "[INST] Hi [/INST]".
+
+    A system prompt stands in the first turn only; an empty one is none. Encode the result with BOS.
+    """
+    if system:
+        user = f"<<SYS>>\n{system}\n<</SYS>>\n\n{user}"
+    return f"[INST] {user} [/INST]"
+
+
+def chat_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """The ids of a conversation that ends with a user turn.
+
+    Each user turn is encoded on its own with BOS, each reply after it and a space, closed with EOS; so the
+    ids of a conversation begin with those of its first turns. ValueError, naming the message, for messages
+    that are not: perhaps one system, then user and assistant in turn, a user the last.
+    """
+    ids: list[int] = []
+    system = ""
+    expected = "user"
+    for i, message in enumerate(messages):
+        role, content = _role_and_content(i, message)
+        if i == 0 and role == "system":
+            system = content
+            continue
+        if role != expected:
+            raise ValueError(f"messages[{i}]: expected role '{expected}', found {role!r}")
+        if role == "user":
+            ids += tokenizer.encode(chat_turn(content, system))
+            system, expected = "", "assistant"
+        else:
+            ids += tokenizer.encode(content, bos=False, eos=True)  # encode itself puts the space before it
+            expected = "user"
+    if not messages:
+        raise ValueError("messages[0]: expected a 'user' turn, found no messages")
+    if expected == "user":  # the last was a reply, or a system prompt alone
+        raise ValueError(f"messages[{len(messages) - 1}]: expected role 'user' at the end, found {role!r}")
+    return ids
+
+
+def _role_and_content(i: int, message: Any) -> tuple[str, str]:
+    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        found = sorted(map(str, message)) if isinstance(message, Mapping) else type(message).__name__
+        raise ValueError(f"messages[{i}]: expected a dict of 'role' and 'content', found {found}")
+    if not isinstance(message["content"], str):
+        raise ValueError(f"messages[{i}]: expected a str as content, found {type(message['content']).__name__}")
+    return message["role"], message["content"]
+
+
+# ---------------------------------------------------------------------------
+# stop strings
+
+
+class StopStrings:
+    """Cuts a text that arrives in pieces before the first stop string, of which it never lets a part out.
+
+    StopStrings("END"): feed("a E") -> "a ", feed("Nx") -> "ENx", feed("yENDz") -> "y" and .found is True.
+    The first is the one that is complete first (of two such, the longer), as if the text came letter by
+    letter: where it was cut into pieces makes no difference. ValueError for an empty stop string.
+    """
+
+    __slots__ = ("_held", "found", "strings")
+
+    def __init__(self, stop: str | Sequence[str]) -> None:
+        self.strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        for string in self.strings:
+            if not isinstance(string, str):
+                raise TypeError(f"stop: expected a str or a sequence of str, found {type(string).__name__}")
+            if not string:
+                raise ValueError("stop: expected a string of at least one character, found an empty one")
+        self.found = False
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """The text that is now sure to be before any stop string."""
+        text = self._held + text
+        starts = [(text.find(string), len(string)) for string in self.strings]
+        found = [(start + length, start) for start, length in starts if start >= 0]
+        if found:
+            self.found = True
+            return text[: min(found)[1]]
+        n_sure = len(text) - max((_overlap(text, string) for string in self.strings), default=0)
+        self._held = text[n_sure:]
+        return text[:n_sure]
+
+    def flush(self) -> str:
+        """The text held back: at the end of all text it is no longer a part of a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, string: str) -> int:
+    """How many characters at the end of `text` begin `string`: ("a EN", "END") -> 2."""
+    for n in range(min(len(text), len(string) - 1), 0, -1):
+        if text.endswith(string[:n]):
+            return n
+    return 0
+
+
+# ---------------------------------------------------------------------------
+# the model
+
+
+class Llama:
+    """A transformer and its tokenizer. May be used from many threads at once.
+
+    It has no close(): it owns no file. The weights' mapping is freed with the last array that uses it, and
+    unmapping it earlier would pull the memory from under those arrays.
+    """
+
+    def __init__(self, transformer: Transformer, tokenizer: Tokenizer) -> None:
+        expected, found = transformer.config.vocab_size, tokenizer.vocab_size
+        if expected != found:
+            raise ValueError(f"tokenizer: expected {expected} tokens as the model has, found {found}")
+        self.transformer = transformer
+        self.tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        return f"Llama({self.transformer.config}, n_threads={self.transformer.n_threads})"
+
+    def generate(
+        self,
+        prompt: str | bytes | Sequence[int],
+        *,
+        max_tokens: int | None = 256,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        logprobs: int = 0,
+    ) -> Completion:
+        """The whole continuation of `prompt` at once. Arguments and errors: those of stream."""
+        ids = self._ids(prompt)
+        pieces = self.stream(
+            ids,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            logprobs=logprobs,
+        )
+        return _completion(pieces, len(ids))
+
+    def stream(
+        self,
+        prompt: str | bytes | Sequence[int],
+        *,
+        max_tokens: int | None = 256,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        logprobs: int = 0,
+    ) -> Iterator[Piece]:
+        """The continuation of `prompt`, a Piece for each token as it is made.
+
+        prompt      text, encoded with BOS; or the token ids themselves
+        max_tokens  at most so many tokens; None: up to the end of the context; 0: no piece at all
+        temperature, top_p, top_k, min_p, repetition_penalty, seed   see Sampler
+        stop        one or more strings; the text ends before the first that appears
+        logprobs    k > 0: also the token's log-probability and the k likeliest tokens, before temperature
+
+        Arguments are checked now: ValueError (a prompt that does not fit the context is one) or TypeError. The
+        work starts with the first next(), and may be given up at any piece.
+        """
+        sampler = Sampler(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+        stop_strings = StopStrings(stop)
+        ids = self._ids(prompt)
+        seq_len = self.transformer.config.seq_len
+        if not 0 < len(ids) <= seq_len:
+            raise ValueError(f"prompt: expected 1 to {seq_len} tokens (the context), found {len(ids)}")
+        length = seq_len
+        if max_tokens is not None:
+            length = min(seq_len, len(ids) + check_int("max_tokens", max_tokens, 0))
+        cache = self.transformer.new_cache(length)
+        steps = generation.generate(
+            self.transformer, cache, ids, sampler, max_tokens=max_tokens, logprobs=logprobs
+        )
+        text_stream = self.tokenizer.text_stream(previous=ids[-1])
+        return _pieces(steps, len(ids), text_stream, stop_strings)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, stream: Literal[True], **options: Unpack[Options]
+    ) -> Iterator[Piece]: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, stream: bool, **options: Unpack[Options]
+    ) -> Completion | Iterator[Piece]: ...
+
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, stream: bool = False, **options: Unpack[Options]
+    ) -> Completion | Iterator[Piece]:
+        """The model's reply to a conversation, without the one space that it begins with.
+
+        messages  [{"role": "user", "content": "Hello"}]: perhaps one "system" first, then "user" and
+                  "assistant" in turn, a "user" the last; anything else is a ValueError
+        stream    True: an iterator of pieces
+        options   those of stream
+        """
+        ids = chat_ids(self.tokenizer, messages)
+        pieces = _without_first_space(self.stream(ids, **options))
+        return pieces if stream else _completion(pieces, len(ids))
+
+    def _ids(self, prompt: str | bytes | Sequence[int]) -> list[int]:
+        if isinstance(prompt, (str, bytes)):
+            return self.tokenizer.encode(prompt)
+        if not isinstance(prompt, Iterable):
+            raise TypeError(f"prompt: expected str, bytes or token ids, found {type(prompt).__name__}")
+        return list(prompt)
+
+
+def _pieces(
+    steps: Iterator[generation.Step], prompt_tokens: int, text_stream: TextStream, stop_strings: StopStrings
+) -> Iterator[Piece]:
+    """Decode the steps, look for stop strings, keep the time."""
+    feed = text_stream.feed
+    generation_tokens = 0
+    first = start = perf_counter()
+    prompt_tps = generation_tps = 0.0
+    for token, logprob, top_logprobs, finish_reason in steps:
+        now = perf_counter()
+        if generation_tokens == 0:
+            first = now
+            prompt_tps = prompt_tokens / max(now - start, 1e-9)  # a coarse clock may not have moved
+        else:
+            generation_tps = generation_tokens / max(now - first, 1e-9)
+        generation_tokens += 1
+
+        text = feed(token)
+        if finish_reason is not None:
+            text += text_stream.flush()
+        if stop_strings.strings:
+            text = stop_strings.feed(text)
+            if stop_strings.found:
+                finish_reason = "stop"
+            elif finish_reason is not None:
+                text += stop_strings.flush()
+        yield Piece(
+            text, token, logprob, top_logprobs,
+            prompt_tokens, prompt_tps, generation_tokens, generation_tps, finish_reason,
+        )  # fmt: skip
+        if finish_reason is not None:
+            return
+
+
+def _without_first_space(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    started = False
+    for piece in pieces:
+        if not started and piece.text:
+            started = True
+            piece = replace(piece, text=piece.text.removeprefix(" "))
+        yield piece
+
+
+def _completion(pieces: Iterator[Piece], prompt_tokens: int) -> Completion:
+    made = list(pieces)
+    last = made[-1] if made else None  # max_tokens=0 makes none
+    logprobs = tuple(piece.logprob for piece in made if piece.logprob is not None)
+    return Completion(
+        text="".join([piece.text for piece in made]),
+        tokens=tuple([piece.token for piece in made]),
+        logprobs=logprobs or None,
+        top_logprobs=tuple([piece.top_logprobs for piece in made]) if logprobs else None,
+        prompt_tokens=prompt_tokens,
+        prompt_tps=last.prompt_tps if last else 0.0,
+        generation_tokens=len(made),
+        generation_tps=last.generation_tps if last else 0.0,
+        finish_reason=(last and last.finish_reason) or "length",
+    )

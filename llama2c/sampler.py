@@ -1,0 +1,127 @@
+"""Sampler: logits in, one token id out. Repetition penalty, temperature, softmax, top-k, min-p, top-p.
+
+Holds the random numbers of one request (xorshift64*, those of run.c); the arithmetic is in _kernels.sample.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._kernels import sample as _sample
+
+_MASK64 = 2**64 - 1
+_MULTIPLIER = 0x2545F4914F6CDD1D
+_STATE_OF_SEED_0 = 0x9E3779B97F4A7C15  # any constant but 0: xorshift never leaves the state 0
+
+
+def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as an int in low..high (high None: no end), e.g. ("top_k", np.int32(3), 0) -> 3; else an error."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, found {type(value).__name__}") from None
+    if number < low or (high is not None and number > high):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name}: expected an integer {bounds}, found {number}")
+    return number
+
+
+def _check_real(name: str, value: Any, expected: str, valid: Callable[[float], bool]) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, found {type(value).__name__}")
+    number = float(value)
+    if not valid(number):
+        raise ValueError(f"{name}: expected {expected}, found {number}")
+    return number
+
+
+class Sampler:
+    """Draws tokens from logits. One Sampler serves one request and one thread: its random state moves on.
+
+    temperature         0 takes the likeliest token and draws no random number; else logits are divided by it
+    top_k               keep the k likeliest tokens (0: off)
+    min_p               keep tokens with at least min_p times the largest probability (0: off)
+    top_p               keep the likeliest tokens until their sum exceeds top_p (0 or 1: off)
+    repetition_penalty  positive logits of tokens seen before are divided by it, negative ones multiplied
+                        (Keskar et al. 2019, CTRL; 1: off)
+    seed                0..2**64 - 1; None: random
+
+    Each filter sees the distribution that the one before it left. With top_k, min_p and the penalty off the
+    result is that of run.c. A wrong type is a TypeError, a wrong value a ValueError.
+    """
+
+    __slots__ = (
+        "_candidates", "_probs", "_state", "min_p", "repetition_penalty", "temperature", "top_k", "top_p",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+    ) -> None:
+        self.temperature = _check_real(
+            "temperature", temperature, "a finite number of at least 0", lambda t: 0.0 <= t < math.inf
+        )
+        self.top_p = _check_real("top_p", top_p, "a number from 0 to 1", lambda p: 0.0 <= p <= 1.0)
+        self.top_k = check_int("top_k", top_k, 0)
+        self.min_p = _check_real("min_p", min_p, "a number from 0 to 1", lambda p: 0.0 <= p <= 1.0)
+        self.repetition_penalty = _check_real(
+            "repetition_penalty", repetition_penalty, "a finite number above 0", lambda r: 0.0 < r < math.inf
+        )
+        if seed is None:
+            seed = int.from_bytes(os.urandom(8), "little")
+        self._state = check_int("seed", seed, 0, _MASK64) or _STATE_OF_SEED_0
+        self._probs: NDArray[np.float32] = np.empty(0, np.float32)  # scratch of the kernel, made on first use
+        self._candidates: NDArray[np.uint64] = np.empty(0, np.uint64)
+
+    def coin(self) -> float:
+        """The next random number in [0, 1): 24 bits of xorshift64* (Vigna 2016), as run.c draws them."""
+        x = self._state
+        x ^= x >> 12
+        x ^= (x << 25) & _MASK64
+        x ^= x >> 27
+        self._state = x
+        return ((x * _MULTIPLIER & _MASK64) >> 40) / 16777216.0
+
+    def sample(self, logits: NDArray[np.float32], seen: Sequence[int] | NDArray[Any] | None = None) -> int:
+        """One token id for `logits` (vocab_size,) float32, which are left as they are.
+
+        seen: ids of the prompt and of the output so far, repeats allowed; only the repetition penalty looks at
+        them. ValueError for NaN logits or an id outside the vocabulary.
+        """
+        if seen is not None and self.repetition_penalty != 1.0:
+            logits = _penalised(logits, np.asarray(seen), self.repetition_penalty)
+        n = len(logits)
+        if len(self._probs) != n:
+            self._probs = np.empty(n, np.float32)
+            self._candidates = np.empty(n, np.uint64)
+        coin = self.coin() if self.temperature > 0.0 else 0.0
+        return _sample(
+            logits, self._probs, self._candidates, self.temperature, self.top_p, self.top_k, self.min_p, coin
+        )
+
+
+def _penalised(logits: NDArray[np.float32], seen: NDArray[Any], penalty: float) -> NDArray[np.float32]:
+    """A copy, the seen tokens less likely: [2, -2, 2], seen [0, 1, 0], penalty 2 -> [1, -4, 2]."""
+    if seen.size == 0:
+        return logits
+    if seen.dtype.kind not in "iu":
+        raise TypeError(f"seen: expected a sequence of token ids, found values of type {seen.dtype}")
+    for token in (seen.min(), seen.max()):
+        check_int("seen", token, 0, len(logits) - 1)  # a negative index would silently count from the end
+    logits = logits.copy()
+    values = logits[seen]
+    logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+    return logits

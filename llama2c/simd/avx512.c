@@ -1,0 +1,5 @@
+#include <stdint.h>
+
+#include "vec_avx512.h"
+
+#include "loops.h"

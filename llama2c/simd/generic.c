@@ -1,0 +1,5 @@
+#include <stdint.h>
+
+#include "vec_generic.h"
+
+#include "loops.h"

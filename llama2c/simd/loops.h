@@ -1,0 +1,354 @@
+/* The inner loops, written once on the `reg` of the level whose vec_*.h was included before this file.
+ *
+ * One order for every sum: 16 lanes, lane j takes the elements j, j + 16, ... with one fused multiply-add each (elements
+ * past the end count as zeros), then the upper half of the lanes is added to the lower half, 16 -> 8 -> 4 -> 2 -> 1. A
+ * level with narrower registers holds the 16 lanes in PARTS of them; lanes never meet before the tree.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define PARTS (16 / LANES)
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+
+#if LANES < 8
+static inline reg reg_load_part(const float *p, int count) {
+    float padded[LANES] = {0};
+    memcpy(padded, p, sizeof(float) * (size_t)count);
+    return reg_load(padded);
+}
+#endif
+
+static inline void reg_store_part(float *p, reg a, int count) {
+    float whole[LANES];
+    reg_store(whole, a);
+    memcpy(p, whole, sizeof(float) * (size_t)count);
+}
+
+/* Up to LANES floats at p, of which `left` (any number, below 1 too) exist; zeros after them. */
+INLINE reg load_up_to(const float *p, int64_t left) {
+    return left >= LANES ? reg_load(p) : left > 0 ? reg_load_part(p, (int)left) : reg_zero();
+}
+
+static inline void store_up_to(float *p, reg a, int64_t left) {
+    if (left >= LANES)
+        reg_store(p, a);
+    else
+        reg_store_part(p, a, (int)left);
+}
+
+INLINE float fused(float a, float b, float c) {
+#if defined(FP_FAST_FMAF) || defined(__FMA__)
+    return fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* ---------------------------------------------------------------------------------------------- sums of 16 lanes */
+
+static float tree_sum(const float *lanes) {
+    float s[16];
+    memcpy(s, lanes, sizeof s);
+    for (int half = 8; half > 0; half /= 2)
+        for (int j = 0; j < half; j++)
+            s[j] += s[j + half];
+    return s[0];
+}
+
+#ifndef HAVE_SUM16
+static inline void sum16(float *sums, const float acc[16][16]) {
+    for (int i = 0; i < 16; i++)
+        sums[i] = tree_sum(acc[i]);
+}
+#endif
+
+/* ---------------------------------------------------------------------------------------------- exp, softmax, SwiGLU */
+
+/* e^x: x = n ln 2 + r with |r| <= ln(2) / 2, the Taylor polynomial of degree 7 for e^r (relative error below 6e-9), times
+ * 2^n in two factors so that results below the smallest normal number come out rounded and those too large as infinity.
+ * Products are rounded before they are added: the same bits with and without fused operations. A NaN stays a NaN. */
+static inline reg reg_round(reg x) { /* to the nearest integer, |x| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction */
+    reg shift = reg_set1(12582912.0f);
+    return reg_sub(reg_add(x, shift), shift);
+}
+
+static inline reg reg_pow2(reg n) { /* n + 127 in the last bits of a float, moved to where the exponent is */
+    return reg_shl23(reg_add(n, reg_set1(12582912.0f + 127.0f)));
+}
+
+static inline reg reg_exp(reg x) {
+    x = reg_min(reg_set1(90.0f), reg_max(reg_set1(-105.0f), x));
+    reg n = reg_round(reg_mul(x, reg_set1(1.44269504f)));
+    reg r = reg_sub(x, reg_mul(n, reg_set1(0.693359375f))); /* ln 2 = 0.693359375 - 2.12194440e-4; n * 0.69... is exact */
+    r = reg_add(r, reg_mul(n, reg_set1(2.12194440e-4f)));
+    static const float inverse_factorial[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    reg p = reg_set1(inverse_factorial[0]);
+    for (int i = 1; i < 8; i++)
+        p = reg_add(reg_mul(p, r), reg_set1(inverse_factorial[i]));
+    reg half = reg_round(reg_mul(n, reg_set1(0.5f)));
+    return reg_mul(reg_mul(p, reg_pow2(half)), reg_pow2(reg_sub(n, half)));
+}
+
+static float max_of(const float *x, int64_t n) {
+    reg largest[PARTS];
+    for (int p = 0; p < PARTS; p++)
+        largest[p] = reg_set1(x[0]);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int p = 0; p < PARTS; p++)
+            largest[p] = reg_max(largest[p], reg_load(x + i + p * LANES));
+    float lanes[16], result = x[0];
+    for (int p = 0; p < PARTS; p++)
+        reg_store(lanes + p * LANES, largest[p]);
+    for (int j = 0; j < 16; j++)
+        result = lanes[j] > result ? lanes[j] : result;
+    for (; i < n; i++)
+        result = x[i] > result ? x[i] : result;
+    return result;
+}
+
+/* x = exp((x - max) * scale); returns the sum. */
+static float exp_and_sum(float *x, int64_t n, float max, float scale) {
+    reg sums[PARTS];
+    for (int p = 0; p < PARTS; p++)
+        sums[p] = reg_zero();
+    for (int64_t i = 0; i < n; i += 16)
+        for (int p = 0; p < PARTS; p++) {
+            int64_t at = i + p * LANES;
+            if (at >= n)
+                break;
+            reg e = reg_exp(reg_mul(reg_sub(load_up_to(x + at, n - at), reg_set1(max)), reg_set1(scale)));
+            store_up_to(x + at, e, n - at);
+            sums[p] = reg_add(sums[p], load_up_to(x + at, n - at)); /* read again: zeros past the end */
+        }
+    float lanes[16];
+    for (int p = 0; p < PARTS; p++)
+        reg_store(lanes + p * LANES, sums[p]);
+    return tree_sum(lanes);
+}
+
+static void softmax(float *x, int64_t n) {
+    float sum = exp_and_sum(x, n, max_of(x, n), 1.0f);
+    for (int64_t i = 0; i < n; i++)
+        x[i] /= sum;
+}
+
+static void exp_logits(float *out, const float *x, int64_t n, float divisor) {
+    reg by = reg_set1(divisor), max = reg_set1(max_of(x, n) / divisor);
+    for (int64_t i = 0; i < n; i += LANES)
+        store_up_to(out + i, reg_exp(reg_sub(reg_div(load_up_to(x + i, n - i), by), max)), n - i);
+}
+
+static void swiglu(float *gate, const float *up, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        reg g = load_up_to(gate + i, n - i), u = load_up_to(up + i, n - i);
+        reg silu = reg_div(g, reg_add(reg_set1(1.0f), reg_exp(reg_sub(reg_zero(), g))));
+        store_up_to(gate + i, reg_mul(silu, u), n - i);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- norm and rotation */
+
+static void rmsnorm(float *out, const float *x, const float *weight, int64_t n, float eps) {
+    reg squares[PARTS];
+    for (int p = 0; p < PARTS; p++)
+        squares[p] = reg_zero();
+    for (int64_t i = 0; i < n; i += 16)
+        for (int p = 0; p < PARTS; p++) {
+            reg v = load_up_to(x + i + p * LANES, n - i - p * LANES);
+            squares[p] = reg_fma(v, v, squares[p]);
+        }
+    float lanes[16];
+    for (int p = 0; p < PARTS; p++)
+        reg_store(lanes + p * LANES, squares[p]);
+    float scale = 1.0f / sqrtf(tree_sum(lanes) / (float)n + eps);
+    for (int64_t i = 0; i < n; i++)
+        out[i] = weight[i] * (scale * x[i]);
+}
+
+/* Fused in the open: GCC 12 turns a * c - b * s beside a * s + b * c into a fused vfmaddsub in spite of -ffp-contract=off. */
+static void rotate(float *x, const float *table, int64_t n) {
+    for (int64_t i = 0; i + 1 < n; i += 2) {
+        float a = x[i], b = x[i + 1], c = table[i], s = table[i + 1];
+        x[i] = fused(a, c, -(b * s));
+        x[i + 1] = fused(a, s, b * c);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- fp32 matrix product */
+
+/* acc[r * outs + o] = the 16 lanes of x[r] . w[o]. With constant rows and outs the accumulators of a part stay in registers. */
+INLINE void dot_tile(float acc[][16], const float *x, int64_t x_stride, int rows,
+                     const float *w, int64_t w_stride, int outs, int64_t n) {
+    UNROLL for (int p = 0; p < PARTS; p++) {
+        const float *xp = x + p * LANES, *wp = w + p * LANES;
+        reg a[TILE_ROWS][TILE_OUTS], wv[TILE_OUTS];
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int o = 0; o < outs; o++)
+                a[r][o] = reg_zero();
+        int64_t k = 0;
+        for (; k + 16 <= n; k += 16) {
+            UNROLL for (int o = 0; o < outs; o++)
+                wv[o] = reg_load(wp + o * w_stride + k);
+            UNROLL for (int r = 0; r < rows; r++) {
+                reg xv = reg_load(xp + r * x_stride + k);
+                UNROLL for (int o = 0; o < outs; o++)
+                    a[r][o] = reg_fma(xv, wv[o], a[r][o]);
+            }
+        }
+        if (k < n) {
+            int64_t left = n - k - p * LANES;
+            UNROLL for (int o = 0; o < outs; o++)
+                wv[o] = load_up_to(wp + o * w_stride + k, left);
+            UNROLL for (int r = 0; r < rows; r++) {
+                reg xv = load_up_to(xp + r * x_stride + k, left);
+                UNROLL for (int o = 0; o < outs; o++)
+                    a[r][o] = reg_fma(xv, wv[o], a[r][o]);
+            }
+        }
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int o = 0; o < outs; o++)
+                reg_store(acc[r * outs + o] + p * LANES, a[r][o]);
+    }
+}
+
+/* The tiles at the edges: any number of rows and outs, through calls with constants. */
+static void dot_tile_edge(float acc[][16], const float *x, int64_t x_stride, int rows,
+                          const float *w, int64_t w_stride, int outs, int64_t n) {
+    for (int r = 0; r < rows; r++) {
+        int o = 0;
+        for (; o + 2 <= outs; o += 2)
+            dot_tile(acc + r * outs + o, x + r * x_stride, x_stride, 1, w + o * w_stride, w_stride, 2, n);
+        if (o < outs)
+            dot_tile(acc + r * outs + o, x + r * x_stride, x_stride, 1, w + o * w_stride, w_stride, 1, n);
+    }
+}
+
+/* One row against all the outputs: the weights are read in one stream, in order. */
+static void matvec(float *out, const float *x, const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add) {
+    float acc[16][16] __attribute__((aligned(64))), sums[16];
+    for (int64_t o = 0; o < n_out; o += 16) {
+        int outs = n_out - o < 16 ? (int)(n_out - o) : 16;
+        for (int i = 0; i < outs; i++)
+            dot_tile(acc + i, x, 0, 1, w + (o + i) * w_stride, w_stride, 1, n);
+        if (outs < 16)
+            memset(acc + outs, 0, sizeof(acc[0]) * (size_t)(16 - outs));
+        sum16(sums, acc);
+        for (int i = 0; i < outs; i++)
+            out[o + i] = add ? out[o + i] + sums[i] : sums[i];
+    }
+}
+
+/* Two tiles one below the other: 2 TILE_ROWS rows x TILE_OUTS outputs, a number of sums that 16 divides at most levels. */
+static void matmul_block(float *out, int64_t out_stride, const float *x, int64_t x_stride, int rows,
+                         const float *w, int64_t w_stride, int outs, int64_t n, int add) {
+    enum { SIZE = 2 * TILE_ROWS * TILE_OUTS, SLOTS = (SIZE + 15) / 16 * 16 };
+    float acc[SLOTS][16] __attribute__((aligned(64))), sums[SLOTS];
+    for (int r = 0; r < rows; r += TILE_ROWS) {
+        int tile_rows = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
+        if (tile_rows == TILE_ROWS && outs == TILE_OUTS)
+            dot_tile(acc + r * outs, x + r * x_stride, x_stride, TILE_ROWS, w, w_stride, TILE_OUTS, n);
+        else if (tile_rows == TILE_ROWS / 2 && outs == TILE_OUTS)
+            dot_tile(acc + r * outs, x + r * x_stride, x_stride, TILE_ROWS / 2, w, w_stride, TILE_OUTS, n);
+        else
+            dot_tile_edge(acc + r * outs, x + r * x_stride, x_stride, tile_rows, w, w_stride, outs, n);
+    }
+    int used = rows * outs, filled = (used + 15) / 16 * 16;
+    memset(acc + used, 0, sizeof(acc[0]) * (size_t)(filled - used));
+    for (int i = 0; i < filled; i += 16)
+        sum16(sums + i, acc + i);
+    for (int r = 0; r < rows; r++)
+        for (int o = 0; o < outs; o++) {
+            float *at = out + r * out_stride + o;
+            *at = add ? *at + sums[r * outs + o] : sums[r * outs + o];
+        }
+}
+
+static void matmul(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
+                   const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add) {
+    if (n_rows == 1) {
+        matvec(out, x, w, w_stride, n_out, n, add);
+        return;
+    }
+    for (int64_t o = 0; o < n_out; o += TILE_OUTS) {
+        int outs = n_out - o < TILE_OUTS ? (int)(n_out - o) : TILE_OUTS;
+        for (int64_t r = 0; r < n_rows; r += 2 * TILE_ROWS) {
+            int rows = n_rows - r < 2 * TILE_ROWS ? (int)(n_rows - r) : 2 * TILE_ROWS;
+            matmul_block(out + r * out_stride + o, out_stride, x + r * x_stride, x_stride, rows,
+                         w + o * w_stride, w_stride, outs, n, add);
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- attention */
+
+/* out[i] += sum over t in [from, to) of weights[i, t] * values[t], in order of time, for the `regs` registers at `out`. */
+INLINE void weigh_values(float *out, const float *weights, int64_t weight_stride, int queries,
+                         const float *values, int64_t head_size, int regs, int64_t left, int64_t from, int64_t to) {
+    reg a[4][VALUE_REGS], v[VALUE_REGS];
+    UNROLL for (int i = 0; i < queries; i++)
+        UNROLL for (int d = 0; d < regs; d++)
+            a[i][d] = load_up_to(out + i * head_size + d * LANES, left - d * LANES);
+    for (int64_t t = from; t < to; t++) {
+        UNROLL for (int d = 0; d < regs; d++)
+            v[d] = load_up_to(values + t * head_size + d * LANES, left - d * LANES);
+        UNROLL for (int i = 0; i < queries; i++) {
+            reg weight = reg_set1(weights[i * weight_stride + t]);
+            UNROLL for (int d = 0; d < regs; d++)
+                a[i][d] = reg_fma(weight, v[d], a[i][d]);
+        }
+    }
+    UNROLL for (int i = 0; i < queries; i++)
+        UNROLL for (int d = 0; d < regs; d++)
+            if (left > d * LANES)
+                store_up_to(out + i * head_size + d * LANES, a[i][d], left - d * LANES);
+}
+
+/* All of head_size, in steps of as many registers as fit; the constant counts let weigh_values stay in registers. */
+INLINE void weigh_values_of(float *out, const float *weights, int64_t weight_stride, int queries,
+                            const float *values, int64_t head_size, int64_t from, int64_t to) {
+    int64_t d = 0;
+    for (; d + VALUE_REGS * LANES <= head_size; d += VALUE_REGS * LANES)
+        weigh_values(out + d, weights, weight_stride, queries, values + d, head_size, VALUE_REGS, VALUE_REGS * LANES, from, to);
+    for (; d + LANES <= head_size; d += LANES)
+        weigh_values(out + d, weights, weight_stride, queries, values + d, head_size, 1, LANES, from, to);
+    if (d < head_size)
+        weigh_values(out + d, weights, weight_stride, queries, values + d, head_size, 1, head_size - d, from, to);
+}
+
+static void attention(float *out, const float *queries, int64_t n_queries, const int64_t *lengths,
+                      const float *keys, const float *values, int64_t head_size,
+                      float *scores, int64_t score_stride) {
+    float sums[QUERY_TILE], scale = 1.0f / sqrtf((float)head_size);
+    matmul(scores, score_stride, queries, head_size, n_queries, keys, head_size, lengths[n_queries - 1], head_size, 0);
+    for (int64_t i = 0; i < n_queries; i++) {
+        float *row = scores + i * score_stride;
+        sums[i] = exp_and_sum(row, lengths[i], max_of(row, lengths[i]), scale);
+    }
+    memset(out, 0, sizeof(float) * (size_t)(n_queries * head_size));
+    for (int64_t i = 0; i < n_queries; i += 4) {
+        float *to = out + i * head_size, *weights = scores + i * score_stride;
+        int64_t many = n_queries - i < 4 ? n_queries - i : 4, common = many == 4 ? lengths[i] : 0;
+        if (many == 4)
+            weigh_values_of(to, weights, score_stride, 4, values, head_size, 0, common);
+        for (int64_t j = 0; j < many; j++)
+            weigh_values_of(to + j * head_size, weights + j * score_stride, score_stride, 1, values, head_size,
+                            common, lengths[i + j]);
+    }
+    for (int64_t i = 0; i < n_queries; i++)
+        for (int64_t d = 0; d < head_size; d++)
+            out[i * head_size + d] /= sums[i];
+}
+
+#include "loops_q8.h"
+
+const kernel_table JOIN(llama2c_, LEVEL) = {
+    TEXT(LEVEL), rmsnorm, softmax, exp_logits, swiglu, rotate, matmul, quantize, matmul_q8, attention,
+};

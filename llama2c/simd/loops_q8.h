@@ -1,0 +1,226 @@
+/* Q8_0: 8-bit weights and activations in groups with a scale each, multiplied as integers.
+ *
+ * One order for every product: inside a group the integer sum is exact; then acc = fma((float)isum * w_scale, x_scale, acc),
+ * groups ascending, one accumulator for an output. Where weight groups straddle rows (their size does not divide n), a
+ * "group" is each intersection of a weight group and an activation group.
+ *
+ * A level may bring its own group_dots, transpose16 and packed kernel (HAVE_...); the integers are exact, so all agree.
+ */
+
+INLINE float scale_at(const char *scales, int64_t i) { /* scales may start at any byte */
+    float scale;
+    memcpy(&scale, scales + i * (int64_t)sizeof scale, sizeof scale);
+    return scale;
+}
+
+INLINE int32_t dot_i8(const int8_t *a, const int8_t *b, int64_t n) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+#if defined(__AVX512VNNI__)
+#include "q8_avx512.h"
+#elif defined(__AVX2__)
+#include "q8_avx2.h"
+#endif
+
+/* ---------------------------------------------------------------------------------------------- quantising a row */
+
+static void quantize_group(int8_t *values, float *scale_out, int32_t *sum_out, const float *x, int64_t n) {
+    uint32_t largest = 0; /* of |x|, by its bits, which sort as the numbers do, with infinity and NaN above all */
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    float max, scale;
+    memcpy(&max, &largest, sizeof max);
+    scale = max / 127.0f;
+    int32_t sum = 0;
+    if (largest >= 0x7f800000u || scale == 0.0f) { /* not finite: a NaN scale makes every product NaN; all zero: zeros */
+        memset(values, 0, (size_t)n);
+        scale = largest >= 0x7f800000u ? NAN : 0.0f;
+    } else {
+        for (int64_t i = 0; i < n; i++) { /* round half away from zero: the truncated part is exact, so its rest is too */
+            float q = x[i] / scale;
+            int32_t whole = (int32_t)q;
+            float rest = q - (float)whole;
+            whole += (rest >= 0.5f) - (rest <= -0.5f);
+            whole = whole > 127 ? 127 : whole < -127 ? -127 : whole;
+            values[i] = (int8_t)whole;
+            sum += whole;
+        }
+    }
+    *scale_out = scale;
+    *sum_out = sum;
+}
+
+static void quantize(int8_t *values, float *scales, int32_t *sums, const float *x, int64_t n, int64_t group_size) {
+    for (int64_t g = 0, k = 0; k < n; g++, k += group_size)
+        quantize_group(values + k, scales + g, sums + g, x + k, n - k < group_size ? n - k : group_size);
+}
+
+/* ---------------------------------------------------------------------------------------------- any group size */
+
+static float dot_segments(const q8_matrix *w, int64_t row, const int8_t *x, const float *x_scales, int64_t n) {
+    int64_t size = w->group_size, start = row * n;
+    float acc = 0;
+    for (int64_t k = 0, end; k < n; k = end) {
+        int64_t w_group = (start + k) / size, x_group = k / size;
+        int64_t w_end = (w_group + 1) * size - start, x_end = (x_group + 1) * size;
+        end = w_end < x_end ? w_end : x_end;
+        end = end < n ? end : n;
+        float isum = (float)dot_i8(w->values + start + k, x + k, end - k);
+        acc = fused(isum * scale_at(w->scales, w_group), x_scales[x_group], acc);
+    }
+    return acc;
+}
+
+/* ---------------------------------------------------------------------------------------------- one row, groups of 32 m */
+
+#ifndef HAVE_GROUP_DOTS
+/* isums[g] = w . x over group g, for up to 16 groups; x_sums[g] = the sum of x over it; zeros after the last group. */
+INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *x_sums, int groups, int64_t size) {
+    (void)x_sums;
+    for (int g = 0; g < 16; g++)
+        isums[g] = g < groups ? dot_i8(w + g * size, x + g * size, size) : 0;
+}
+#endif
+
+#ifndef HAVE_TRANSPOSE16
+static void transpose16(float out[16][16], const float *in, int64_t stride) {
+    for (int r = 0; r < 16; r++)
+        for (int c = 0; c < 16; c++)
+            out[c][r] = in[r * stride + c];
+}
+#endif
+
+/* acc[o] = fma(products[o][g], x_scales[g], acc[o]) over all groups, for 16 outputs in the lanes. */
+static void add_up_groups(float acc[16], const float *products, int64_t stride, const float *x_scales, int64_t n_groups) {
+    float columns[16][16] __attribute__((aligned(64)));
+    reg sums[PARTS];
+    for (int p = 0; p < PARTS; p++)
+        sums[p] = reg_zero();
+    for (int64_t g = 0; g < n_groups; g += 16) {
+        transpose16(columns, products + g, stride);
+        for (int64_t j = 0; j < 16 && g + j < n_groups; j++)
+            UNROLL for (int p = 0; p < PARTS; p++)
+                sums[p] = reg_fma(reg_load(columns[j] + p * LANES), reg_set1(x_scales[g + j]), sums[p]);
+    }
+    for (int p = 0; p < PARTS; p++)
+        reg_store(acc + p * LANES, sums[p]);
+}
+
+/* 16 outputs (or the fewer that are left): each weight row is read once, in order; what the groups give is laid down and
+ * added up for all the outputs together, since the order allows only one accumulator for each. */
+static void matvec_q8_block(float acc[16], const int8_t *x, const float *x_scales, const int32_t *x_sums,
+                            const q8_matrix *w, int64_t first, int outs, int64_t n, float *products) {
+    int64_t size = w->group_size, n_groups = n / size, stride = (n_groups + 15) / 16 * 16;
+    for (int o = 0; o < outs; o++) {
+        const int8_t *row = w->values + (first + o) * n;
+        const char *scales = w->scales + (first + o) * n_groups * (int64_t)sizeof(float);
+        for (int64_t g = 0; g < n_groups; g += 16) {
+            int groups = n_groups - g < 16 ? (int)(n_groups - g) : 16;
+            int32_t isums[16] __attribute__((aligned(64)));
+            float w_scales[16] = {0}, *product = products + o * stride + g;
+            group_dots(isums, row + g * size, x + g * size, x_sums + g, groups, size);
+            if (groups == 16)
+                memcpy(w_scales, scales + g * (int64_t)sizeof(float), sizeof w_scales);
+            else
+                memcpy(w_scales, scales + g * (int64_t)sizeof(float), sizeof(float) * (size_t)groups);
+            for (int j = 0; j < 16; j++)
+                product[j] = (float)isums[j] * w_scales[j];
+        }
+    }
+    if (outs < 16)
+        memset(products + outs * stride, 0, sizeof(float) * (size_t)((16 - outs) * stride));
+    add_up_groups(acc, products, stride, x_scales, n_groups);
+}
+
+/* ---------------------------------------------------------------------------------------------- many rows, packed */
+
+#ifndef HAVE_PACKED
+/* Sixteen weight rows as int16, interleaved in pairs: [k / 2][output][2]. */
+enum { PACKED_ROWS = 4 };
+typedef int16_t packed_value;
+
+static void pack16(packed_value *packed, const int8_t *w, int outs, int64_t n) {
+    for (int64_t k = 0; k < n; k += 2)
+        for (int o = 0; o < 16; o++)
+            for (int i = 0; i < 2; i++)
+                packed[k * 16 + o * 2 + i] = o < outs ? w[o * n + k + i] : 0;
+}
+
+/* acc[r] = the 16 outputs of row r; w_scales is (n_groups, 16). */
+INLINE void packed_rows(float acc[][16], const packed_value *packed, const float *w_scales, const q8_rows *x, int64_t row,
+                        int rows, int64_t n, int64_t size) {
+    memset(acc, 0, sizeof(acc[0]) * (size_t)rows);
+    for (int64_t g = 0; g < n / size; g++)
+        for (int r = 0; r < rows; r++) {
+            const int8_t *xv = x->values + (row + r) * n + g * size;
+            int32_t isum[16] = {0};
+            for (int64_t k = 0; k < size; k += 2)
+                for (int o = 0; o < 16; o++) {
+                    const packed_value *at = packed + (g * size + k) * 16 + o * 2;
+                    isum[o] += at[0] * xv[k] + at[1] * xv[k + 1];
+                }
+            float x_scale = x->scales[(row + r) * x->n_groups + g];
+            for (int o = 0; o < 16; o++)
+                acc[r][o] = fused((float)isum[o] * w_scales[g * 16 + o], x_scale, acc[r][o]);
+        }
+}
+#endif
+
+static void matmul_q8_packed(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows, const q8_matrix *w,
+                             int64_t first, int outs, int64_t n, int add, void *pack) {
+    int64_t size = w->group_size, n_groups = n / size;
+    float *w_scales = pack;
+    packed_value *packed = (packed_value *)(w_scales + 16 * (n_groups + 16));
+    float acc[PACKED_ROWS][16] __attribute__((aligned(64)));
+    for (int64_t g = 0; g < n_groups; g++)
+        for (int o = 0; o < 16; o++)
+            w_scales[g * 16 + o] = o < outs ? scale_at(w->scales, (first + o) * n_groups + g) : 0;
+    pack16(packed, w->values + first * n, outs, n);
+    for (int64_t r = 0; r < n_rows; r += PACKED_ROWS) {
+        int rows = n_rows - r < PACKED_ROWS ? (int)(n_rows - r) : PACKED_ROWS;
+        if (rows == PACKED_ROWS)
+            packed_rows(acc, packed, w_scales, x, r, PACKED_ROWS, n, size);
+        else
+            for (int i = 0; i < rows; i++)
+                packed_rows(acc + i, packed, w_scales, x, r + i, 1, n, size);
+        for (int i = 0; i < rows; i++)
+            for (int o = 0; o < outs; o++) {
+                float *at = out + (r + i) * out_stride + o;
+                *at = add ? *at + acc[i][o] : acc[i][o];
+            }
+    }
+}
+
+static void matmul_q8(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows,
+                      const q8_matrix *w, int64_t first, int64_t n_out, int64_t n, int add, void *pack) {
+    int64_t size = w->group_size;
+    int aligned = size % 32 == 0 && n % size == 0, step = aligned ? 16 : 1;
+    float acc[16];
+    for (int64_t o = 0; o < n_out; o += step) {
+        int outs = n_out - o < step ? (int)(n_out - o) : step;
+        if (aligned && n_rows >= 3) { /* packing 16 rows costs about as much as two rows of products */
+            matmul_q8_packed(out + o, out_stride, x, n_rows, w, first + o, outs, n, add, pack);
+            continue;
+        }
+        for (int64_t r = 0; r < n_rows; r++) {
+            const int8_t *values = x->values + r * n;
+            const float *scales = x->scales + r * x->n_groups;
+            if (aligned)
+                matvec_q8_block(acc, values, scales, x->sums + r * x->n_groups, w, first + o, outs, n, pack);
+            else
+                acc[0] = dot_segments(w, first + o, values, scales, n);
+            for (int i = 0; i < outs; i++) {
+                float *at = out + r * out_stride + o + i;
+                *at = add ? *at + acc[i] : acc[i];
+            }
+        }
+    }
+}

@@ -1,0 +1,5 @@
+#include <stdint.h>
+
+#include "vec_neon.h"
+
+#include "loops.h"

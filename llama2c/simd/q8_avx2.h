@@ -1,0 +1,72 @@
+/* Q8_0 with the byte and word products of AVX2. */
+#define HAVE_GROUP_DOTS
+#define HAVE_PACKED
+
+/* Weights on the unsigned side as |w|, their sign moved to the activations: |w| <= 128 and |x| <= 127, so the pairwise sums
+ * of vpmaddubsw (at most 32512) cannot saturate. */
+static inline __m256i dot32(__m256i w, __m256i x) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
+INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *x_sums, int groups, int64_t size) {
+    (void)x_sums;
+    __m256i sum[16];
+    UNROLL for (int g = 0; g < 16; g++) {
+        sum[g] = _mm256_setzero_si256();
+        if (g >= groups)
+            continue;
+        for (int64_t k = 0; k < size; k += 32)
+            sum[g] = _mm256_add_epi32(sum[g], dot32(_mm256_loadu_si256((const __m256i *)(w + g * size + k)),
+                                                    _mm256_loadu_si256((const __m256i *)(x + g * size + k))));
+    }
+    UNROLL for (int g = 0; g < 16; g += 8) { /* 8 lanes of 8 groups to 1 lane each */
+        __m256i four[4];
+        UNROLL for (int i = 0; i < 4; i++)
+            four[i] = _mm256_hadd_epi32(sum[g + 2 * i], sum[g + 2 * i + 1]);
+        __m256i low = _mm256_hadd_epi32(four[0], four[1]), high = _mm256_hadd_epi32(four[2], four[3]);
+        __m256i all = _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+        _mm256_storeu_si256((__m256i *)(isums + g), all);
+    }
+}
+
+/* Sixteen weight rows as int16, interleaved in pairs: [k / 2][output][2]; one vpmaddwd is then 8 outputs by 2. */
+enum { PACKED_ROWS = 4 };
+typedef int16_t packed_value;
+
+static void pack16(packed_value *packed, const int8_t *w, int outs, int64_t n) {
+    for (int o = 0; o < 16; o++)
+        for (int64_t k = 0; k < n; k += 2) {
+            packed[k * 16 + o * 2] = o < outs ? w[o * n + k] : 0;
+            packed[k * 16 + o * 2 + 1] = o < outs ? w[o * n + k + 1] : 0;
+        }
+}
+
+/* acc[r] = the 16 outputs of row r; w_scales is (n_groups, 16). */
+INLINE void packed_rows(float acc[][16], const packed_value *packed, const float *w_scales, const q8_rows *x, int64_t row,
+                        int rows, int64_t n, int64_t size) {
+    memset(acc, 0, sizeof(acc[0]) * (size_t)rows);
+    const int8_t *xv = x->values + row * n;
+    for (int64_t g = 0; g < n / size; g++) {
+        __m256i isum[PACKED_ROWS][2];
+        UNROLL for (int r = 0; r < rows; r++)
+            isum[r][0] = isum[r][1] = _mm256_setzero_si256();
+        for (int64_t k = g * size; k < (g + 1) * size; k += 2) {
+            __m256i w0 = _mm256_loadu_si256((const __m256i *)(packed + k * 16));
+            __m256i w1 = _mm256_loadu_si256((const __m256i *)(packed + k * 16 + 16));
+            UNROLL for (int r = 0; r < rows; r++) {
+                uint32_t low = (uint16_t)xv[r * n + k], high = (uint16_t)xv[r * n + k + 1]; /* sign-extended to 16 bits */
+                __m256i two = _mm256_set1_epi32((int32_t)(low | high << 16));
+                isum[r][0] = _mm256_add_epi32(isum[r][0], _mm256_madd_epi16(w0, two));
+                isum[r][1] = _mm256_add_epi32(isum[r][1], _mm256_madd_epi16(w1, two));
+            }
+        }
+        UNROLL for (int r = 0; r < rows; r++) {
+            __m256 x_scale = _mm256_set1_ps(x->scales[(row + r) * x->n_groups + g]);
+            UNROLL for (int half = 0; half < 2; half++) {
+                __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(isum[r][half]), _mm256_loadu_ps(w_scales + g * 16 + half * 8));
+                _mm256_storeu_ps(acc[r] + half * 8, _mm256_fmadd_ps(product, x_scale, _mm256_loadu_ps(acc[r] + half * 8)));
+            }
+        }
+    }
+}

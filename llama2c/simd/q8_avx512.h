@@ -1,0 +1,155 @@
+/* Q8_0 with the dot products of bytes of AVX-512 VNNI.
+ *
+ * vpdpbusd multiplies unsigned by signed bytes, so the weights are taken as w + 128 (their sign bit flipped): the sum over a
+ * group is then too large by 128 times the sum of its activations, which quantising has noted.
+ */
+#define HAVE_GROUP_DOTS
+#define HAVE_TRANSPOSE16
+#define HAVE_PACKED
+
+static inline __m512i unsigned_bytes(__m512i w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
+
+/* The folds of vec_avx512.h, on integers. */
+static inline __m512i int_fold4(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
+}
+static inline __m512i int_shuffle(__m512i a, __m512i b, const int which) {
+    reg x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
+    return _mm512_castps_si512(which == 0x44   ? _mm512_shuffle_ps(x, y, 0x44)
+                               : which == 0xEE ? _mm512_shuffle_ps(x, y, 0xEE)
+                               : which == 0x88 ? _mm512_shuffle_ps(x, y, 0x88)
+                                               : _mm512_shuffle_ps(x, y, 0xDD));
+}
+static inline __m512i int_fold21(__m512i a, __m512i b, __m512i c, __m512i d) {
+    __m512i ab = _mm512_add_epi32(int_shuffle(a, b, 0x44), int_shuffle(a, b, 0xEE));
+    __m512i cd = _mm512_add_epi32(int_shuffle(c, d, 0x44), int_shuffle(c, d, 0xEE));
+    return _mm512_add_epi32(int_shuffle(ab, cd, 0x88), int_shuffle(ab, cd, 0xDD));
+}
+
+/* Groups of 32, two to a register: eight registers hold the 16 groups. */
+static inline __m512i group_dots_32(const int8_t *w, const int8_t *x, int groups) {
+    __m512i pair[8], four[4];
+    UNROLL for (int i = 0; i < 8; i++) {
+        int left = groups - 2 * i; /* groups of this register that exist */
+        __mmask64 mask = left >= 2 ? ~(__mmask64)0 : left == 1 ? (__mmask64)0xFFFFFFFFu : 0;
+        __m512i wv = _mm512_maskz_loadu_epi8(mask, w + 64 * i), xv = _mm512_maskz_loadu_epi8(mask, x + 64 * i);
+        pair[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), unsigned_bytes(wv), xv);
+    }
+    UNROLL for (int i = 0; i < 4; i++)
+        four[i] = int_fold4(pair[2 * i], pair[2 * i + 1]); /* groups 4 i .. 4 i + 3, a quarter each */
+    __m512i sums = int_fold21(four[0], four[1], four[2], four[3]); /* quarter q, lane l: group 4 l + q */
+    return _mm512_permutexvar_epi32(_mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0), sums);
+}
+
+/* Groups of 64 m, or of an odd multiple of 32: a register of partial sums for each group. */
+static inline __m512i group_dots_wide(const int8_t *w, const int8_t *x, int groups, int64_t size) {
+    __m512i sum[16], quarter[4];
+    UNROLL for (int g = 0; g < 16; g++) {
+        sum[g] = _mm512_setzero_si512();
+        if (g >= groups)
+            continue;
+        const int8_t *wg = w + g * size, *xg = x + g * size;
+        int64_t k = 0;
+        for (; k + 64 <= size; k += 64)
+            sum[g] = _mm512_dpbusd_epi32(sum[g], unsigned_bytes(_mm512_loadu_si512(wg + k)), _mm512_loadu_si512(xg + k));
+        if (k < size) {
+            __m512i wv = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(wg + k)));
+            __m512i xv = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(xg + k)));
+            sum[g] = _mm512_dpbusd_epi32(sum[g], unsigned_bytes(wv), xv);
+        }
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m512i lower = _mm512_add_epi32(_mm512_shuffle_i32x4(sum[i], sum[4 + i], 0x44),
+                                         _mm512_shuffle_i32x4(sum[i], sum[4 + i], 0xEE));
+        __m512i upper = _mm512_add_epi32(_mm512_shuffle_i32x4(sum[8 + i], sum[12 + i], 0x44),
+                                         _mm512_shuffle_i32x4(sum[8 + i], sum[12 + i], 0xEE));
+        quarter[i] = int_fold4(lower, upper);
+    }
+    return int_fold21(quarter[0], quarter[1], quarter[2], quarter[3]);
+}
+
+INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *x_sums, int groups, int64_t size) {
+    __mmask16 exist = (__mmask16)((1u << groups) - 1);
+    __m512i too_large = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(exist, x_sums), 7);
+    __m512i sums = size == 32 ? group_dots_32(w, x, groups) : group_dots_wide(w, x, groups, size);
+    _mm512_storeu_si512(isums, _mm512_sub_epi32(sums, too_large));
+}
+
+/* columns[c] = the lanes c of the 16 rows. */
+INLINE void transpose_i32(__m512i columns[16], const __m512i rows[16]) {
+    __m512i a[16], b[16];
+    UNROLL for (int i = 0; i < 8; i++) {
+        a[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+        a[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        b[4 * i + 0] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+        b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+    }
+    /* b[4 i + c]: in quarter q the lanes 4 q + c of the rows 4 i .. 4 i + 3 */
+    UNROLL for (int c = 0; c < 4; c++) {
+        __m512i low01 = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), high01 = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xDD);
+        __m512i low23 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88), high23 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xDD);
+        columns[c] = _mm512_shuffle_i32x4(low01, low23, 0x88);
+        columns[8 + c] = _mm512_shuffle_i32x4(low01, low23, 0xDD);
+        columns[4 + c] = _mm512_shuffle_i32x4(high01, high23, 0x88);
+        columns[12 + c] = _mm512_shuffle_i32x4(high01, high23, 0xDD);
+    }
+}
+
+static void transpose16(float out[16][16], const float *in, int64_t stride) {
+    __m512i rows[16], columns[16];
+    UNROLL for (int i = 0; i < 16; i++)
+        rows[i] = _mm512_loadu_si512(in + i * stride);
+    transpose_i32(columns, rows);
+    UNROLL for (int i = 0; i < 16; i++)
+        _mm512_storeu_si512(out[i], columns[i]);
+}
+
+/* Sixteen weight rows as bytes w + 128, interleaved by fours: [k / 4][output][4]. An int32 lane is then one output, and one
+ * vpdpbusd with four broadcast activations is 64 multiply-adds. */
+enum { PACKED_ROWS = 8 };
+typedef uint8_t packed_value;
+
+static void pack16(packed_value *packed, const int8_t *w, int outs, int64_t n) {
+    for (int64_t k = 0; k < n; k += 64) {
+        __m512i rows[16], columns[16];
+        __mmask64 exist = n - k >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n - k)) - 1;
+        UNROLL for (int o = 0; o < 16; o++)
+            rows[o] = o < outs ? unsigned_bytes(_mm512_maskz_loadu_epi8(exist, w + o * n + k)) : _mm512_setzero_si512();
+        transpose_i32(columns, rows);
+        UNROLL for (int i = 0; i < 16; i++)
+            _mm512_storeu_si512(packed + k * 16 + i * 64, columns[i]);
+    }
+}
+
+/* acc[r] = the 16 outputs of row r; w_scales is (n_groups, 16). */
+INLINE void packed_rows(float acc[][16], const packed_value *packed, const float *w_scales, const q8_rows *x, int64_t row,
+                        int rows, int64_t n, int64_t size) {
+    __m512 sum[PACKED_ROWS];
+    const int8_t *xv = x->values + row * n;
+    UNROLL for (int r = 0; r < rows; r++)
+        sum[r] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < n / size; g++) {
+        __m512i isum[PACKED_ROWS];
+        UNROLL for (int r = 0; r < rows; r++)
+            isum[r] = _mm512_set1_epi32(-128 * x->sums[(row + r) * x->n_groups + g]);
+        for (int64_t k = g * size; k < (g + 1) * size; k += 4) {
+            __m512i wv = _mm512_loadu_si512(packed + k * 16);
+            UNROLL for (int r = 0; r < rows; r++) {
+                int32_t four;
+                memcpy(&four, xv + r * n + k, sizeof four);
+                isum[r] = _mm512_dpbusd_epi32(isum[r], wv, _mm512_set1_epi32(four));
+            }
+        }
+        __m512 w_scale = _mm512_loadu_ps(w_scales + g * 16);
+        UNROLL for (int r = 0; r < rows; r++) {
+            __m512 x_scale = _mm512_set1_ps(x->scales[(row + r) * x->n_groups + g]);
+            sum[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(isum[r]), w_scale), x_scale, sum[r]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        _mm512_storeu_ps(acc[r], sum[r]);
+}

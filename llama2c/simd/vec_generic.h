@@ -1,0 +1,39 @@
+/* Sixteen floats in four vectors of the compiler's own, for every other machine. Where the hardware has no fused
+ * multiply-add, a product is rounded before it is added, and the last bits may differ from those of the other levels. */
+#include <math.h>
+#include <string.h>
+
+#define LEVEL generic
+#define LANES 4
+#define TILE_ROWS 2
+#define TILE_OUTS 3
+#define VALUE_REGS 2
+
+typedef float reg __attribute__((vector_size(16)));
+typedef uint32_t reg_bits __attribute__((vector_size(16)));
+
+static inline reg reg_set1(float a) { return (reg){a, a, a, a}; }
+static inline reg reg_zero(void) { return reg_set1(0); }
+static inline reg reg_load(const float *p) { reg a; memcpy(&a, p, sizeof a); return a; }
+static inline void reg_store(float *p, reg a) { memcpy(p, &a, sizeof a); }
+static inline reg reg_add(reg a, reg b) { return a + b; }
+static inline reg reg_sub(reg a, reg b) { return a - b; }
+static inline reg reg_mul(reg a, reg b) { return a * b; }
+static inline reg reg_div(reg a, reg b) { return a / b; }
+static inline reg reg_max(reg a, reg b) {
+    for (int i = 0; i < LANES; i++) a[i] = a[i] > b[i] ? a[i] : b[i];
+    return a;
+}
+static inline reg reg_min(reg a, reg b) {
+    for (int i = 0; i < LANES; i++) a[i] = a[i] < b[i] ? a[i] : b[i];
+    return a;
+}
+static inline reg reg_shl23(reg a) { return (reg)((reg_bits)a << 23); }
+static inline reg reg_fma(reg a, reg b, reg c) {
+#ifdef FP_FAST_FMAF
+    for (int i = 0; i < LANES; i++) c[i] = fmaf(a[i], b[i], c[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}

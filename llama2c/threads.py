@@ -1,0 +1,91 @@
+"""How many threads a step runs on: what was asked for, else what the machine gives this process."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+from ._kernels import openmp
+
+MOST = 1024  # more is a slip of the finger, and the OpenMP runtime ends the process when it cannot start a thread
+SMALL_MODEL = 100_000  # weights: below this a second thread costs more than it brings (docs/kernels.md)
+
+
+def decide_n_threads(n_threads: int | None, n_weights: int) -> int:
+    """The number of threads for a model of `n_weights` weights.
+
+    An explicit `n_threads` is obeyed, then OMP_NUM_THREADS; without either, the cores this process may use, and one for a model
+    too small to gain. Raises ValueError or TypeError for what is no number from 1 to 1024.
+    """
+    source, wanted = "n_threads", n_threads
+    if wanted is None and os.environ.get("OMP_NUM_THREADS", "").strip():
+        source, wanted = "OMP_NUM_THREADS", _from_environment(os.environ["OMP_NUM_THREADS"])
+    if wanted is None:
+        return available_cores() if openmp and n_weights >= SMALL_MODEL else 1
+    if not isinstance(wanted, int) or isinstance(wanted, bool):
+        raise TypeError(f"{source}: expected an integer, found {type(wanted).__name__}")
+    if not 1 <= wanted <= MOST:
+        raise ValueError(f"{source}: expected 1 to {MOST}, found {wanted}")
+    if not openmp and wanted > 1:
+        warnings.warn(f"{source}={wanted}: this build has no OpenMP and runs on one thread", RuntimeWarning, stacklevel=3)
+        return 1
+    if wanted > available_cores():
+        found = f"{available_cores()} core{'s' * (available_cores() > 1)}"
+        warnings.warn(f"{source}={wanted} is more than the {found} here, which is slower", RuntimeWarning, stacklevel=3)
+    return wanted
+
+
+def _from_environment(text: str) -> int:
+    """The outermost level of OMP_NUM_THREADS, which may be a list: "4,2" -> 4."""
+    try:
+        return int(text.split(",")[0])
+    except ValueError:
+        raise ValueError(f"OMP_NUM_THREADS: expected a number, found {text!r}") from None
+
+
+def available_cores() -> int:
+    """The cores this process may use: its affinity, cut by the CPU quota of its control groups (Linux containers)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_quota()
+    return cores if quota is None else max(1, min(cores, round(quota)))
+
+
+def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """The smallest CPU quota, in cores, of the control groups this process is in; None without one (versions 1 and 2)."""
+    quotas = []
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, read = root, _quota_v2
+        elif "cpu" in controllers.split(","):
+            base, read = root / "cpu", _quota_v1
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        for place in [folder, *folder.parents]:
+            if place == base.parent:
+                break
+            quotas.append(read(place))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(folder: Path) -> float | None:
+    """cpu.max: "150000 100000" -> 1.5, "max 100000" -> None."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return float(quota) / float(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        quota = float((folder / "cpu.cfs_quota_us").read_text())
+        return quota / float((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
+    except (OSError, ValueError):
+        return None

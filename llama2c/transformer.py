@@ -1,0 +1,233 @@
+"""The transformer: weights, the caches of sequences, and the steps that turn token ids into logits.
+
+A step is a list of rows, each one token of one sequence; prefill, decode and batches differ only in which rows they bring.
+This module owns shapes, buffers and threads; the arithmetic is in _kernels, and nothing here knows text or sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from decimal import Decimal, localcontext
+from operator import index
+from threading import Lock
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _kernels
+from .checkpoint import Checkpoint
+from .config import Config
+from .threads import decide_n_threads
+
+Floats: TypeAlias = "NDArray[np.float32]"
+Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
+
+MAX_ROWS = 256  # rows of one step: enough to read the weights once for many rows, short enough to react to Ctrl-C between two
+
+
+class KVCache:
+    """The keys and values of one sequence, and how many of its positions are filled. For one step at a time."""
+
+    __slots__ = ("_buffer", "_in_use", "_length", "max_length")
+
+    def __init__(self, config: Config, max_length: int) -> None:
+        shape = (config.n_layers, config.n_kv_heads, max_length, config.head_size)
+        try:  # memory that was never written takes no room: long caches are cheap while they are empty
+            self._buffer = _kernels.KVBuffer(np.empty(shape, np.float32), np.empty(shape, np.float32))
+        except (MemoryError, ValueError):
+            size = 2 * 4 * math.prod(shape)
+            raise MemoryError(f"max_length: expected room for a cache of {max_length} positions, {size} bytes") from None
+        self.max_length = max_length
+        self._length = 0
+        self._in_use = Lock()
+
+    def __repr__(self) -> str:
+        return f"KVCache(length={self._length}, max_length={self.max_length})"
+
+    @property
+    def length(self) -> int:
+        """Positions filled so far; the next forward() continues there."""
+        return self._length
+
+    def truncate(self, length: int) -> None:
+        """Forget all positions from `length` on, to go on from an earlier one."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"length: expected 0 to {self._length}, found {length}")
+        self._length = length
+
+
+class Transformer:
+    """A model ready to run. Any number of threads may use one at once, each with caches of its own.
+
+    checkpoint  its weights stay mapped and are shared, never copied
+    n_threads   None: OMP_NUM_THREADS, else the cores this process may use, fewer for a tiny model
+    """
+
+    def __init__(self, checkpoint: Checkpoint, n_threads: int | None = None) -> None:
+        self.config = checkpoint.config
+        self.n_threads = decide_n_threads(n_threads, count_weights(checkpoint.config))
+        self._model = _kernels.Model(checkpoint.config, checkpoint.weights)
+        self._frequencies = rotary_frequencies(checkpoint.config)
+        self._rope: Floats = np.empty((0, self.config.head_size // 2, 2), np.float32)
+        self._free_scratch: list[_kernels.Scratch] = []
+
+    def new_cache(self, max_length: int | None = None) -> KVCache:
+        """An empty cache for up to `max_length` positions, 1 to seq_len (None: seq_len)."""
+        if max_length is None:
+            max_length = self.config.seq_len
+        if not 1 <= max_length <= self.config.seq_len:
+            raise ValueError(f"max_length: expected 1 to {self.config.seq_len}, found {max_length}")
+        return KVCache(self.config, max_length)
+
+    def forward(
+        self,
+        tokens: Tokens,
+        cache: KVCache,
+        *,
+        all_logits: bool = False,
+        out: Floats | None = None,
+        trace: Floats | None = None,
+    ) -> Floats:
+        """Logits after the last of `tokens`, (vocab_size,), or after each, (n_tokens, vocab_size), with all_logits.
+
+        The tokens take the positions from cache.length on. The result is `out` if that is given, else a new array.
+        trace, (n_tokens, n_layers, 4), receives the norm and mean of the residual stream after attention and after the
+        feed-forward. ValueError: an id outside the vocabulary, no tokens, or more than the cache has room for; TypeError: ids
+        that are no integers. After an error, or an interrupt, the cache is as it was.
+        """
+        n_logits = len(tokens) if all_logits else 1
+        rows = self._output((n_logits, self.config.vocab_size), out, flat=not all_logits)
+        self._run([(tokens, cache)], rows, all_logits, trace)
+        return rows if all_logits else rows[0] if out is None else out
+
+    def forward_batch(self, sequences: Sequence[tuple[Tokens, KVCache]], *, out: Floats | None = None) -> Floats:
+        """Logits after the last token of each sequence, (n_sequences, vocab_size), all taken in the same steps.
+
+        The same numbers as one forward() for each, but the weights are read once for all. Errors: those of forward.
+        """
+        rows = self._output((len(sequences), self.config.vocab_size), out, flat=False)
+        self._run(sequences, rows, False, None)
+        return rows
+
+    def _output(self, shape: tuple[int, int], out: Floats | None, flat: bool) -> Floats:
+        if out is None:
+            return np.empty(shape, np.float32)
+        expected = shape[1:] if flat else shape
+        if out.shape != expected or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(f"out: expected a writable float32 array {expected} in C order, found {out.dtype} {out.shape}")
+        return out.reshape(shape)
+
+    def _run(
+        self, sequences: Sequence[tuple[Tokens, KVCache]], logits: Floats, all_logits: bool, trace: Floats | None
+    ) -> None:
+        held: list[KVCache] = []
+        try:
+            for _, cache in sequences:
+                if not cache._in_use.acquire(blocking=False):
+                    raise ValueError("cache: expected one that no other step uses, found one in use")
+                held.append(cache)
+            checked = [(self._checked_tokens(tokens, cache), cache) for tokens, cache in sequences]
+            rope = self._rope_up_to(max((cache._length + len(tokens) for tokens, cache in checked), default=0))
+            first_row = first_logit = 0
+            for parts in split_rows([len(tokens) for tokens, _ in checked]):
+                rows = sum(stop - start for _, start, stop in parts)
+                wanted = list(range(rows)) if all_logits else last_rows(parts, checked)
+                self._step(
+                    [(checked[i][0][start:stop], checked[i][1]._length + start, checked[i][1]._buffer) for i, start, stop in parts],
+                    rope,
+                    wanted,
+                    logits[first_logit : first_logit + len(wanted)],
+                    None if trace is None else trace[first_row : first_row + rows],
+                )
+                first_row += rows
+                first_logit += len(wanted)
+            for tokens, cache in checked:
+                cache._length += len(tokens)
+        finally:
+            for cache in held:
+                cache._in_use.release()
+
+    def _step(
+        self,
+        sequences: list[tuple[list[int], int, _kernels.KVBuffer]],
+        rope: Floats,
+        logit_rows: list[int],
+        logits: Floats,
+        trace: Floats | None,
+    ) -> None:
+        """One step on a scratch of its own: from the free list, or new if as many steps run as never before."""
+        try:
+            scratch = self._free_scratch.pop()
+        except IndexError:
+            scratch = _kernels.Scratch()
+        self._model.run(scratch, sequences, rope, logit_rows, logits, trace, self.n_threads)
+        self._free_scratch.append(scratch)
+
+    def _checked_tokens(self, tokens: Tokens, cache: KVCache) -> list[int]:
+        ids = [index(token) for token in tokens]
+        room = cache.max_length - cache._length
+        if not 0 < len(ids) <= room:
+            raise ValueError(f"tokens: expected 1 to {room} (the room left in the cache), found {len(ids)}")
+        if not (0 <= min(ids) and max(ids) < self.config.vocab_size):
+            wrong = next(token for token in ids if not 0 <= token < self.config.vocab_size)
+            raise ValueError(f"tokens: expected ids from 0 to {self.config.vocab_size - 1}, found {wrong}")
+        return ids
+
+    def _rope_up_to(self, n_positions: int) -> Floats:
+        """The table of rotary angles for at least so many positions; it doubles, and what a step holds never changes."""
+        rope = self._rope
+        have = len(rope)
+        if have < n_positions:
+            rope = np.empty((max(n_positions, min(2 * have, self.config.seq_len), 16), *rope.shape[1:]), np.float32)
+            rope[:have] = self._rope[:have]
+            _kernels.rope_table(rope[have:], self._frequencies, have)
+            self._rope = rope
+        return rope
+
+
+def split_rows(lengths: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Steps of at most MAX_ROWS rows: [300, 2] -> [(0, 0, 256)], then [(0, 256, 300), (1, 0, 2)], as (sequence, from, to)."""
+    parts, room = [], MAX_ROWS
+    for i, length in enumerate(lengths):
+        start = 0
+        while start < length:
+            stop = min(length, start + room)
+            parts.append((i, start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield parts
+                parts, room = [], MAX_ROWS
+    if parts:
+        yield parts
+
+
+def last_rows(parts: list[tuple[int, int, int]], sequences: Sequence[tuple[list[int], KVCache]]) -> list[int]:
+    """The rows of a step that are the last of their sequence: those whose logits are wanted."""
+    rows, row = [], 0
+    for i, start, stop in parts:
+        row += stop - start
+        if stop == len(sequences[i][0]):
+            rows.append(row - 1)
+    return rows
+
+
+def count_weights(config: Config) -> int:
+    """Numbers in the matrices of a model, each read once for a token."""
+    q_dim = config.n_heads * config.head_size
+    layer = config.dim * (2 * q_dim + 2 * config.kv_dim + 3 * config.hidden_dim)
+    return config.n_layers * layer + config.vocab_size * config.dim
+
+
+def rotary_frequencies(config: Config) -> NDArray[np.float64]:
+    """theta^(-i / head_size) for even i, (head_size / 2,): radians a position. Su et al. 2021, section 3.2.2.
+
+    By decimal arithmetic, which gives the same digits on every machine; a libm's pow does not.
+    """
+    with localcontext() as context:
+        context.prec = 40
+        log_theta = Decimal(config.rope_theta).ln()
+        exponents = [-log_theta * i / config.head_size for i in range(0, config.head_size, 2)]
+        return np.array([float(exponent.exp()) for exponent in exponents])

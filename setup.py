@@ -1,0 +1,65 @@
+"""The compiled parts: the extensions, and the inner loops once for each instruction set. Everything else is in pyproject.toml."""
+
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# The order of every sum is fixed in the source: no level may fuse, reorder or approximate on its own. Ours come last.
+EXACT = ["-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC"]
+
+X86 = {
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mprefer-vector-width=512".split(),
+    "avx2": "-mavx2 -mfma".split(),
+}
+LEVELS = {"x86_64": X86, "amd64": X86, "aarch64": {"neon": []}, "arm64": {"neon": []}}
+HEADERS = sorted(str(path) for path in Path("llama2c/simd").glob("*.h"))
+levels = {**LEVELS.get(platform.machine().lower(), {}), "generic": []}
+
+
+def openmp_flags() -> tuple[list[str], list[str]]:
+    """Compile and link flags of OpenMP, or none where the compiler has no OpenMP: the build is then serial, and says so."""
+    candidates = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
+    from setuptools._distutils.ccompiler import new_compiler
+    from setuptools._distutils.sysconfig import customize_compiler
+
+    compiler = new_compiler()
+    customize_compiler(compiler)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+        for compile_flags, link_flags in candidates:
+            command = [*compiler.compiler, *compile_flags, str(source), "-o", str(Path(folder, "probe")), *link_flags]
+            if subprocess.run(command, capture_output=True).returncode == 0:
+                return compile_flags, link_flags
+    print("llama2c: no OpenMP in this compiler: building for one thread", file=sys.stderr)
+    return [], []
+
+
+OPENMP_COMPILE, OPENMP_LINK = openmp_flags()
+NUMPY = {"include_dirs": [numpy.get_include()], "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]}
+
+setup(
+    libraries=[
+        (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*EXACT, *flags], "obj_deps": {"": HEADERS}})
+        for name, flags in {"dispatch": [], **levels}.items()
+    ],
+    ext_modules=cythonize(
+        [
+            Extension(
+                "llama2c._kernels",
+                ["llama2c/_kernels.pyx"],
+                depends=HEADERS,
+                extra_compile_args=[*EXACT, *OPENMP_COMPILE],
+                extra_link_args=OPENMP_LINK,
+                **NUMPY,
+            ),
+            Extension("llama2c._bpe", ["llama2c/_bpe.pyx"], extra_compile_args=EXACT),
+        ],
+    ),
+)

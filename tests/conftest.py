@@ -1,0 +1,17 @@
+"""What the tests share: where the models and golden files are, and the checkpoints they start from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real models and golden outputs: LLAMA2C_TEST_DATA, or ../shared beside the checkout."""
+    place = Path(os.environ.get("LLAMA2C_TEST_DATA") or Path(__file__).parents[2] / "shared")
+    if not (place / "golden").is_dir():
+        pytest.skip(f"needs the models and golden files: none at {place}; LLAMA2C_TEST_DATA can name their folder")
+    return place.resolve()
