@@ -1,4 +1,4 @@
-"""The compiled parts: the extensions, and the inner loops once for each instruction set. Everything else is in pyproject.toml."""
+"""The compiled parts: the extensions, and the inner loops once for each instruction set. All else is in pyproject.toml."""
 
 import platform
 import subprocess

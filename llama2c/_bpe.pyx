@@ -276,10 +276,10 @@ cdef class Vocabulary:
         return n
 
     cdef void merge(self, Symbol *symbols, int64_t n_symbols, Merge *heap) noexcept nogil:
-        """Merge neighbours, best first, until no pair is a token; the left symbol stays, the right one gets -1.
+        """Merge neighbours, best first, until no pair is a token. The right one of a pair becomes -1.
 
-        A place no spelling can span parts the text into stretches that cannot touch each other (mostly words).
-        Each is merged by itself: the result is the same, and the heap stays small enough for the cache.
+        A place no spelling can span parts the text into stretches (mostly words) that cannot touch each
+        other. Each is merged by itself: the result is the same, and the heap stays in the cache.
         """
         cdef int64_t n_heap = 0
         cdef int64_t i
@@ -302,8 +302,8 @@ cdef class Vocabulary:
         while n_heap > 0:
             best = heap_pop(heap, &n_heap)
             left = best.left
-            # Entries of pairs that are gone are dropped here. Merging keeps the joined spelling of all symbols,
-            # and a pair at `left` only ever grows: if its length is still right, so is its spelling.
+            # Entries of pairs that are gone are dropped here. Merging keeps the joined spelling of all
+            # symbols, and a pair at `left` only grows: if its length is still right, so is its spelling.
             if symbols[left].token < 0 or symbols[left].next < 0:
                 continue
             right = symbols[left].next
@@ -320,7 +320,8 @@ cdef class Vocabulary:
             if symbols[left].previous >= 0:
                 self.push_pair(symbols, symbols[left].previous, heap, &n_heap)
 
-    cdef void push_pair(self, const Symbol *symbols, int64_t left, Merge *heap, int64_t *n_heap) noexcept nogil:
+    cdef void push_pair(self, const Symbol *symbols, int64_t left, Merge *heap,
+                        int64_t *n_heap) noexcept nogil:
         """Push the merge of the symbol `left` and the one after it, if there is such a token."""
         cdef Merge merge
         merge.left = left
@@ -359,7 +360,7 @@ cdef class Vocabulary:
 
 
 cdef int64_t count_tokens(bytes data, vocab_size) except -1:
-    """Check the layout of a tokenizer.bin (its max_token_length is not used) and return its number of tokens."""
+    """Check the layout of a tokenizer.bin (max_token_length is not used); return the number of tokens."""
     cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(data)
     cdef int64_t n_bytes = PyBytes_GET_SIZE(data)
     cdef int64_t wanted = -1 if vocab_size is None else min(vocab_size, 1 << 31)  # no file has as many
@@ -369,7 +370,7 @@ cdef int64_t count_tokens(bytes data, vocab_size) except -1:
         raise ValueError(f"expected a header of 4 bytes, found {n_bytes}")
     while position < n_bytes and n != wanted:
         if n_bytes - position < 8:
-            raise ValueError(f"token {n}: expected a score and a length of 8 bytes, found {n_bytes - position}")
+            raise ValueError(f"token {n}: expected 8 bytes of score and length, found {n_bytes - position}")
         score = little_endian_float(start + position)
         if score != score:
             raise ValueError(f"token {n}: expected a score, found NaN")
@@ -377,7 +378,7 @@ cdef int64_t count_tokens(bytes data, vocab_size) except -1:
         position += 8
         if length < 1 or length > n_bytes - position:
             raise ValueError(
-                f"token {n}: expected a length of 1 to {n_bytes - position} (the rest of the file), found {length}")
+                f"token {n}: expected a length of 1 to {n_bytes - position}, the bytes left, found {length}")
         position += length
         n += 1
     if wanted >= 0 and n != wanted:

@@ -102,4 +102,4 @@ def _likeliest(logprobs: NDArray[np.float32], n: int) -> tuple[tuple[int, float]
     threshold = np.partition(logprobs, -n)[-n]
     ids = np.flatnonzero(logprobs >= threshold)  # n of them, more if there are ties at the threshold
     ids = ids[np.argsort(-logprobs[ids], kind="stable")[:n]]
-    return tuple(zip(ids.tolist(), logprobs[ids].tolist()))
+    return tuple(zip(ids.tolist(), logprobs[ids].tolist(), strict=True))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 from . import generation
 from .checkpoint import Checkpoint
 from .sampler import Sampler, check_int
-from .tokenizer import Tokenizer, TextStream
+from .tokenizer import TextStream, Tokenizer
 from .transformer import Transformer
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ EOS = 2
 class Tokenizer:
     """A vocabulary with its encoder and decoder. It never changes: any number of threads may share one.
 
-    Byte-pair encoding starts from one token per code point (its UTF-8 bytes where there is none) and merges the
-    neighbours whose joined spelling is the token with the highest score, the leftmost first among equals.
+    Byte-pair encoding starts from one token per code point (its UTF-8 bytes where there is none) and merges
+    the neighbours whose joined spelling is the token with the highest score, the leftmost among equals.
     Where a vocabulary spells two tokens alike, text becomes the one with the lower id.
     """
 
@@ -58,7 +58,7 @@ class Tokenizer:
             try:
                 text = text.encode()
             except UnicodeEncodeError as error:
-                found = f"a lone surrogate U+{ord(text[error.start]):04X} at index {error.start}"
+                found = f"a lone surrogate U+{ord(error.object[error.start]):04X} at index {error.start}"
                 raise ValueError(f"text: expected valid Unicode, found {found}") from None
         elif not isinstance(text, bytes):
             raise TypeError(f"text: expected str or bytes, found {type(text).__name__}")
@@ -86,7 +86,7 @@ class Tokenizer:
 
 
 class TextStream:
-    """Turns tokens into text as they come and never splits a character: an unfinished one waits for its rest."""
+    """Turns tokens into text as they come; an unfinished character waits for its rest."""
 
     __slots__ = ("_after_bos", "_errors", "_piece", "_rest")
 
@@ -101,7 +101,10 @@ class TextStream:
         self._rest = b""  # the first bytes of an unfinished character
 
     def feed(self, token: SupportsIndex) -> str:
-        """The text this token completes, often "" for a byte. ValueError, and no change, outside the vocabulary."""
+        """The text this token completes, often "" for a byte.
+
+        ValueError: the token is outside the vocabulary; the stream is unchanged.
+        """
         data = self._rest + self._piece(token, self._after_bos)
         self._after_bos = token == BOS
         text, used = codecs.utf_8_decode(data, self._errors, False)

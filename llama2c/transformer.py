@@ -134,13 +134,12 @@ class Transformer:
             for parts in split_rows([len(tokens) for tokens, _ in checked]):
                 rows = sum(stop - start for _, start, stop in parts)
                 wanted = list(range(rows)) if all_logits else last_rows(parts, checked)
-                self._step(
-                    [(checked[i][0][start:stop], checked[i][1]._length + start, checked[i][1]._buffer) for i, start, stop in parts],
-                    rope,
-                    wanted,
-                    logits[first_logit : first_logit + len(wanted)],
-                    None if trace is None else trace[first_row : first_row + rows],
-                )
+                step = []
+                for i, start, stop in parts:
+                    tokens, cache = checked[i]
+                    step.append((tokens[start:stop], cache._length + start, cache._buffer))
+                wanted_logits = logits[first_logit : first_logit + len(wanted)]
+                self._step(step, rope, wanted, wanted_logits, None if trace is None else trace[first_row : first_row + rows])
                 first_row += rows
                 first_logit += len(wanted)
             for tokens, cache in checked:
@@ -170,7 +169,7 @@ class Transformer:
         room = cache.max_length - cache._length
         if not 0 < len(ids) <= room:
             raise ValueError(f"tokens: expected 1 to {room} (the room left in the cache), found {len(ids)}")
-        if not (0 <= min(ids) and max(ids) < self.config.vocab_size):
+        if not (min(ids) >= 0 and max(ids) < self.config.vocab_size):
             wrong = next(token for token in ids if not 0 <= token < self.config.vocab_size)
             raise ValueError(f"tokens: expected ids from 0 to {self.config.vocab_size - 1}, found {wrong}")
         return ids

@@ -1,0 +1,128 @@
+"""Write a random checkpoint: `python benchmarks/make_checkpoint.py 42M model.bin --version 2 --group-size 32`.
+
+Speed depends on shapes, not on what the numbers say, so a benchmark needs no trained model. Greedy decoding of these models
+never meets BOS or EOS. The file is written in a stream; no more than one chunk of a matrix is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama2c.checkpoint import NORMS, ROPE_TABLES, Entry, header, layout
+from llama2c.config import DIMENSIONS, Config
+
+PRESETS = {
+    "260K": Config(64, 172, 5, 8, 4, 512, 512),
+    "15M": Config(288, 768, 6, 6, 6, 32000, 256),
+    "42M": Config(512, 1376, 8, 8, 8, 32000, 1024),
+    "110M": Config(768, 2048, 12, 12, 12, 32000, 1024),
+    "1.1B": Config(2048, 5632, 22, 32, 4, 32000, 2048),
+}
+CHUNK = 1 << 22  # values made at once, or a row if that is longer
+CLASSIFIERS = ("token_embedding_table", "wcls")
+
+Floats = NDArray[np.float32]
+
+
+def make_checkpoint(
+    path: Path, config: Config, version: int = 0, seed: int = 0, group_size: int | None = None, shared_classifier: bool = True
+) -> None:
+    """Write normally distributed weights, of a size that keeps activations near 1, in the given version (0, 1 or 2)."""
+    plan = layout(config, version, shared_classifier, group_size)
+    with path.open("wb") as file:
+        file.write(header(config, version, shared_classifier, group_size))
+        for number, entry in enumerate(plan.entries):
+            rng = np.random.default_rng([seed, number])
+            for _ in range(entry.n_matrices):
+                write_matrix(file, entry, rng)
+
+
+def write_matrix(file: BinaryIO, entry: Entry, rng: np.random.Generator) -> None:
+    scales = []
+    for chunk in chunks(entry, rng):
+        if entry.group_size is None:
+            file.write(chunk.astype("<f4").tobytes())
+            continue
+        values, group_scales = quantize(chunk, entry.group_size)
+        file.write(values.tobytes())
+        scales.append(group_scales)
+    for group_scales in scales:
+        file.write(group_scales.astype("<f4").tobytes())
+
+
+def chunks(entry: Entry, rng: np.random.Generator) -> Iterator[Floats]:
+    """The rows of one matrix, (n, columns) at a time; n * columns is a multiple of the group size but at the end."""
+    rows, columns = entry.shape[-2:] if len(entry.shape) > 1 else (1, entry.shape[0])
+    step = max(1, CHUNK // columns)
+    if entry.group_size is not None:  # whole groups: a multiple of group_size rows always is one
+        step = -(-step // entry.group_size) * entry.group_size
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        if entry.name == ROPE_TABLES:
+            yield np.zeros((count, columns), np.float32)
+        elif entry.name in NORMS:
+            yield np.ones((count, columns), np.float32)
+        else:
+            chunk = rng.standard_normal((count, columns), np.float32) * np.float32(columns**-0.5)
+            if entry.name in CLASSIFIERS and first == 0:
+                silence_special_tokens(chunk)
+            yield chunk
+
+
+def silence_special_tokens(rows: Floats) -> None:
+    """Make rows 3 and 4 opposites, 1 and 2 their halves: one of the logits 3 and 4 then always exceeds those of BOS and EOS."""
+    rows[4] = -rows[3]
+    rows[1] = rows[3] / 2
+    rows[2] = rows[4] / 2
+
+
+def quantize(matrix: Floats, group_size: int) -> tuple[NDArray[np.int8], Floats]:
+    """Q8_0 as llama2.c exports it: scale = max|w| / 127 of each group, values rounded half to even."""
+    groups = matrix.reshape(-1, group_size)
+    scales = np.abs(groups).max(1, keepdims=True) / np.float32(127)
+    return np.rint(groups / scales).astype(np.int8), scales
+
+
+def make_tokenizer(path: Path, vocab_size: int) -> None:
+    """A tokenizer.bin with the special and byte tokens and enough made-up words for `vocab_size` tokens."""
+    spellings = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " "]
+    spellings += [f" w{i}" for i in range(vocab_size - len(spellings))]
+    with path.open("wb") as file:
+        file.write(struct.pack("<i", max(map(len, spellings))))
+        for i, spelling in enumerate(spellings[:vocab_size]):
+            file.write(struct.pack("<fi", -float(i), len(spelling)) + spelling.encode())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", help=f"one of {', '.join(PRESETS)}, or seven numbers: {','.join(DIMENSIONS)}")
+    parser.add_argument("path", type=Path, help="the file to write")
+    parser.add_argument("--version", type=int, choices=(0, 1, 2), default=0, help="file format (default 0)")
+    parser.add_argument("--group-size", type=int, help="values that share a scale, version 2 only (default 32)")
+    parser.add_argument("--untied", action="store_true", help="give the classifier weights of its own")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="also write a tokenizer that fits")
+    options = parser.parse_args(arguments)
+    if options.version == 2 and options.group_size is None:
+        options.group_size = 32
+    try:
+        config = PRESETS.get(options.shape) or Config(*map(int, options.shape.split(",")))
+        make_checkpoint(options.path, config, options.version, options.seed, options.group_size, not options.untied)
+        if options.tokenizer:
+            make_tokenizer(options.tokenizer, config.vocab_size)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"make_checkpoint: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
