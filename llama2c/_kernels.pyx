@@ -59,11 +59,16 @@ cdef extern from *:
     """
     #include <stdlib.h>
     #ifdef _OPENMP
+    #include <omp.h>
     #define LLAMA2C_OPENMP 1
-    #define llama2c_barrier() _Pragma("omp barrier")
+    static inline void llama2c_barrier(void) { /* libgomp's costs a system call even for a thread alone */
+        if (omp_get_num_threads() > 1) {
+            #pragma omp barrier
+        }
+    }
     #else
     #define LLAMA2C_OPENMP 0
-    #define llama2c_barrier() ((void)0)
+    static inline void llama2c_barrier(void) {}
     #endif
     #if defined(__clang__)
     #define LLAMA2C_COMPILER "clang " __clang_version__
@@ -956,8 +961,9 @@ cdef int64_t draw(const float *logits, float *probs, uint64_t *candidates, int64
     level.exp_logits(probs, logits, n, temperature)
     for i in range(n):
         total += probs[i]
-    if not total > 0:  # a NaN
-        return -1
+    if not total > 0:  # NaN: from the logits, or from dividing them by so little that they overflow
+        i = argmax(logits, n)
+        return i if i >= 0 and logits[i] - logits[i] == 0 else -1
     for i in range(n):
         probs[i] /= total
     if top_k == 0 and min_p == 0:

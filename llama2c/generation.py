@@ -39,9 +39,9 @@ def generate(
 ) -> Iterator[Step]:
     """Continue `cache` with the prompt, then with tokens of `sampler`, each of them a Step.
 
-    Ends with a stop token (which is a Step too), after max_tokens, or when the cache is full; max_tokens None:
-    only the first and the last. The last token drawn is never fed to the model, so that the cache holds all but
-    it; it can be drawn with a full cache: a cache with room for n tokens after the prompt gives n + 1.
+    Ends with a stop token (which is a Step too), after max_tokens (None: no such limit; 0: no work at all),
+    or with a full cache. The last token drawn is never fed to the model, so the cache holds all but that one,
+    and a cache with room for n tokens after the prompt gives n + 1.
     logprobs k > 0: the log-probability of the token and the k likeliest with theirs, ties by id.
 
     Arguments are checked now (ValueError, TypeError); the work starts with the first next().

@@ -44,7 +44,7 @@ class Piece:
     """One token of a stream. The texts of all pieces, joined, are the text of the Completion.
 
     `text` may be empty: of a stop token, of a part of a character, of what may yet become a stop string.
-    The counts and speeds are those so far (their meaning: Completion); only the last piece has a finish_reason.
+    Counts and speeds are those so far (Completion says of what); only the last piece has a finish_reason.
     """
 
     text: str
@@ -124,9 +124,9 @@ def chat_turn(user: str, system: str = "") -> str:
 def chat_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """The ids of a conversation that ends with a user turn.
 
-    Each user turn is encoded on its own with BOS, each reply after it and a space, closed with EOS; so the
-    ids of a conversation begin with those of its first turns. ValueError, naming the message, for messages
-    that are not: perhaps one system, then user and assistant in turn, a user the last.
+    Each user turn is encoded on its own with BOS, then the reply after a space, closed with EOS; so the ids
+    of a conversation begin with those of its earlier turns. ValueError, naming the message, unless they are
+    perhaps one system, then user and assistant in turn, a user the last.
     """
     ids: list[int] = []
     system = ""
@@ -155,9 +155,10 @@ def _role_and_content(i: int, message: Any) -> tuple[str, str]:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         found = sorted(map(str, message)) if isinstance(message, Mapping) else type(message).__name__
         raise ValueError(f"messages[{i}]: expected a dict of 'role' and 'content', found {found}")
-    if not isinstance(message["content"], str):
-        raise ValueError(f"messages[{i}]: expected a str as content, found {type(message['content']).__name__}")
-    return message["role"], message["content"]
+    role, content = message["role"], message["content"]
+    if not isinstance(content, str):
+        raise ValueError(f"messages[{i}]: expected a str as content, found {type(content).__name__}")
+    return role, content
 
 
 # ---------------------------------------------------------------------------
@@ -175,7 +176,8 @@ class StopStrings:
     __slots__ = ("_held", "found", "strings")
 
     def __init__(self, stop: str | Sequence[str]) -> None:
-        self.strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        one = isinstance(stop, (str, bytes)) or not isinstance(stop, Iterable)
+        self.strings: tuple[Any, ...] = (stop,) if one else tuple(stop)
         for string in self.strings:
             if not isinstance(string, str):
                 raise TypeError(f"stop: expected a str or a sequence of str, found {type(string).__name__}")
@@ -283,8 +285,8 @@ class Llama:
         stop        one or more strings; the text ends before the first that appears
         logprobs    k > 0: also the token's log-probability and the k likeliest tokens, before temperature
 
-        Arguments are checked now: ValueError (a prompt that does not fit the context is one) or TypeError. The
-        work starts with the first next(), and may be given up at any piece.
+        Arguments are checked now: TypeError, or ValueError (also for a prompt that does not fit the context).
+        The work starts with the first next(), and may be given up at any piece.
         """
         sampler = Sampler(temperature, top_p, top_k, min_p, repetition_penalty, seed)
         stop_strings = StopStrings(stop)
@@ -296,9 +298,7 @@ class Llama:
         if max_tokens is not None:
             length = min(seq_len, len(ids) + check_int("max_tokens", max_tokens, 0))
         cache = self.transformer.new_cache(length)
-        steps = generation.generate(
-            self.transformer, cache, ids, sampler, max_tokens=max_tokens, logprobs=logprobs
-        )
+        steps = generation.generate(self.transformer, cache, ids, sampler, max_tokens=max_tokens, logprobs=logprobs)
         text_stream = self.tokenizer.text_stream(previous=ids[-1])
         return _pieces(steps, len(ids), text_stream, stop_strings)
 
@@ -348,17 +348,15 @@ def _pieces(
 ) -> Iterator[Piece]:
     """Decode the steps, look for stop strings, keep the time."""
     feed = text_stream.feed
-    generation_tokens = 0
     first = start = perf_counter()
     prompt_tps = generation_tps = 0.0
-    for token, logprob, top_logprobs, finish_reason in steps:
+    for generation_tokens, (token, logprob, top_logprobs, finish_reason) in enumerate(steps, 1):
         now = perf_counter()
-        if generation_tokens == 0:
+        if generation_tokens == 1:
             first = now
             prompt_tps = prompt_tokens / max(now - start, 1e-9)  # a coarse clock may not have moved
         else:
-            generation_tps = generation_tokens / max(now - first, 1e-9)
-        generation_tokens += 1
+            generation_tps = (generation_tokens - 1) / max(now - first, 1e-9)
 
         text = feed(token)
         if finish_reason is not None:

@@ -23,13 +23,13 @@ _STATE_OF_SEED_0 = 0x9E3779B97F4A7C15  # any constant but 0: xorshift never leav
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value` as an int in low..high (high None: no end), e.g. ("top_k", np.int32(3), 0) -> 3; else an error."""
+    """`value` as an int in low..high (None: no end), e.g. ("top_k", np.int32(3), 0) -> 3; else an error."""
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an integer, found {type(value).__name__}") from None
     if number < low or (high is not None and number > high):
-        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"{name}: expected an integer {bounds}, found {number}")
     return number
 
@@ -98,7 +98,7 @@ class Sampler:
     def sample(self, logits: NDArray[np.float32], seen: Sequence[int] | NDArray[Any] | None = None) -> int:
         """One token id for `logits` (vocab_size,) float32, which are left as they are.
 
-        seen: ids of the prompt and of the output so far, repeats allowed; only the repetition penalty looks at
+        seen: ids of the prompt and of the output so far, repeats allowed; only the repetition penalty needs
         them. ValueError for NaN logits or an id outside the vocabulary.
         """
         if seen is not None and self.repetition_penalty != 1.0:
@@ -108,9 +108,7 @@ class Sampler:
             self._probs = np.empty(n, np.float32)
             self._candidates = np.empty(n, np.uint64)
         coin = self.coin() if self.temperature > 0.0 else 0.0
-        return _sample(
-            logits, self._probs, self._candidates, self.temperature, self.top_p, self.top_k, self.min_p, coin
-        )
+        return _sample(logits, self._probs, self._candidates, self.temperature, self.top_p, self.top_k, self.min_p, coin)
 
 
 def _penalised(logits: NDArray[np.float32], seen: NDArray[Any], penalty: float) -> NDArray[np.float32]:

@@ -1,0 +1,68 @@
+# Shortcuts for people who work on llama2c; to use it, `pip install .` is enough. `make` alone lists the targets.
+# Every target works in a fresh clone: what it needs is put into .venv, and the package is installed there again
+# whenever a source has changed. PYTHON=python3.12 picks the Python that .venv is made with.
+
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+MODEL = stories15M.bin
+ARGS =
+SOURCES = setup.py pyproject.toml README.md $(wildcard llama2c/*.py llama2c/*.pyx llama2c/*.pyi llama2c/simd/*)
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LEVEL =
+
+.PHONY: help run test lint bench annotate asm clean
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name use; do printf '%-9s %s\n' "$$name" "$$use"; done
+
+run: $(VENV)/plain.stamp ## to see a model talk: make run MODEL=stories15M.bin ARGS="-t 0.8 -i 'One day'"
+	@$(BIN)/llama2c $(MODEL) $(ARGS)
+
+test: $(VENV)/test.stamp ## after every change: all tests, against the installed package; ARGS="-k chat" picks some
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/lint.stamp ## before every commit: ruff for style and slips, mypy for types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/plain.stamp ## to see whether a change made decoding faster or slower: tok/s of MODEL, three times
+	@for i in 1 2 3; do $(BIN)/llama2c $(MODEL) -t 0 -n 256 $(ARGS) 2>&1 >/dev/null || exit 1; done
+
+annotate: $(VENV)/plain.stamp ## when a .pyx is slow: HTML whose yellow lines are those that call into Python
+	$(PIP) 'cython>=3.1'
+	@mkdir -p build/annotate
+	$(BIN)/cython -3 -a llama2c/_kernels.pyx -o build/annotate/_kernels.c
+	$(BIN)/cython -3 -a llama2c/_bpe.pyx -o build/annotate/_bpe.c
+	@ls build/annotate/*.html
+
+# The object file is the one that setup.py made, so its flags are the real ones. "vector" instructions do 4 to 16 numbers at
+# once, "scalar" ones a single number: a function with only those is not vectorised.
+asm: $(VENV)/plain.stamp ## after a change in simd/: are the inner loops vectorised? arithmetic by function; LEVEL=avx2 picks
+	@level='$(LEVEL)'; test "$$level" || level=`$(BIN)/python -c 'import llama2c; print(llama2c.build_info()["isa"])'`; \
+	object=`ls -t build/temp*/llama2c/simd/$$level.o | head -n 1`; echo "$$object"; objdump -d $$object | awk ' \
+	    /^[0-9a-f]+ <.*>:$$/ { name = $$2; gsub(/[<>:]|[.].*/, "", name); if (!(name in known)) names[++n] = name; known[name] } \
+	    /\tvfn?m(add|sub)[0-9]+p[sd]|\tfml[as][.\t]/ { fused[name]++ } \
+	    /\tvpdpbusd|\tvpmadd(ubsw|wd)|\tsdot|\tpmaddwd/ { dots[name]++ } \
+	    /\tv?(add|sub|mul|div|max|min)p[sd]|\tf(add|sub|mul|div|max|min)(nm)?[ \t.]+v/ { vector[name]++ } \
+	    /\tv?(add|sub|mul|div|max|min|fn?m(add|sub)[0-9]+)s[sd]|\tf(add|sub|mul|div|max|min|n?m(add|sub))(nm)?[ \t]+[sd]/ { scalar[name]++ } \
+	    END { printf "%-18s %10s %10s %13s %7s\n", "function", "vector fma", "vector dot", "other vector", "scalar"; \
+	          for (i = 1; i <= n; i++) { f = names[i]; \
+	              printf "%-18s %10d %10d %13d %7d\n", f, fused[f], dots[f], vector[f], scalar[f] } }'
+
+clean: ## to start afresh: removes .venv and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -f llama2c/*.c llama2c/*.so llama2c/*.html
+	find llama2c tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/test.stamp: EXTRA = [test]
+$(VENV)/lint.stamp: EXTRA = [lint]
+
+# The .py files that an earlier build left are removed first, or a module that is deleted would still be installed.
+$(VENV)/%.stamp: $(SOURCES) | $(BIN)/python
+	@rm -f build/lib*/llama2c/*.py
+	$(PIP) '.$(EXTRA)'
+	@touch $@

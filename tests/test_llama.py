@@ -1,0 +1,479 @@
+"""Llama on a fake model and a byte tokenizer: text, streams, stop strings, chat, and how files are found."""
+
+from __future__ import annotations
+
+import math
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import BOS, EOS, FakeTokenizer, FakeTransformer, fake_llama, spell
+
+from llama2c import llama as module
+from llama2c.llama import Llama, StopStrings, chat_ids, chat_turn, find_tokenizer, load
+
+TEXT = "One day, a żółw said 'こんにちは 🐢' to me."
+EMPTY_STOP = "stop: expected a string of at least one character, found an empty one"
+PROMPT_IDS = [BOS, *spell(" Hi")]
+
+# ---------------------------------------------------------------------------
+# text
+
+
+def test_generate() -> None:
+    done = fake_llama(TEXT).generate("Hi", temperature=0)
+    assert done.text == TEXT
+    assert done.tokens == (*spell(TEXT), EOS)  # the stop token is counted
+    assert (done.prompt_tokens, done.generation_tokens) == (4, len(TEXT.encode()) + 1)
+    assert done.finish_reason == "stop"
+    assert done.logprobs is None
+    assert done.top_logprobs is None
+    assert done.prompt_tps > 0
+    assert done.generation_tps > 0
+    with pytest.raises(FrozenInstanceError):
+        done.text = ""  # type: ignore[misc]
+
+
+def test_stream_is_generate_in_pieces() -> None:
+    llama = fake_llama(TEXT)
+    pieces = list(llama.stream("Hi", temperature=0))
+    done = llama.generate("Hi", temperature=0)
+    assert "".join(piece.text for piece in pieces) == done.text
+    assert tuple(piece.token for piece in pieces) == done.tokens
+    assert [piece.generation_tokens for piece in pieces] == list(range(1, len(done.tokens) + 1))
+    assert {piece.prompt_tokens for piece in pieces} == {4}
+    assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + ["stop"]
+    assert "\ufffd" not in done.text
+
+
+def test_a_character_comes_with_its_last_byte() -> None:
+    texts = [piece.text for piece in fake_llama("é🐢").stream("Hi", temperature=0)]
+    assert texts == ["", "é", "", "", "", "🐢", ""]
+
+
+def test_a_broken_character_becomes_u_fffd() -> None:
+    llama = fake_llama("a🐢".encode()[:-1])
+    assert [piece.text for piece in llama.stream("Hi", temperature=0)] == ["a", "", "", "", "\ufffd"]
+    assert llama.generate("Hi", temperature=0, max_tokens=3).text == "a\ufffd"
+
+
+def test_only_after_bos_a_leading_space_is_dropped() -> None:
+    assert fake_llama("  x").generate("", temperature=0).text == " x"
+    assert fake_llama("  x").generate("Hi", temperature=0).text == "  x"
+
+
+@pytest.mark.parametrize("prompt", ["Hi", b"Hi", PROMPT_IDS, np.array(PROMPT_IDS)])
+def test_prompts(prompt: Any) -> None:
+    llama = fake_llama("yes")
+    assert llama.generate(prompt, temperature=0).text == "yes"
+    assert llama.transformer.steps[0] == PROMPT_IDS  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------
+# the end
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "text", "reason"),
+    [(2, "ab", "length"), (3, "abc", "length"), (4, "abc", "stop"), (None, "abc", "stop")],
+)
+def test_max_tokens(max_tokens: int | None, text: str, reason: str) -> None:
+    done = fake_llama("abc").generate("Hi", temperature=0, max_tokens=max_tokens)
+    assert (done.text, done.finish_reason) == (text, reason)
+
+
+def test_max_tokens_0() -> None:
+    llama = fake_llama("abc")
+    done = llama.generate("Hi", max_tokens=0, logprobs=2)
+    assert (done.text, done.tokens, done.finish_reason) == ("", (), "length")
+    assert (done.prompt_tokens, done.prompt_tps, done.generation_tokens, done.generation_tps) == (4, 0, 0, 0)
+    assert list(llama.stream("Hi", max_tokens=0)) == []
+    assert llama.transformer.steps == []  # type: ignore[attr-defined]
+
+
+def test_256_tokens_by_default() -> None:
+    assert fake_llama("x" * 400).generate("Hi", temperature=0).generation_tokens == 256
+
+
+def test_end_of_the_context() -> None:
+    llama = fake_llama("abcdefghij", seq_len=8)
+    done = llama.generate("Hi", temperature=0, max_tokens=None)
+    assert (done.text, done.finish_reason) == ("abcde", "length")  # 4 + 5 tokens, the last not fed
+    assert llama.generate("Hi5678", temperature=0).text == "a"  # BOS, a space and six bytes: full
+
+
+def test_a_drawn_bos_is_a_stop_without_text() -> None:
+    done = fake_llama([*spell("ab"), BOS, *spell("c")]).generate("Hi", temperature=0)
+    assert (done.text, done.tokens, done.finish_reason) == ("ab", (*spell("ab"), BOS), "stop")
+
+
+@pytest.mark.parametrize(("max_tokens", "length"), [(3, 7), (1000, 64), (None, 64), (0, 4)])
+def test_the_cache_is_as_long_as_needed(max_tokens: int | None, length: int) -> None:
+    llama = fake_llama("abc", seq_len=64)
+    llama.generate("Hi", max_tokens=max_tokens)
+    assert [cache.max_length for cache in llama.transformer.caches] == [length]  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------
+# stop strings
+
+
+@pytest.mark.parametrize(
+    ("written", "stop", "text"),
+    [
+        ("one two three", "two", "one "),
+        ("one two three", ["three", "two"], "one "),
+        ("one two three", "four", None),
+        ("one two three", (), None),
+        ("aab", "ab", "a"),
+        ("aaab", "aab", "a"),
+        ("abcabd.", "abd", "abc"),  # the second start is inside what looked like the first
+        ("one", "one", ""),
+        ("two", "o", "tw"),
+        ("ab END", "ENDING", None),  # what was held back is given at the end
+        ("abc", ["abcd", "bc"], "a"),
+        ("abc", ["bc", "abc"], ""),  # both complete at once: the longer
+        ("xabc", ["abc", "b"], "xa"),  # b is complete first
+        ("dzień dobry 🐢🐇 x", "🐢🐇", "dzień dobry "),
+        ("🐢🐇", "🐇", "🐢"),
+        ("🐢\n\nUser: ", "\nUser:", "🐢\n"),
+    ],
+)
+def test_stop_strings(written: str, stop: Any, text: str | None) -> None:
+    llama = fake_llama(written)
+    done = llama.generate("Hi", temperature=0, stop=stop)
+    assert (done.text, done.finish_reason) == (written if text is None else text, "stop")
+    assert (done.tokens[-1] == EOS) == (text is None)
+    pieces = list(llama.stream("Hi", temperature=0, stop=stop))
+    assert "".join(piece.text for piece in pieces) == done.text
+    assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + ["stop"]
+    # at no time was anything printed that does not belong to the text
+    printed = ""
+    for piece in pieces:
+        printed += piece.text
+        assert done.text.startswith(printed)
+
+
+def test_only_what_may_become_a_stop_string_is_held_back() -> None:
+    texts = [piece.text for piece in fake_llama("a EN.ENDx").stream("Hi", temperature=0, stop="END")]
+    assert texts == ["a", " ", "", "", "EN.", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("script", "stop", "text"),
+    [
+        ([259, 260], "END", "see "),
+        ([261], ";", "a"),
+        ([261], "c", "a;b;"),
+        ([261], [";b;c", "b"], "a;"),  # b is complete first, though the other starts before it
+    ],
+)
+def test_a_stop_string_inside_a_token(script: list[int], stop: Any, text: str) -> None:
+    llama = fake_llama(script, pieces=[b"see EN", b"D of", b"a;b;c"])
+    done = llama.generate("Hi", temperature=0, stop=stop)
+    assert (done.text, done.finish_reason, done.tokens) == (text, "stop", tuple(script))
+
+
+def test_a_stop_string_beats_the_length() -> None:
+    llama = fake_llama("abcd")
+    assert llama.generate("Hi", temperature=0, max_tokens=3, stop="c").finish_reason == "stop"
+    done = llama.generate("Hi", temperature=0, max_tokens=3, stop="cd")  # c is held back, then given
+    assert (done.text, done.finish_reason) == ("abc", "length")
+
+
+def test_stop_strings_do_not_depend_on_the_cut() -> None:
+    rng = random.Random(1)
+    for _ in range(2000):
+        text = "".join(rng.choices("ab🐢", k=rng.randrange(12)))
+        strings = ["".join(rng.choices("ab🐢", k=rng.randrange(1, 5))) for _ in range(rng.randrange(4))]
+        # by definition: the shortest start of the text that ends in a stop string, without it
+        ends = [n for n in range(len(text) + 1) if text[:n].endswith(tuple(strings))]
+        expected = text
+        if ends:
+            complete = max((s for s in strings if text[: ends[0]].endswith(s)), key=len)
+            expected = text[: ends[0] - len(complete)]
+        stop, result, rest = StopStrings(strings), "", text
+        while rest and not stop.found:
+            n = rng.randrange(1, 13)
+            result += stop.feed(rest[:n])
+            assert expected.startswith(result)
+            rest = rest[n:]
+        if not stop.found:
+            result += stop.flush()
+        assert (result, stop.found) == (expected, bool(ends)), (text, strings)
+
+
+# ---------------------------------------------------------------------------
+# options
+
+
+def test_seeds_are_reproducible_and_requests_independent() -> None:
+    llama = fake_llama()
+    options: dict[str, Any] = {"max_tokens": 20, "top_p": 1.0}
+    alone = {seed: llama.generate("Hi", seed=seed, **options).tokens for seed in range(4)}
+    assert len(set(alone.values())) == 4
+    streams = {seed: llama.stream("Hi", seed=seed, **options) for seed in alone}
+    tokens: dict[int, list[int]] = {seed: [] for seed in alone}
+    for _ in range(20):  # in turn, a token of each
+        for seed, stream in streams.items():
+            tokens[seed] += [piece.token for piece in [next(stream, None)] if piece]
+    assert {seed: tuple(ids) for seed, ids in tokens.items()} == alone
+    with ThreadPoolExecutor(4) as pool:
+        threaded = pool.map(lambda seed: llama.generate("Hi", seed=seed, **options).tokens, alone)
+        assert dict(zip(alone, threaded, strict=True)) == alone
+
+
+def test_without_a_seed_requests_differ() -> None:
+    llama = fake_llama()
+    assert len({llama.generate("Hi", max_tokens=20, top_p=1.0).tokens for _ in range(4)}) == 4
+
+
+def test_options_reach_the_sampler() -> None:
+    llama = fake_llama()
+    greedy = llama.generate("Hi", temperature=0, max_tokens=20).tokens
+    for options in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}):
+        assert llama.generate("Hi", max_tokens=20, **options).tokens == greedy  # type: ignore[arg-type]
+    assert llama.generate("Hi", max_tokens=20, temperature=5.0, seed=1).tokens != greedy
+    assert greedy[0] not in PROMPT_IDS
+    rewarded = llama.generate("Hi", temperature=0, max_tokens=1, repetition_penalty=1e-6).tokens
+    assert rewarded[0] in PROMPT_IDS
+
+
+def test_logprobs() -> None:
+    llama = fake_llama("ab")
+    # one logit is 30, the other 258 are 0
+    likely, unlikely = -math.log1p(258 * math.exp(-30)), -30 - math.log1p(258 * math.exp(-30))
+    done = llama.generate("Hi", temperature=0, logprobs=3)
+    assert done.logprobs == pytest.approx((likely,) * 3, abs=1e-6)
+    assert done.top_logprobs is not None
+    assert [[token for token, _ in top] for top in done.top_logprobs] == [
+        [100, 0, 1],
+        [101, 0, 1],
+        [EOS, 0, 1],
+    ]
+    assert done.top_logprobs[0][1][1] == pytest.approx(unlikely, abs=1e-4)
+    pieces = list(llama.stream("Hi", temperature=0, logprobs=3))
+    assert tuple(piece.logprob for piece in pieces) == done.logprobs
+    assert tuple(piece.top_logprobs for piece in pieces) == done.top_logprobs
+    first = next(llama.stream("Hi"))
+    assert (first.logprob, first.top_logprobs) == (None, ())
+
+
+def test_a_stream_given_up() -> None:
+    llama = fake_llama(TEXT)
+    stream = llama.stream("Hi", temperature=0)
+    assert next(stream).text == "O"
+    stream.close()  # type: ignore[attr-defined]
+    assert next(stream, None) is None
+    assert llama.generate("Hi", temperature=0).text == TEXT
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "message"),
+    [
+        ("Hi, world", {}, ValueError, "prompt: expected 1 to 8 tokens (the context), found 11"),
+        ("Hi, you", {"max_tokens": 0}, ValueError, "prompt: expected 1 to 8 tokens (the context), found 9"),
+        ([], {}, ValueError, "prompt: expected 1 to 8 tokens (the context), found 0"),
+        ([1, 259], {}, ValueError, "prompt token: expected an integer from 0 to 258, found 259"),
+        (["Hi"], {}, TypeError, "prompt token: expected an integer, found str"),
+        (None, {}, TypeError, "prompt: expected str, bytes or token ids, found NoneType"),
+        ("", {"max_tokens": -1}, ValueError, "max_tokens: expected an integer of at least 0, found -1"),
+        ("", {"max_tokens": "9"}, TypeError, "max_tokens: expected an integer, found str"),
+        ("", {"stop": ""}, ValueError, EMPTY_STOP),
+        ("", {"stop": ["a", ""]}, ValueError, EMPTY_STOP),
+        ("", {"stop": b"a"}, TypeError, "stop: expected a str or a sequence of str, found bytes"),
+        ("", {"stop": [1]}, TypeError, "stop: expected a str or a sequence of str, found int"),
+        ("", {"stop": None}, TypeError, "stop: expected a str or a sequence of str, found NoneType"),
+        ("", {"logprobs": -1}, ValueError, "logprobs: expected an integer from 0 to 259, found -1"),
+        ("", {"temperature": math.nan}, ValueError,
+         "temperature: expected a finite number of at least 0, found nan"),
+        ("", {"top_p": 2}, ValueError, "top_p: expected a number from 0 to 1, found 2.0"),
+        ("", {"seed": -1}, ValueError, f"seed: expected an integer from 0 to {2**64 - 1}, found -1"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(prompt: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    llama = fake_llama("abc", seq_len=8)
+    for method in (llama.generate, llama.stream):  # of a stream, at the call
+        with pytest.raises(error) as caught:
+            method(prompt, **options)
+        assert str(caught.value) == message
+    assert llama.transformer.steps == []  # type: ignore[attr-defined]
+
+
+def test_options_are_keywords() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        fake_llama().generate("Hi", 5)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_token'"):
+        fake_llama().chat([{"role": "user", "content": "Hi"}], max_token=5)  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------------------
+# chat
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def system(text: str) -> dict[str, str]:
+    return {"role": "system", "content": text}
+
+
+def test_chat_turn() -> None:
+    assert chat_turn("Hi") == "[INST] Hi [/INST]"
+    assert chat_turn("Hi", "") == "[INST] Hi [/INST]"
+    assert chat_turn("Hi", "Be brief.") == "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]"
+
+
+@pytest.mark.parametrize(
+    ("messages", "ids"),
+    [
+        ([user("Hi")], [BOS, *spell(" [INST] Hi [/INST]")]),
+        ([system("S"), user("Hi")], [BOS, *spell(" [INST] <<SYS>>\nS\n<</SYS>>\n\nHi [/INST]")]),
+        ([system(""), user("Hi")], [BOS, *spell(" [INST] Hi [/INST]")]),
+        (
+            [system("S"), user("a"), assistant("b"), user("c")],
+            [
+                *[BOS, *spell(" [INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST] b"), EOS],
+                *[BOS, *spell(" [INST] c [/INST]")],
+            ],
+        ),
+        (
+            [user("a"), assistant(""), user("c"), assistant("d"), user("")],
+            [
+                *[BOS, *spell(" [INST] a [/INST]"), EOS],
+                *[BOS, *spell(" [INST] c [/INST] d"), EOS],
+                *[BOS, *spell(" [INST]  [/INST]")],
+            ],
+        ),
+    ],
+)
+def test_chat_ids(messages: list[dict[str, str]], ids: list[int]) -> None:
+    tokenizer: Any = FakeTokenizer()
+    assert chat_ids(tokenizer, messages) == ids
+    llama = fake_llama(" ok")
+    assert llama.chat(messages, temperature=0).text == "ok"
+    assert llama.transformer.steps[0] == ids  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("written", "text"), [(" Hello", "Hello"), ("Hello", "Hello"), ("  x ", " x "), ("", "")])
+def test_a_reply_loses_one_leading_space(written: str, text: str) -> None:
+    llama = fake_llama(written)
+    done = llama.chat([user("Hi")], temperature=0)
+    pieces = list(llama.chat([user("Hi")], stream=True, temperature=0))
+    assert done.text == text
+    assert "".join(piece.text for piece in pieces) == text
+    assert done.tokens == (*spell(written), EOS)
+    assert done.prompt_tokens == len(" [INST] Hi [/INST]") + 1
+
+
+def test_a_reply_keeps_further_spaces_of_the_same_token() -> None:
+    assert fake_llama([259, 259], pieces=[b"  x"]).chat([user("Hi")], temperature=0).text == " x  x"
+
+
+def test_chat_takes_options() -> None:
+    done = fake_llama(" one two").chat([user("Hi")], temperature=0, stop="two", logprobs=1)
+    assert (done.text, done.finish_reason) == ("one ", "stop")
+    assert done.logprobs is not None
+    assert fake_llama(" one").chat([user("Hi")], temperature=0, max_tokens=2).text == "o"
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "messages[0]: expected a 'user' turn, found no messages"),
+        ([assistant("a")], "messages[0]: expected role 'user', found 'assistant'"),
+        ([system("a")], "messages[0]: expected role 'user' at the end, found 'system'"),
+        ([user("a"), user("b")], "messages[1]: expected role 'assistant', found 'user'"),
+        ([user("a"), system("b")], "messages[1]: expected role 'assistant', found 'system'"),
+        ([system("a"), system("b")], "messages[1]: expected role 'user', found 'system'"),
+        ([user("a"), assistant("b")], "messages[1]: expected role 'user' at the end, found 'assistant'"),
+        ([{"role": "tool", "content": "a"}], "messages[0]: expected role 'user', found 'tool'"),
+        ([{"role": None, "content": "a"}], "messages[0]: expected role 'user', found None"),
+        ([{"role": "user"}], "messages[0]: expected a dict of 'role' and 'content', found ['role']"),
+        (["Hi"], "messages[0]: expected a dict of 'role' and 'content', found str"),
+        ([user("a"), assistant("b"), {"role": "user", "content": 3}],
+         "messages[2]: expected a str as content, found int"),
+    ],
+)  # fmt: skip
+def test_bad_messages(messages: Any, message: str) -> None:
+    for stream in (False, True):
+        with pytest.raises(ValueError) as caught:
+            fake_llama().chat(messages, stream=stream)
+        assert str(caught.value) == message
+
+
+# ---------------------------------------------------------------------------
+# loading
+
+
+def test_repr_and_parts() -> None:
+    llama = fake_llama(seq_len=77)
+    assert repr(llama).startswith("Llama(Config(dim=2, ")
+    assert "seq_len=77" in repr(llama)
+    assert repr(llama).endswith("n_threads=1)")
+    assert isinstance(llama.transformer, FakeTransformer)
+    assert isinstance(llama.tokenizer, FakeTokenizer)
+
+
+def test_a_tokenizer_of_another_size() -> None:
+    transformer: Any = FakeTransformer(vocab_size=300)
+    tokenizer: Any = FakeTokenizer()
+    with pytest.raises(ValueError) as caught:
+        Llama(transformer, tokenizer)
+    assert str(caught.value) == "tokenizer: expected 300 tokens as the model has, found 259"
+
+
+def test_find_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "models" / "model.bin"
+    model.parent.mkdir()
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    beside = model.parent / "tokenizer.bin"
+    with pytest.raises(FileNotFoundError) as caught:
+        find_tokenizer(model)
+    assert str(caught.value) == f"{model}: expected a tokenizer at {beside} or tokenizer.bin, found none"
+    with pytest.raises(FileNotFoundError) as caught:
+        find_tokenizer("model.bin")
+    assert str(caught.value) == "model.bin: expected a tokenizer at tokenizer.bin, found none"
+    Path("tokenizer.bin").touch()
+    assert find_tokenizer(str(model)) == Path("tokenizer.bin")
+    beside.touch()
+    assert find_tokenizer(str(model)) == beside
+
+
+@pytest.mark.parametrize("given", [None, "given.bin"])
+def test_load_puts_the_parts_together(given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def part(name: str, result: Any) -> Any:
+        return lambda *args, **kwargs: calls.append((name, args, kwargs)) or result
+
+    calls: list[Any] = []
+    transformer, tokenizer = FakeTransformer(), FakeTokenizer()
+    (tmp_path / "tokenizer.bin").touch()
+    monkeypatch.setattr(module.Checkpoint, "open", part("checkpoint", transformer))  # it has a config, too
+    monkeypatch.setattr(module.Tokenizer, "open", part("tokenizer", tokenizer))
+    monkeypatch.setattr(module, "Transformer", part("transformer", transformer))
+    llama = load(tmp_path / "model.bin", tokenizer=given, n_threads=3, mmap=False)
+    assert (llama.transformer, llama.tokenizer) == (transformer, tokenizer)
+    assert sorted(calls, key=lambda call: call[0]) == [
+        ("checkpoint", (tmp_path / "model.bin",), {"mmap": False}),
+        ("tokenizer", (given or tmp_path / "tokenizer.bin",), {"vocab_size": 259}),
+        ("transformer", (transformer,), {"n_threads": 3}),
+    ]
+
+
+def test_load_a_real_model(shared: Path) -> None:
+    llama = load(shared / "models" / "stories260K.bin", tokenizer=shared / "models" / "tok512.bin")
+    assert (llama.tokenizer.vocab_size, llama.transformer.config.dim) == (512, 64)
+    done = llama.generate("Once upon a time", temperature=0, max_tokens=40)
+    pieces = list(llama.stream("Once upon a time", temperature=0, max_tokens=40))
+    assert done.text.startswith(", there was a little girl named Lily.")
+    assert "".join(piece.text for piece in pieces) == done.text

@@ -1,0 +1,288 @@
+"""The sampler against run.c's random numbers and a plain NumPy sampler, and its arguments."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from llama2c.sampler import Sampler
+
+# seed -> draws 1 to 5, and 1000, of the top 24 bits, from a C program of uint64_t arithmetic
+C_RANDOM = {
+    1: (4711630, 11259814, 12177677, 5092376, 942489, 197863),
+    100: (12137847, 1368783, 1278250, 2948954, 9048106, 16588622),
+    2**64 - 1: (16329929, 9434244, 3435669, 12932812, 7089509, 3214927),
+}
+
+TEMPERATURE = "temperature: expected a finite number of at least 0, found "
+
+
+def reference_sample(logits, coin, temperature, top_p=0.0, top_k=0, min_p=0.0):
+    """The definition, step by step, in float64; sorted is by probability downwards, then by id upwards."""
+    logits = np.asarray(logits, np.float64)
+    n = len(logits)
+    if temperature == 0:
+        return int(np.argmax(logits))
+    probs = np.exp((logits - logits.max()) / temperature)
+    probs /= probs.sum()
+
+    kept = np.arange(n)
+    if 0 < top_p < 1 or top_k or min_p:  # else run.c walks the vocabulary as it stands
+        kept = np.argsort(-probs.astype(np.float32), kind="stable")
+    likeliest = kept[:1]
+    if top_k:
+        kept = kept[:top_k]
+    if min_p:
+        kept = kept[probs[kept] >= min_p * probs.max()]
+    total = probs[kept].sum()
+    if 0 < top_p < 1:
+        if not (top_k or min_p):  # run.c's shortcut, which for a small top_p keeps none
+            kept = kept[probs[kept] >= (1 - top_p) / (n - 1)] if n > 1 else kept[:0]
+            kept = kept if len(kept) else likeliest
+        exceeds = np.cumsum(probs[kept]) > top_p * total
+        if exceeds.any():
+            kept = kept[: int(np.argmax(exceeds)) + 1]
+    cdf = np.cumsum(probs[kept])
+    before = coin * cdf[-1] < cdf
+    return int(kept[np.argmax(before)] if before.any() else kept[-1])
+
+
+def acceptable(logits, coin, temperature, top_p, top_k, min_p):
+    """Every answer that rounding may give: the thresholds moved by a few float32 roundings either way.
+
+    Nearly always a single one; a coin, or a cut, that falls just between two tokens allows both.
+    """
+    nudges = (1.0, 1 - 3e-6, 1 + 3e-6)
+    return {
+        reference_sample(logits, coin * a, temperature, top_p * b, top_k, min(1.0, min_p * c))
+        for a, b, c in itertools.product(nudges, nudges if top_p < 1 else (1,), nudges if min_p else (1,))
+    }
+
+
+def fixed_coin(sampler: Sampler) -> float:
+    """The coin that the next sample() of `sampler` will use."""
+    state = sampler._state
+    coin = sampler.coin()
+    sampler._state = state
+    return coin
+
+
+# ---------------------------------------------------------------------------
+# random numbers
+
+
+@pytest.mark.parametrize("seed", C_RANDOM)
+def test_coins_are_those_of_the_c_program(seed: int) -> None:
+    sampler = Sampler(seed=seed)
+    coins = [sampler.coin() for _ in range(1000)]
+    assert [*coins[:5], coins[-1]] == [draw / 2**24 for draw in C_RANDOM[seed]]
+
+
+def test_seed_0_starts_from_a_constant() -> None:
+    a, b = Sampler(seed=0), Sampler(seed=0)
+    coins = [a.coin() for _ in range(100)]
+    assert coins == [b.coin() for _ in range(100)]
+    assert len(set(coins)) == 100
+    assert coins[:5] == [draw / 2**24 for draw in (885683, 5555276, 11027955, 8220171, 9492694)]
+
+
+def test_no_seed_is_random() -> None:
+    assert len({Sampler().coin() for _ in range(20)}) > 15
+
+
+# ---------------------------------------------------------------------------
+# one token
+
+OPTIONS = {
+    "all": {"top_p": 1.0},
+    "top_p 0 is off": {"top_p": 0.0},
+    "top_p": {"top_p": 0.9},
+    "narrow top_p": {"top_p": 0.05},
+    "top_k": {"top_p": 1.0, "top_k": 3},
+    "top_k of all": {"top_p": 1.0, "top_k": 10**6},
+    "min_p": {"top_p": 1.0, "min_p": 0.1},
+    "min_p 1": {"top_p": 1.0, "min_p": 1.0},
+    "top_k, min_p": {"top_p": 1.0, "top_k": 5, "min_p": 0.2},
+    "top_k, min_p, top_p": {"top_p": 0.7, "top_k": 7, "min_p": 0.05},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_sample_is_that_of_numpy(options: dict, temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    sampler = Sampler(temperature=temperature, seed=1, **options)
+    top_p, top_k, min_p = sampler.top_p, sampler.top_k, sampler.min_p
+    n_draws = n_sure = 0
+    drawn = set()
+    for n in (1, 2, 3, 10, 64, 300):
+        for kind in ("normal", "ties", "equal"):
+            logits = rng.normal(0, 2, n).astype(np.float32)
+            if kind == "ties":
+                logits = np.round(logits)
+            if kind == "equal":
+                logits[:] = 0.25
+            for _ in range(15):
+                allowed = acceptable(logits, fixed_coin(sampler), temperature, top_p, top_k, min_p)
+                token = sampler.sample(logits)
+                assert token in allowed, (n, kind)
+                drawn.add((n, token))
+                n_draws += 1
+                n_sure += len(allowed) == 1
+    assert n_sure > 0.9 * n_draws  # the tolerance decides next to nothing
+    assert len(drawn) > 6 or options.get("min_p") == 1.0
+
+
+def test_a_large_vocabulary() -> None:
+    logits = np.random.default_rng(5).normal(0, 3, 32000).astype(np.float32)
+    for options in ({"top_p": 0.9}, {"top_p": 1.0, "top_k": 40}, {"top_p": 0.95, "top_k": 100, "min_p": 0.02}):
+        sampler = Sampler(seed=3, **options)
+        for _ in range(3):
+            top_p, top_k, min_p = sampler.top_p, sampler.top_k, sampler.min_p
+            allowed = acceptable(logits, fixed_coin(sampler), 1.0, top_p, top_k, min_p)
+            assert sampler.sample(logits) in allowed
+
+
+def test_each_filter_sees_what_the_one_before_left() -> None:
+    # top_k keeps 0.4 + 0.3 + 0.2 = 0.9: three quarters of it are two tokens, of the whole they would be three
+    logits = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
+    sampler = Sampler(top_p=0.75, top_k=3, seed=1)
+    assert {sampler.sample(logits) for _ in range(300)} == {0, 1}
+
+
+def test_ties_go_to_the_lower_id() -> None:
+    logits = np.zeros(50, np.float32)
+    sampler = Sampler(top_p=1.0, top_k=4, seed=1)
+    assert {sampler.sample(logits) for _ in range(200)} == {0, 1, 2, 3}
+    assert Sampler(temperature=0).sample(np.array([1, 3, 2, 3], np.float32)) == 1
+
+
+def test_temperature_0_draws_no_coin() -> None:
+    sampler = Sampler(temperature=0.0, seed=1)
+    sampler.sample(np.array([0, 1], np.float32))
+    assert sampler.coin() == C_RANDOM[1][0] / 2**24
+
+
+def test_sample_takes_one_coin() -> None:
+    sampler = Sampler(seed=1)
+    sampler.sample(np.array([0, 1], np.float32))
+    assert sampler.coin() == C_RANDOM[1][1] / 2**24
+
+
+def test_one_sampler_for_logits_of_several_lengths() -> None:
+    sampler = Sampler(temperature=0)
+    assert [sampler.sample(np.arange(n, dtype=np.float32)) for n in (5, 2, 9)] == [4, 1, 8]
+
+
+def test_logits_are_left_alone() -> None:
+    logits = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    before = logits.copy()
+    Sampler(temperature=0.7, top_k=5, min_p=0.1, repetition_penalty=1.3, seed=1).sample(logits, [0, 1, 2])
+    assert np.array_equal(logits, before)
+
+
+# ---------------------------------------------------------------------------
+# repetition penalty
+
+
+@pytest.mark.parametrize(
+    ("logits", "seen", "penalty", "expected"),
+    [
+        ([2.0, 1.5], [0], 2.0, 1),  # 2.0 / 2 < 1.5
+        ([2.0, 1.5], [0], 1.2, 0),  # 2.0 / 1.2 > 1.5
+        ([-1.0, -1.5], [0], 2.0, 1),  # -1.0 * 2 < -1.5
+        ([2.0, 1.5], [0, 0, 0], 1.2, 0),  # a repeat counts once
+        ([2.0, 1.5], [1], 0.5, 1),  # below 1 it rewards
+        ([2.0, 1.5], [], 2.0, 0),
+        ([2.0, 1.5], None, 2.0, 0),
+        ([2.0, 1.5], np.array([0], np.int32), 2.0, 1),
+        ([2.0, 1.5], [0], 1.0, 0),
+    ],
+)
+def test_repetition_penalty(logits, seen, penalty: float, expected: int) -> None:
+    sampler = Sampler(temperature=0, repetition_penalty=penalty)
+    assert sampler.sample(np.array(logits, np.float32), seen) == expected
+
+
+def test_repetition_penalty_comes_before_temperature() -> None:
+    rng = np.random.default_rng(2)
+    sampler = Sampler(temperature=0.8, top_p=0.95, repetition_penalty=1.5, seed=9)
+    for _ in range(200):
+        logits = rng.normal(0, 2, 20).astype(np.float32)
+        seen = rng.integers(0, 20, 8)
+        expected = [(x / 1.5 if x > 0 else x * 1.5) if i in seen else x for i, x in enumerate(logits.tolist())]
+        allowed = acceptable(expected, fixed_coin(sampler), 0.8, 0.95, 0, 0.0)
+        assert sampler.sample(logits, seen) in allowed
+
+
+@pytest.mark.parametrize(
+    ("seen", "error", "message"),
+    [
+        ([0, 4], ValueError, "seen: expected an integer from 0 to 3, found 4"),
+        ([-1], ValueError, "seen: expected an integer from 0 to 3, found -1"),
+        ([1.5], TypeError, "seen: expected a sequence of token ids, found values of type float64"),
+    ],
+)
+def test_bad_seen(seen, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        Sampler(repetition_penalty=2.0).sample(np.zeros(4, np.float32), seen)
+    assert str(caught.value) == message
+
+
+# ---------------------------------------------------------------------------
+# arguments
+
+
+@pytest.mark.parametrize("logit", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers(logit: float, temperature: float) -> None:
+    if logit == math.inf and temperature == 0.0:
+        return  # a largest logit there is
+    with pytest.raises(ValueError, match="logits"):
+        Sampler(temperature=temperature).sample(np.array([0, logit, 1], np.float32))
+
+
+def test_a_token_masked_with_minus_infinity_is_never_drawn() -> None:
+    logits = np.array([-np.inf, 0, -np.inf, 0], np.float32)
+    for top_p in (0.9, 1.0):
+        sampler = Sampler(top_p=top_p, seed=1)
+        assert {sampler.sample(logits) for _ in range(100)} == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"temperature": math.nan}, ValueError, TEMPERATURE + "nan"),
+        ({"temperature": math.inf}, ValueError, TEMPERATURE + "inf"),
+        ({"temperature": -0.5}, ValueError, TEMPERATURE + "-0.5"),
+        ({"temperature": "1"}, TypeError, "temperature: expected a number, found str"),
+        ({"temperature": None}, TypeError, "temperature: expected a number, found NoneType"),
+        ({"top_p": math.nan}, ValueError, "top_p: expected a number from 0 to 1, found nan"),
+        ({"top_p": 1.5}, ValueError, "top_p: expected a number from 0 to 1, found 1.5"),
+        ({"top_p": -0.1}, ValueError, "top_p: expected a number from 0 to 1, found -0.1"),
+        ({"top_k": -1}, ValueError, "top_k: expected an integer of at least 0, found -1"),
+        ({"top_k": 2.0}, TypeError, "top_k: expected an integer, found float"),
+        ({"min_p": 1.01}, ValueError, "min_p: expected a number from 0 to 1, found 1.01"),
+        ({"min_p": math.nan}, ValueError, "min_p: expected a number from 0 to 1, found nan"),
+        ({"repetition_penalty": 0}, ValueError,
+         "repetition_penalty: expected a finite number above 0, found 0.0"),
+        ({"repetition_penalty": math.inf}, ValueError,
+         "repetition_penalty: expected a finite number above 0, found inf"),
+        ({"seed": -1}, ValueError, f"seed: expected an integer from 0 to {2**64 - 1}, found -1"),
+        ({"seed": 2**64}, ValueError, f"seed: expected an integer from 0 to {2**64 - 1}, found {2**64}"),
+        ({"seed": 1.0}, TypeError, "seed: expected an integer, found float"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        Sampler(**options)
+    assert str(caught.value) == message
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    sampler = Sampler(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.uint64(2**64 - 1))
+    assert (sampler.temperature, sampler.top_k) == (0.5, 3)
+    assert sampler.coin() == C_RANDOM[2**64 - 1][0] / 2**24
