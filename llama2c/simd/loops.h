@@ -10,6 +10,7 @@
 #include "kernels.h"
 
 #define PARTS (16 / LANES)
+enum { LONG_ROW = 512 }; /* elements */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define JOIN_(a, b) a##b
@@ -219,29 +220,63 @@ INLINE void dot_tile(float acc[][16], const float *x, int64_t x_stride, int rows
     }
 }
 
-/* The tiles at the edges: any number of rows and outs, through calls with constants. */
+/* acc[o] = the 16 lanes of x . w[o], for outputs that are read side by side: with one alone, each step would wait for the last. */
+INLINE void dot_streams(float acc[][16], const float *x, const float *w, int64_t w_stride, int outs, int64_t n) {
+    reg a[4][PARTS], xv[PARTS];
+    UNROLL for (int o = 0; o < outs; o++)
+        UNROLL for (int p = 0; p < PARTS; p++)
+            a[o][p] = reg_zero();
+    int64_t k = 0;
+    for (; k + 16 <= n; k += 16) {
+        UNROLL for (int p = 0; p < PARTS; p++)
+            xv[p] = reg_load(x + k + p * LANES);
+        UNROLL for (int o = 0; o < outs; o++)
+            UNROLL for (int p = 0; p < PARTS; p++)
+                a[o][p] = reg_fma(xv[p], reg_load(w + o * w_stride + k + p * LANES), a[o][p]);
+    }
+    if (k < n)
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            int64_t left = n - k - p * LANES;
+            xv[p] = load_up_to(x + k + p * LANES, left);
+            UNROLL for (int o = 0; o < outs; o++)
+                a[o][p] = reg_fma(xv[p], load_up_to(w + o * w_stride + k + p * LANES, left), a[o][p]);
+        }
+    UNROLL for (int o = 0; o < outs; o++)
+        UNROLL for (int p = 0; p < PARTS; p++)
+            reg_store(acc[o] + p * LANES, a[o][p]);
+}
+
+/* The tiles at the edges: any number of rows and outputs. */
 static void dot_tile_edge(float acc[][16], const float *x, int64_t x_stride, int rows,
                           const float *w, int64_t w_stride, int outs, int64_t n) {
     for (int r = 0; r < rows; r++) {
         int o = 0;
         for (; o + 2 <= outs; o += 2)
-            dot_tile(acc + r * outs + o, x + r * x_stride, x_stride, 1, w + o * w_stride, w_stride, 2, n);
+            dot_streams(acc + r * outs + o, x + r * x_stride, w + o * w_stride, w_stride, 2, n);
         if (o < outs)
-            dot_tile(acc + r * outs + o, x + r * x_stride, x_stride, 1, w + o * w_stride, w_stride, 1, n);
+            dot_streams(acc + r * outs + o, x + r * x_stride, w + o * w_stride, w_stride, 1, n);
     }
 }
 
-/* One row against all the outputs: the weights are read in one stream, in order. */
+/* One row against all the outputs. The weights are read in order: few rows at a time where they are long, since the hardware
+ * fetches ahead best along few streams. */
 static void matvec(float *out, const float *x, const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add) {
     float acc[16][16] __attribute__((aligned(64))), sums[16];
+    int at_once = n <= LONG_ROW ? 4 : 2;
     for (int64_t o = 0; o < n_out; o += 16) {
-        int outs = n_out - o < 16 ? (int)(n_out - o) : 16;
-        for (int i = 0; i < outs; i++)
-            dot_tile(acc + i, x, 0, 1, w + (o + i) * w_stride, w_stride, 1, n);
+        int outs = n_out - o < 16 ? (int)(n_out - o) : 16, i = 0;
+        const float *rows = w + o * w_stride;
+        if (at_once == 4)
+            for (; i + 4 <= outs; i += 4)
+                dot_streams(acc + i, x, rows + i * w_stride, w_stride, 4, n);
+        for (; i + 2 <= outs; i += 2)
+            dot_streams(acc + i, x, rows + i * w_stride, w_stride, 2, n);
+        if (i < outs)
+            dot_streams(acc + i, x, rows + i * w_stride, w_stride, 1, n);
         if (outs < 16)
             memset(acc + outs, 0, sizeof(acc[0]) * (size_t)(16 - outs));
         sum16(sums, acc);
-        for (int i = 0; i < outs; i++)
+        for (i = 0; i < outs; i++)
             out[o + i] = add ? out[o + i] + sums[i] : sums[i];
     }
 }
