@@ -23,6 +23,7 @@ from .threads import decide_n_threads
 
 Floats: TypeAlias = "NDArray[np.float32]"
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
+Part: TypeAlias = "tuple[list[int], int, _kernels.KVBuffer]"  # ids, the position of the first, where keys and values go
 
 MAX_ROWS = 256  # rows of one step: enough to read the weights once for many rows, short enough to react to Ctrl-C between two
 
@@ -97,71 +98,63 @@ class Transformer:
         feed-forward. ValueError: an id outside the vocabulary, no tokens, or more than the cache has room for; TypeError: ids
         that are no integers. After an error, or an interrupt, the cache is as it was.
         """
-        n_logits = len(tokens) if all_logits else 1
-        rows = self._output((n_logits, self.config.vocab_size), out, flat=not all_logits)
-        self._run([(tokens, cache)], rows, all_logits, trace)
-        return rows if all_logits else rows[0] if out is None else out
+        shape = (len(tokens), self.config.vocab_size) if all_logits else (self.config.vocab_size,)
+        out = self._output(shape, out)
+        self._run([(tokens, cache)], out if all_logits else out[np.newaxis], all_logits, trace)
+        return out
 
     def forward_batch(self, sequences: Sequence[tuple[Tokens, KVCache]], *, out: Floats | None = None) -> Floats:
         """Logits after the last token of each sequence, (n_sequences, vocab_size), all taken in the same steps.
 
         The same numbers as one forward() for each, but the weights are read once for all. Errors: those of forward.
         """
-        rows = self._output((len(sequences), self.config.vocab_size), out, flat=False)
-        self._run(sequences, rows, False, None)
-        return rows
+        out = self._output((len(sequences), self.config.vocab_size), out)
+        self._run(sequences, out, False, None)
+        return out
 
-    def _output(self, shape: tuple[int, int], out: Floats | None, flat: bool) -> Floats:
+    def _output(self, shape: tuple[int, ...], out: Floats | None) -> Floats:
         if out is None:
             return np.empty(shape, np.float32)
-        expected = shape[1:] if flat else shape
-        if out.shape != expected or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
-            raise ValueError(f"out: expected a writable float32 array {expected} in C order, found {out.dtype} {out.shape}")
-        return out.reshape(shape)
+        if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(f"out: expected a writable float32 array {shape} in C order, found {out.dtype} {out.shape}")
+        return out
 
     def _run(
         self, sequences: Sequence[tuple[Tokens, KVCache]], logits: Floats, all_logits: bool, trace: Floats | None
     ) -> None:
+        """All steps for these sequences; logits (rows that are wanted, vocab_size) are filled in order."""
         held: list[KVCache] = []
         try:
-            for _, cache in sequences:
+            parts: list[Part] = []
+            for tokens, cache in sequences:
                 if not cache._in_use.acquire(blocking=False):
                     raise ValueError("cache: expected one that no other step uses, found one in use")
                 held.append(cache)
-            checked = [(self._checked_tokens(tokens, cache), cache) for tokens, cache in sequences]
-            rope = self._rope_up_to(max((cache._length + len(tokens) for tokens, cache in checked), default=0))
+                parts.append((self._checked_tokens(tokens, cache), cache._length, cache._buffer))
+            if not parts:
+                return
+            rope = self._rope_up_to(max(position + len(ids) for ids, position, _ in parts))
             first_row = first_logit = 0
-            for parts in split_rows([len(tokens) for tokens, _ in checked]):
-                rows = sum(stop - start for _, start, stop in parts)
-                wanted = list(range(rows)) if all_logits else last_rows(parts, checked)
-                step = []
-                for i, start, stop in parts:
-                    tokens, cache = checked[i]
-                    step.append((tokens[start:stop], cache._length + start, cache._buffer))
-                wanted_logits = logits[first_logit : first_logit + len(wanted)]
-                self._step(step, rope, wanted, wanted_logits, None if trace is None else trace[first_row : first_row + rows])
-                first_row += rows
-                first_logit += len(wanted)
-            for tokens, cache in checked:
-                cache._length += len(tokens)
+            for step, wanted in plan_steps(parts, all_logits):
+                last_row, last_logit = first_row + sum(len(ids) for ids, _, _ in step), first_logit + len(wanted)
+                traced = None if trace is None else trace[first_row:last_row]
+                self._step(step, rope, wanted, logits[first_logit:last_logit], traced)
+                first_row, first_logit = last_row, last_logit
+            for cache, (ids, _, _) in zip(held, parts, strict=True):
+                cache._length += len(ids)
         finally:
             for cache in held:
                 cache._in_use.release()
 
     def _step(
-        self,
-        sequences: list[tuple[list[int], int, _kernels.KVBuffer]],
-        rope: Floats,
-        logit_rows: list[int],
-        logits: Floats,
-        trace: Floats | None,
+        self, parts: list[Part], rope: Floats, logit_rows: list[int], logits: Floats, trace: Floats | None
     ) -> None:
         """One step on a scratch of its own: from the free list, or new if as many steps run as never before."""
         try:
             scratch = self._free_scratch.pop()
         except IndexError:
             scratch = _kernels.Scratch()
-        self._model.run(scratch, sequences, rope, logit_rows, logits, trace, self.n_threads)
+        self._model.run(scratch, parts, rope, logit_rows, logits, trace, self.n_threads)
         self._free_scratch.append(scratch)
 
     def _checked_tokens(self, tokens: Tokens, cache: KVCache) -> list[int]:
@@ -186,31 +179,30 @@ class Transformer:
         return rope
 
 
-def split_rows(lengths: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
-    """Steps of at most MAX_ROWS rows: [300, 2] -> [(0, 0, 256)], then [(0, 256, 300), (1, 0, 2)], as (sequence, from, to)."""
-    parts, room = [], MAX_ROWS
-    for i, length in enumerate(lengths):
+def plan_steps(sequences: list[Part], all_logits: bool) -> Iterator[tuple[list[Part], list[int]]]:
+    """Cut sequences into steps of at most MAX_ROWS rows, each with the rows whose logits are wanted: the last of each sequence.
+
+    With MAX_ROWS = 4, lengths 5 and 2 at position 0: ([4 ids at 0], []), then ([1 id at 4, 2 ids at 0], [0, 2]).
+    """
+    step: list[Part] = []
+    wanted: list[int] = []
+    rows = 0
+    for ids, position, buffer in sequences:
         start = 0
-        while start < length:
-            stop = min(length, start + room)
-            parts.append((i, start, stop))
-            room -= stop - start
+        while start < len(ids):
+            stop = min(len(ids), start + MAX_ROWS - rows)
+            step.append((ids[start:stop], position + start, buffer))
+            rows += stop - start
+            if all_logits:
+                wanted.extend(range(rows - stop + start, rows))
+            elif stop == len(ids):
+                wanted.append(rows - 1)
             start = stop
-            if room == 0:
-                yield parts
-                parts, room = [], MAX_ROWS
-    if parts:
-        yield parts
-
-
-def last_rows(parts: list[tuple[int, int, int]], sequences: Sequence[tuple[list[int], KVCache]]) -> list[int]:
-    """The rows of a step that are the last of their sequence: those whose logits are wanted."""
-    rows, row = [], 0
-    for i, start, stop in parts:
-        row += stop - start
-        if stop == len(sequences[i][0]):
-            rows.append(row - 1)
-    return rows
+            if rows == MAX_ROWS:
+                yield step, wanted
+                step, wanted, rows = [], [], 0
+    if step:
+        yield step, wanted
 
 
 def count_weights(config: Config) -> int:
