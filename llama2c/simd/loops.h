@@ -314,7 +314,12 @@ static void matmul(float *out, int64_t out_stride, const float *x, int64_t x_str
     }
     for (int64_t o = 0; o < n_out; o += TILE_OUTS) {
         int outs = n_out - o < TILE_OUTS ? (int)(n_out - o) : TILE_OUTS;
+        /* While this tile's weights serve all rows, the next tile's are fetched from memory, a piece with each block of rows. */
+        const char *next = (const char *)(w + (o + TILE_OUTS) * w_stride);
+        int64_t ahead = o + 2 * TILE_OUTS <= n_out ? TILE_OUTS * w_stride * (int64_t)sizeof(float) : 0, fetched = 0;
         for (int64_t r = 0; r < n_rows; r += 2 * TILE_ROWS) {
+            for (int64_t upto = ahead * (r + 2 * TILE_ROWS) / n_rows; fetched < upto && fetched < ahead; fetched += 64)
+                __builtin_prefetch(next + fetched, 0, 2);
             int rows = n_rows - r < 2 * TILE_ROWS ? (int)(n_rows - r) : 2 * TILE_ROWS;
             matmul_block(out + r * out_stride + o, out_stride, x + r * x_stride, x_stride, rows,
                          w + o * w_stride, w_stride, outs, n, add);
