@@ -18,7 +18,8 @@ X86 = {
     "avx2": "-mavx2 -mfma".split(),
 }
 LEVELS = {"x86_64": X86, "amd64": X86, "aarch64": {"neon": []}, "arm64": {"neon": []}}
-HEADERS = sorted(str(path) for path in Path("llama2c/simd").glob("*.h"))
+HEADERS = sorted(map(str, Path("llama2c/simd").glob("*.h")))
+SOURCES = sorted(map(str, Path("llama2c/simd").glob("*.c")))
 levels = {**LEVELS.get(platform.machine().lower(), {}), "generic": []}
 
 
@@ -54,7 +55,7 @@ setup(
             Extension(
                 "llama2c._kernels",
                 ["llama2c/_kernels.pyx"],
-                depends=HEADERS,
+                depends=[*HEADERS, *SOURCES],
                 extra_compile_args=[*EXACT, *OPENMP_COMPILE],
                 extra_link_args=OPENMP_LINK,
                 **NUMPY,

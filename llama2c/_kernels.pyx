@@ -38,6 +38,7 @@ cdef extern from "simd/kernels.h" nogil:
     ctypedef struct kernel_table:
         const char *name
         void (*rmsnorm)(float *out, const float *x, const float *weight, int64_t n, float eps) noexcept nogil
+        float (*sum)(const float *x, int64_t n) noexcept nogil
         void (*softmax)(float *x, int64_t n) noexcept nogil
         void (*exp_logits)(float *out, const float *x, int64_t n, float divisor) noexcept nogil
         void (*swiglu)(float *gate, const float *up, int64_t n) noexcept nogil
@@ -58,18 +59,55 @@ cdef extern from "simd/kernels.h" nogil:
 cdef extern from *:
     """
     #include <stdlib.h>
+    #include <sched.h>
     #ifdef _OPENMP
     #include <omp.h>
     #define LLAMA2C_OPENMP 1
-    static inline void llama2c_barrier(void) { /* libgomp's costs a system call even for a thread alone */
-        if (omp_get_num_threads() > 1) {
-            #pragma omp barrier
-        }
-    }
     #else
     #define LLAMA2C_OPENMP 0
-    static inline void llama2c_barrier(void) {}
+    #define omp_get_num_threads() 1
     #endif
+    #if defined(__x86_64__)
+    #define llama2c_pause() __builtin_ia32_pause()
+    #else
+    #define llama2c_pause() ((void)0)
+    #endif
+    #if defined(__linux__)
+    #include <limits.h>
+    #include <linux/futex.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #define llama2c_sleep(word, value) syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0)
+    #define llama2c_wake(word) syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0)
+    #else
+    #define llama2c_sleep(word, value) sched_yield()
+    #define llama2c_wake(word) ((void)0)
+    #endif
+    typedef struct { int waiting, generation, asleep; } llama2c_barrier;
+    /* All threads of the team meet here. libgomp's barrier makes a system call each time, and spins for milliseconds: where the
+     * machine is busy, that keeps the thread it waits for from running. This one spins for microseconds, then sleeps. */
+    static inline void llama2c_meet(llama2c_barrier *b) {
+        int n_threads = omp_get_num_threads();
+        if (n_threads == 1)
+            return;
+        int generation = __atomic_load_n(&b->generation, __ATOMIC_ACQUIRE);
+        if (__atomic_add_fetch(&b->waiting, 1, __ATOMIC_ACQ_REL) == n_threads) {
+            __atomic_store_n(&b->waiting, 0, __ATOMIC_RELAXED);
+            __atomic_store_n(&b->generation, generation + 1, __ATOMIC_SEQ_CST);
+            if (__atomic_load_n(&b->asleep, __ATOMIC_SEQ_CST)) /* one that goes to sleep later sees the new generation */
+                llama2c_wake(&b->generation);
+            return;
+        }
+        for (int spins = 0; spins < 500; spins++) {
+            if (__atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) != generation)
+                return;
+            llama2c_pause();
+        }
+        __atomic_add_fetch(&b->asleep, 1, __ATOMIC_SEQ_CST);
+        while (__atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) == generation)
+            llama2c_sleep(&b->generation, generation);
+        __atomic_sub_fetch(&b->asleep, 1, __ATOMIC_SEQ_CST);
+    }
     #if defined(__clang__)
     #define LLAMA2C_COMPILER "clang " __clang_version__
     #else
@@ -82,8 +120,10 @@ cdef extern from *:
     """
     const int LLAMA2C_OPENMP
     const char *LLAMA2C_COMPILER
+    ctypedef struct llama2c_barrier:
+        int waiting, generation, asleep
     # Cython's prange says `nowait` in some versions and not in others: every wait between two phases is this one, in the open.
-    void barrier "llama2c_barrier" () noexcept nogil
+    void meet "llama2c_meet" (llama2c_barrier *barrier) noexcept nogil
     void *aligned_alloc "llama2c_alloc" (size_t size) noexcept nogil
 
 
@@ -332,35 +372,37 @@ cdef void run_step(const Step *s, int n_threads) noexcept nogil:
     cdef int part, thread = 0
     cdef bint alone = s.n_rows == 1
     cdef char *pack = NULL
+    cdef llama2c_barrier barrier
+    memset(&barrier, 0, sizeof(barrier))
     with parallel(num_threads=n_threads):
         thread = threadid()
         slot = thread if alone else 0
         pack = s.packs + thread * s.pack_size
         for i in prange(s.n_rows, schedule="static"):
             embed_row(s, i)
-        barrier()
+        meet(&barrier)
         for layer in range(s.n_layers):
             if alone:
                 norm_row(s, s.x, s.layers[layer].rms_att_weight, slot)
             else:
                 for i in prange(s.n_rows, schedule="static"):
                     norm_row(s, s.x + i * s.dim, s.layers[layer].rms_att_weight, i)
-                barrier()
+                meet(&barrier)
             for part in prange(n_threads, schedule="static"):
                 project(s, layer, part, n_threads, slot, pack)
-            barrier()
+            meet(&barrier)
             for i in prange(tasks, schedule="static", chunksize=1):
                 attend(s, layer, i, thread)
-            barrier()
+            meet(&barrier)
             if alone:
                 quantize_row(s, s.att, slot, s.q_dim)
             elif s.group_size:
                 for i in prange(s.n_rows, schedule="static"):
                     quantize_row(s, s.att + i * s.q_dim, i, s.q_dim)
-                barrier()
+                meet(&barrier)
             for part in prange(n_threads, schedule="static"):
                 add_product(s, s.att, &s.layers[layer].wo, part, n_threads, slot, pack)
-            barrier()
+            meet(&barrier)
             if s.trace != NULL:
                 for i in prange(s.n_rows, schedule="static"):
                     trace_row(s, layer, i, 0)
@@ -369,28 +411,29 @@ cdef void run_step(const Step *s, int n_threads) noexcept nogil:
             else:
                 for i in prange(s.n_rows, schedule="static"):
                     norm_row(s, s.x + i * s.dim, s.layers[layer].rms_ffn_weight, i)
-                barrier()
+                meet(&barrier)
             for part in prange(n_threads, schedule="static"):
                 feed_forward(s, layer, part, n_threads, slot, pack)
-            barrier()
+            meet(&barrier)
             if alone:
                 quantize_row(s, s.gate, slot, s.hidden_dim)
             elif s.group_size:
                 for i in prange(s.n_rows, schedule="static"):
                     quantize_row(s, s.gate + i * s.hidden_dim, i, s.hidden_dim)
-                barrier()
+                meet(&barrier)
             for part in prange(n_threads, schedule="static"):
                 add_product(s, s.gate, &s.layers[layer].w2, part, n_threads, slot, pack)
-            barrier()
+            meet(&barrier)
             if s.trace != NULL:
                 for i in prange(s.n_rows, schedule="static"):
                     trace_row(s, layer, i, 1)
         if s.n_logits:
             for i in prange(s.n_logits, schedule="static"):
                 norm_row(s, s.x + s.logit_rows[i] * s.dim, s.rms_final_weight, i)
-            barrier()
+            meet(&barrier)
             for part in prange(n_threads, schedule="static"):
                 classify(s, part, n_threads, pack)
+        meet(&barrier)  # or the end of the region would wait in libgomp's way
 
 
 cdef void classify(const Step *s, int part, int parts, void *pack) noexcept nogil:
@@ -684,6 +727,20 @@ def rmsnorm(float[::1] out not None, const float[::1] x not None, const float[::
         raise ValueError(f"rmsnorm: expected three equal lengths, found {out.shape[0]}, {x.shape[0]}, {weight.shape[0]}")
     if x.shape[0]:
         level.rmsnorm(&out[0], &x[0], &weight[0], x.shape[0], eps)
+
+
+def read_all(const float[::1] x not None, int n_threads=1):
+    """Read x, float32 (n,), once with n_threads threads, each a stretch of its own; -> the sum. For measuring memory."""
+    cdef int64_t n = x.shape[0]
+    cdef int part
+    cdef double total = 0
+    checked_threads(n_threads)
+    if n == 0:
+        return 0.0
+    for part in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
+        total += level.sum(&x[0] + share_start(n, part, n_threads),
+                           share_start(n, part + 1, n_threads) - share_start(n, part, n_threads))
+    return total
 
 
 def softmax(float[::1] x not None):

@@ -9,7 +9,7 @@ from pathlib import Path
 from ._kernels import openmp
 
 MOST = 1024  # more is a slip of the finger, and the OpenMP runtime ends the process when it cannot start a thread
-SMALL_MODEL = 100_000  # weights: below this a second thread costs more than it brings (docs/kernels.md)
+SMALL_MODEL = 1_000_000  # weights: below this a second thread costs more than it brings (docs/kernels.md)
 
 
 def decide_n_threads(n_threads: int | None, n_weights: int) -> int:

@@ -32,6 +32,9 @@ typedef struct {
     /* out = weight * x / sqrt(mean(x^2) + eps); all (n,) */
     void (*rmsnorm)(float *out, const float *x, const float *weight, int64_t n, float eps);
 
+    /* The sum of x, (n,), in the order that reads memory fastest: for measuring, not for models. */
+    float (*sum)(const float *x, int64_t n);
+
     /* x = exp(x - max(x)) / sum, (n,) */
     void (*softmax)(float *x, int64_t n);
 

@@ -70,6 +70,25 @@ static inline void sum16(float *sums, const float acc[16][16]) {
 }
 #endif
 
+static float sum(const float *x, int64_t n) {
+    reg sums[8];
+    UNROLL for (int i = 0; i < 8; i++)
+        sums[i] = reg_zero();
+    int64_t k = 0;
+    for (; k + 8 * LANES <= n; k += 8 * LANES)
+        UNROLL for (int i = 0; i < 8; i++)
+            sums[i] = reg_add(sums[i], reg_load(x + k + i * LANES));
+    float total = 0, lanes[LANES];
+    for (; k < n; k++)
+        total += x[k];
+    for (int i = 0; i < 8; i++) {
+        reg_store(lanes, sums[i]);
+        for (int j = 0; j < LANES; j++)
+            total += lanes[j];
+    }
+    return total;
+}
+
 /* ---------------------------------------------------------------------------------------------- exp, softmax, SwiGLU */
 
 /* e^x: x = n ln 2 + r with |r| <= ln(2) / 2, the Taylor polynomial of degree 7 for e^r (relative error below 6e-9), times
@@ -390,5 +409,5 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
 #include "loops_q8.h"
 
 const kernel_table JOIN(llama2c_, LEVEL) = {
-    TEXT(LEVEL), rmsnorm, softmax, exp_logits, swiglu, rotate, matmul, quantize, matmul_q8, attention,
+    TEXT(LEVEL), rmsnorm, sum, softmax, exp_logits, swiglu, rotate, matmul, quantize, matmul_q8, attention,
 };
