@@ -7,7 +7,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 MODEL = stories15M.bin
 ARGS =
-SOURCES = setup.py pyproject.toml README.md $(wildcard llama2c/*.py llama2c/*.pyx llama2c/*.pyi llama2c/simd/*)
+SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.py llama2c/*.pyx llama2c/*.pyi llama2c/simd/*)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LEVEL =
 
@@ -30,7 +30,6 @@ bench: $(VENV)/plain.stamp ## to see whether a change made decoding faster or sl
 	@for i in 1 2 3; do $(BIN)/llama2c $(MODEL) -t 0 -n 256 $(ARGS) 2>&1 >/dev/null || exit 1; done
 
 annotate: $(VENV)/plain.stamp ## when a .pyx is slow: HTML whose yellow lines are those that call into Python
-	$(PIP) 'cython>=3.1'
 	@mkdir -p build/annotate
 	$(BIN)/cython -3 -a llama2c/_kernels.pyx -o build/annotate/_kernels.c
 	$(BIN)/cython -3 -a llama2c/_bpe.pyx -o build/annotate/_bpe.c
@@ -55,14 +54,16 @@ clean: ## to start afresh: removes .venv and everything that was built
 	rm -f llama2c/*.c llama2c/*.so llama2c/*.html
 	find llama2c tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
-$(BIN)/python:
+# The build requirements of pyproject.toml: with them here, a build need not start from nothing in an environment of its own.
+$(BIN)/cython:
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) 'setuptools>=77' 'cython>=3.1' 'numpy>=2.0'
 
 $(VENV)/test.stamp: EXTRA = [test]
 $(VENV)/lint.stamp: EXTRA = [lint]
 
 # The .py files that an earlier build left are removed first, or a module that is deleted would still be installed.
-$(VENV)/%.stamp: $(SOURCES) | $(BIN)/python
+$(VENV)/%.stamp: $(SOURCES) | $(BIN)/cython
 	@rm -f build/lib*/llama2c/*.py
-	$(PIP) '.$(EXTRA)'
+	$(PIP) --no-build-isolation '.$(EXTRA)'
 	@touch $@

@@ -1,8 +1,8 @@
-"""llama2c against others on the same checkpoints, in one run, taken in turn: `python benchmarks/compare.py --c run=PATH --c runq=PATH`.
+"""llama2c against others on the same checkpoints, in one run: `python benchmarks/compare.py --c run=PATH --c runq=PATH`.
 
-Every figure is the median of several rounds; every ratio is the median of the ratios round by round, so that a machine whose speed
-drifts does not decide it. Read bandwidth and SGEMM are measured in the same rounds. C's "achieved tok/s" counts the steps after the
-first, prompt positions too; ours are counted the same way. Peers that are not there are named and left out.
+The programs take turns. Every figure is the median of several rounds, every ratio the median of the ratios round by round, so
+that a machine whose speed drifts does not decide it. Read bandwidth and SGEMM are measured in the same rounds. C's "achieved
+tok/s" counts the steps after the first, prompt positions too; ours are counted the same way. Absent peers are named.
 """
 
 from __future__ import annotations
@@ -44,15 +44,18 @@ class Result:
     bar: float
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
+    less_is_better: bool = False
 
     @property
     def ratio(self) -> float:
-        return statistics.median(a / b for a, b in zip(self.ours, self.theirs, strict=True))
+        """How many times better ours is."""
+        ratio = statistics.median(a / b for a, b in zip(self.ours, self.theirs, strict=True))
+        return 1 / ratio if self.less_is_better else ratio
 
     def row(self) -> str:
         ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
-        verdict = "yes" if self.ratio >= self.bar else "no"
-        return f"| {self.work} | {ours:.4g} {self.unit} | {self.peer} {theirs:.4g} | {self.ratio:.2f} | {self.bar:.2f} | {verdict} |"
+        cells = [self.work, f"{ours:.4g} {self.unit}", f"{self.peer} {theirs:.4g}", f"{self.ratio:.2f}", f"{self.bar:.2f}"]
+        return f"| {' | '.join(cells)} | {'yes' if self.ratio >= self.bar else 'no'} |"
 
 
 class Comparison:
@@ -134,26 +137,23 @@ class Comparison:
         entries: list[tuple[str, float, Measure]] = [("run", 1.3, lambda: whole_run(theirs))]
         self.take("260K through the command line, less start-up", "tok/s", lambda: whole_run(ours), entries)
 
-    def memory_and_first_token(self, shape: str) -> None:
-        """Peak memory beyond the checkpoint's pages and the cache, in MB; seconds from the shell to the first token."""
+    def limits(self, shape: str) -> None:
+        """Seconds from the shell to the first token; peak memory beyond the checkpoint's pages and the cache, in MB."""
         path = self.checkpoint(shape)
-        first: list[float] = []
-        for _ in range(self.rounds):
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "llama2c", path, "-z", self.tokenizer, "-n", "1"], check=True, capture_output=True)
-            first.append(time.perf_counter() - start)
-        self.results.append(Result(f"first token of {shape}, from the shell", "s", "limit", 1.0, [0.5 / t for t in first], [1.0] * len(first)))
-        self.results[-1].ours, self.results[-1].theirs = first, [0.5] * len(first)
-        self.results[-1].bar = 0.0
-        peak = subprocess.run([sys.executable, __file__, "--peak-memory", path], check=True, capture_output=True, text=True)
-        self.results.append(Result(f"memory beyond weights and cache, {shape}", "MB", "limit", 0.0, [float(peak.stdout)], [60.0]))
-        for result in self.results[-2:]:
-            print(result.row(), flush=True)
+        one_token = [sys.executable, "-m", "llama2c", str(path), "-z", str(self.tokenizer), "-n", "1"]
+        memory = [sys.executable, __file__, "--peak-memory", str(path)]
+        limit: Measure = lambda: 0.5  # noqa: E731
+        self.take(f"first token of {shape}", "s", lambda: seconds(one_token), [("limit", 1.0, limit)], less_is_better=True)
+        peak = lambda: float(subprocess.run(memory, check=True, capture_output=True).stdout)  # noqa: E731
+        self.take(f"memory beyond weights and cache, {shape}", "MB", peak, [("limit", 1.0, lambda: 60.0)], less_is_better=True)
 
     # -- how it is measured
 
-    def take(self, work: str, unit: str, ours: Measure, entries: list[tuple[str, float, Measure]]) -> None:
-        results = [Result(work, unit, peer, bar) for peer, bar, _ in entries]
+    def take(
+        self, work: str, unit: str, ours: Measure, entries: list[tuple[str, float, Measure]], less_is_better: bool = False
+    ) -> None:
+        """Measure ours and each peer in turn."""
+        results = [Result(work, unit, peer, bar, less_is_better=less_is_better) for peer, bar, _ in entries]
         for turn in range(self.rounds + 1):  # the first warms up
             for result, (_, _, theirs) in zip(results, entries, strict=True):
                 a, b = ours(), theirs()
@@ -211,15 +211,15 @@ def label(shape: str, group_size: int | None) -> str:
     return f"Q8_0 {shape} (group {group_size})" if group_size else f"fp32 {shape}"
 
 
+def seconds(command: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
 def whole_run(command: list[str]) -> float:
     """Tokens a second of a whole command: 256 tokens, less what a run of one token takes."""
-
-    def seconds(n: int) -> float:
-        start = time.perf_counter()
-        subprocess.run([*command, "-n", str(n)], check=True, capture_output=True)
-        return time.perf_counter() - start
-
-    return 255 / max(seconds(256) - seconds(1), 1e-6)
+    return 255 / max(seconds([*command, "-n", "256"]) - seconds([*command, "-n", "1"]), 1e-6)
 
 
 def peak_memory(path: Path) -> float:
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
             comparison.prefill("110M", group_size)
         comparison.batch("42M", 16)
         comparison.position("42M")
-        comparison.memory_and_first_token("110M")
+        comparison.limits("110M")
     if options.output:
         figures = [{**asdict(result), "ratio": result.ratio} for result in comparison.results]
         options.output.write_text(json.dumps({"info": info, "results": figures}, indent=1) + "\n")

@@ -193,7 +193,8 @@ def write_gguf(checkpoint: Checkpoint, path: Path, quantized: bool) -> None:
     add("output_norm.weight", w["rms_final_weight"], False)
     if not checkpoint.shared_classifier:
         add("output.weight", w["wcls"], True)
-    names = {"wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output", "w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up"}
+    names = {"wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output"}
+    names |= {"w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up"}
     for layer in range(c.n_layers):
         add(f"blk.{layer}.attn_norm.weight", w["rms_att_weight"][layer], False)
         add(f"blk.{layer}.ffn_norm.weight", w["rms_ffn_weight"][layer], False)

@@ -1,0 +1,476 @@
+"""Transformer and KVCache: every way to run a step against plain NumPy on random models, and errors that change nothing.
+
+What is compared bit for bit is in test_same_bits; the real models and golden files have a test of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier, Thread
+from typing import Any, NamedTuple
+
+import checkpoints
+import numpy as np
+import pytest
+from reference import F32, Reference, Result
+
+from llama2c import transformer as module
+from llama2c.checkpoint import Checkpoint
+from llama2c.config import Config
+from llama2c.transformer import KVCache, Transformer, count_weights
+
+
+class Case(NamedTuple):
+    config: Config
+    version: int
+    tied: bool
+    group_size: int | None = None
+
+
+def shape(dim: int, hidden_dim: int, n_heads: int, n_kv_heads: int, vocab_size: int, n_layers: int = 2) -> Config:
+    return Config(dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, 40)
+
+
+FP32 = {
+    "smallest": Case(Config(2, 1, 1, 1, 1, 2, 40), 0, True),
+    "mha": Case(shape(48, 80, 3, 3, 97), 0, True),
+    "mha_untied": Case(shape(48, 80, 4, 4, 97), 1, False),
+    "gqa": Case(shape(64, 172, 8, 4, 130), 1, True),
+    "gqa_untied": Case(shape(96, 100, 12, 3, 77), 0, False),
+    "mqa_odd": Case(shape(70, 93, 5, 1, 61, n_layers=3), 0, True),
+    "wide_heads": Case(shape(216, 50, 2, 1, 33), 1, False),
+}
+Q8 = {
+    "q8_32": Case(shape(64, 160, 4, 2, 90), 2, True, 32),
+    "q8_64": Case(shape(128, 192, 4, 4, 70), 2, False, 64),
+    "q8_odd": Case(shape(30, 45, 3, 1, 41), 2, True, 15),
+    "q8_4": Case(shape(64, 172, 8, 4, 130), 2, False, 4),
+    "q8_straddling": Case(shape(64, 172, 8, 4, 130), 2, True, 64),
+    "q8_straddling_odd": Case(shape(36, 25, 3, 1, 50), 2, False, 9),
+}
+CASES = {**FP32, **Q8}
+
+
+class Made(NamedTuple):
+    transformer: Transformer
+    reference: Reference
+    checkpoint: Checkpoint
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """A case's name -> the model from a file, and the same weights in NumPy; made once."""
+    made: dict[str, Made] = {}
+
+    def get(name: str) -> Made:
+        if name not in made:
+            case = CASES[name]
+            rng = np.random.default_rng([case.config.dim, case.version, case.tied])
+            weights = checkpoints.random_weights(case.config, rng, case.tied)
+            path = tmp_path_factory.mktemp("model") / f"{name}.bin"
+            checkpoint = Checkpoint.open(checkpoints.write(path, case.config, case.version, weights, case.group_size))
+            reference = Reference(case.config, weights, group_size=case.group_size)
+            made[name] = Made(Transformer(checkpoint, n_threads=1), reference, checkpoint)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def gqa(make: Callable[[str], Made]) -> Made:
+    return make("gqa")
+
+
+def random_tokens(config: Config, n: int, seed: int = 0) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(0, config.vocab_size, n)]
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 2e-5) -> None:
+    """Within `tolerance` of the largest magnitude of all."""
+    assert found.shape == expected.shape
+    assert found.dtype == F32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+# ---------------------------------------------------------------------------------------------- against plain NumPy
+
+
+@pytest.mark.parametrize("name", FP32)
+def test_forward(make: Callable[[str], Made], name: str) -> None:
+    """The prompt at once, with and without all logits, then token by token; with the trace."""
+    transformer, reference, _ = make(name)
+    tokens = random_tokens(transformer.config, 30)
+    expected = reference.forward(tokens)
+    cache = transformer.new_cache()
+    assert_close(transformer.forward(tokens[:17], cache), expected.logits[16])
+    assert cache.length == 17
+    for i in range(17, 30):
+        assert_close(transformer.forward(tokens[i : i + 1], cache), expected.logits[i])
+    assert cache.length == 30
+    cache.truncate(0)
+    trace = np.full((30, transformer.config.n_layers, 4), np.nan, F32)
+    assert_close(transformer.forward(tokens, cache, all_logits=True, trace=trace), expected.logits)
+    assert_close(trace, expected.trace)
+
+
+def test_the_reference_in_fp32_is_close_to_itself_in_float64(gqa: Made) -> None:
+    """The tolerance of these tests is that of fp32."""
+    tokens = random_tokens(gqa.transformer.config, 20)
+    single = Reference(gqa.reference.config, gqa.reference.weights, dtype=F32).forward(tokens)
+    assert_close(single.logits, gqa.reference.forward(tokens).logits)
+
+
+@pytest.mark.parametrize("name", Q8)
+def test_forward_of_q8(make: Callable[[str], Made], name: str) -> None:
+    """One activation that rounds the other way moves all logits a little: most short sequences agree, and all nearly do."""
+    transformer, reference, _ = make(name)
+    close = []
+    for seed in range(20):
+        tokens = random_tokens(transformer.config, 4, seed)
+        expected = reference.forward(tokens)
+        trace = np.empty((4, transformer.config.n_layers, 4), F32)
+        logits = transformer.forward(tokens, transformer.new_cache(), all_logits=True, trace=trace)
+        assert_close(logits, expected.logits, 5e-2)
+        close.append(np.abs(logits - expected.logits).max() <= 2e-5 * np.abs(expected.logits).max())
+        if close[-1]:
+            assert_close(trace, expected.trace)
+        np.testing.assert_array_equal(transformer.forward(tokens, transformer.new_cache()), logits[3])
+    assert np.mean(close) >= 0.85
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_weights_may_be_mapped_or_read(make: Callable[[str], Made], name: str) -> None:
+    transformer, _, checkpoint = make(name)
+    read = Transformer(Checkpoint.open(checkpoint.path, mmap=False), n_threads=1)
+    tokens = random_tokens(transformer.config, 5)
+    expected = transformer.forward(tokens, transformer.new_cache())
+    np.testing.assert_array_equal(read.forward(tokens, read.new_cache()), expected)
+
+
+@pytest.mark.parametrize("name", ["gqa", "mqa_odd", "wide_heads"])
+def test_forward_batch(make: Callable[[str], Made], name: str) -> None:
+    """Sequences of different lengths, some of which go on from a filled cache."""
+    transformer, reference, _ = make(name)
+    prompts = [random_tokens(transformer.config, n, seed=n) for n in (1, 20, 7, 33, 2)]
+    caches = [transformer.new_cache() for _ in prompts]
+    fed = [0, 13, 0, 32, 1]
+    for prompt, cache, n in zip(prompts, caches, fed, strict=True):
+        if n:
+            transformer.forward(prompt[:n], cache)
+    parts = [(prompt[n:], cache) for prompt, cache, n in zip(prompts, caches, fed, strict=True)]
+    expected = np.stack([reference.forward(prompt).logits[-1] for prompt in prompts])
+    assert_close(transformer.forward_batch(parts), expected)
+    assert [cache.length for cache in caches] == [len(prompt) for prompt in prompts]
+
+
+def long_config() -> Config:
+    return Config(dim=32, hidden_dim=40, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=50, seq_len=1000)
+
+
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Transformer, list[int], Result]:
+    """A model with room for three steps and more, 700 tokens, and what NumPy makes of them."""
+    config = long_config()
+    weights = checkpoints.random_weights(config, np.random.default_rng(7))
+    path = checkpoints.write(tmp_path_factory.mktemp("long") / "model.bin", config, 0, weights)
+    tokens = random_tokens(config, 700)
+    return Transformer(Checkpoint.open(path), n_threads=1), tokens, Reference(config, weights).forward(tokens)
+
+
+@pytest.mark.parametrize("n", [255, 256, 257, 512, 700])
+def test_a_prompt_longer_than_a_step(long_model: tuple[Transformer, list[int], Result], n: int) -> None:
+    transformer, tokens, expected = long_model
+    cache = transformer.new_cache()
+    assert_close(transformer.forward(tokens[:n], cache), expected.logits[n - 1])
+    assert cache.length == n
+    cache = transformer.new_cache()
+    trace = np.empty((n, 2, 4), F32)
+    assert_close(transformer.forward(tokens[:n], cache, all_logits=True, trace=trace), expected.logits[:n])
+    assert_close(trace, expected.trace[:n])
+
+
+def test_a_batch_larger_than_a_step(long_model: tuple[Transformer, list[int], Result]) -> None:
+    transformer, tokens, expected = long_model
+    lengths = [200, 100, 1, 300, 99, 256, 5]  # cut at 256, 512 and 768: inside sequences, and between two
+    parts = [(tokens[:n], transformer.new_cache()) for n in lengths]
+    assert_close(transformer.forward_batch(parts), expected.logits[[n - 1 for n in lengths]])
+    assert [cache.length for _, cache in parts] == lengths
+
+
+# ---------------------------------------------------------------------------------------------- what comes in and out
+
+
+def test_tokens_may_be_any_sequence_of_integers(gqa: Made) -> None:
+    transformer = gqa.transformer
+    expected = transformer.forward([5, 9, 2], transformer.new_cache())
+    for tokens in ((5, 9, 2), np.array([5, 9, 2]), np.array([5, 9, 2], np.uint16), [np.int32(5), 9, 2], b"\x05\x09\x02"):
+        np.testing.assert_array_equal(transformer.forward(tokens, transformer.new_cache()), expected)
+
+
+def test_a_result_is_new_unless_out_is_given(gqa: Made) -> None:
+    transformer, size = gqa.transformer, gqa.transformer.config.vocab_size
+    cache = transformer.new_cache()
+    first = transformer.forward([1], cache)
+    kept = first.copy()
+    second = transformer.forward([2], cache)
+    assert not np.shares_memory(first, second)
+    np.testing.assert_array_equal(first, kept)
+    cache.truncate(1)
+    out = np.empty(size, F32)
+    assert transformer.forward([2], cache, out=out) is out
+    np.testing.assert_array_equal(out, second)
+    for all_logits, wanted in ((True, (2, size)), (False, (size,))):
+        out = np.empty(wanted, F32)
+        assert transformer.forward([3, 4], transformer.new_cache(), all_logits=all_logits, out=out) is out
+        np.testing.assert_array_equal(out, transformer.forward([3, 4], transformer.new_cache(), all_logits=all_logits))
+    out = np.empty((2, size), F32)
+    assert transformer.forward_batch([([1], transformer.new_cache()), ([2], transformer.new_cache())], out=out) is out
+    np.testing.assert_array_equal(out[0], kept)
+
+
+def test_an_empty_batch_has_no_logits(gqa: Made) -> None:
+    assert gqa.transformer.forward_batch([]).shape == (0, gqa.transformer.config.vocab_size)
+
+
+def test_count_weights() -> None:
+    config = FP32["gqa_untied"].config
+    weights = checkpoints.random_weights(config, np.random.default_rng(0))
+    assert count_weights(config) == sum(w.size for name, w in weights.items() if not name.startswith("rms_"))
+
+
+# ---------------------------------------------------------------------------------------------- caches
+
+
+def test_a_cache_goes_on_where_it_was_cut(gqa: Made) -> None:
+    transformer, cache = gqa.transformer, gqa.transformer.new_cache()
+    tokens, other = random_tokens(transformer.config, 20), random_tokens(transformer.config, 20, seed=1)
+    transformer.forward(tokens, cache)
+    for n in (20, 12, 5, 0):
+        cache.truncate(n)
+        assert cache.length == n
+        expected = gqa.reference.forward(tokens[:n] + other[:8]).logits[-1]
+        assert_close(transformer.forward(other[:8], cache), expected)
+        cache.truncate(n)
+    for wrong in (-1, 1):
+        with pytest.raises(ValueError, match=f"^length: expected 0 to 0, found {wrong}$"):
+            cache.truncate(wrong)
+        assert cache.length == 0
+
+
+def test_caches_share_nothing(gqa: Made) -> None:
+    transformer = gqa.transformer
+    a, b = transformer.new_cache(), transformer.new_cache()
+    tokens, other = random_tokens(transformer.config, 12), random_tokens(transformer.config, 12, seed=1)
+    for i in range(12):
+        logits_a, logits_b = transformer.forward(tokens[i : i + 1], a), transformer.forward(other[i : i + 1], b)
+    assert_close(logits_a, gqa.reference.forward(tokens).logits[-1])
+    assert_close(logits_b, gqa.reference.forward(other).logits[-1])
+
+
+def test_max_length(gqa: Made) -> None:
+    transformer = gqa.transformer
+    assert transformer.new_cache().max_length == transformer.config.seq_len == 40
+    assert transformer.new_cache(40).max_length == 40
+    cache = transformer.new_cache(3)
+    assert cache.max_length == 3
+    assert repr(cache) == "KVCache(length=0, max_length=3)"
+    assert_close(transformer.forward([1, 2, 3], cache), gqa.reference.forward([1, 2, 3]).logits[-1])
+    with pytest.raises(ValueError, match=r"^tokens: expected 1 to 0 .*, found 1$"):
+        transformer.forward([1], cache)
+    for wrong in (0, -1, 41):
+        with pytest.raises(ValueError, match=f"^max_length: expected 1 to 40, found {wrong}$"):
+            transformer.new_cache(wrong)
+
+
+def test_a_cache_that_does_not_fit_the_memory(tmp_path: Path) -> None:
+    """2^48 bytes are more than any process can address today; the second size does not even fit 64 bits."""
+    config = Config(dim=8, hidden_dim=1, n_layers=4096, n_heads=4, n_kv_heads=4, vocab_size=2, seq_len=2**31 - 1)
+    weights = checkpoints.random_weights(config, np.random.default_rng(0))
+    transformer = Transformer(Checkpoint.open(checkpoints.write(tmp_path / "m.bin", config, 1, weights)), n_threads=1)
+    message = f"^max_length: expected room for a cache of {2**31 - 1} positions, {2 * 4 * 8 * 4096 * (2**31 - 1)} bytes$"
+    with pytest.raises(MemoryError, match=message):
+        transformer.new_cache()
+    assert transformer.forward([1, 0], transformer.new_cache(2)).shape == (2,)
+    with pytest.raises(MemoryError, match=r"^max_length: "):
+        KVCache(dataclasses.replace(config, n_layers=2**31 - 1, n_kv_heads=4), 2**31 - 1)
+
+
+# ---------------------------------------------------------------------------------------------- errors change nothing
+
+WRONG_TOKENS: list[tuple[Any, type[Exception], str | None]] = [
+    ([], ValueError, r"^tokens: expected 1 to 35 \(the room left in the cache\), found 0$"),
+    ([1] * 36, ValueError, r"^tokens: expected 1 to 35 \(the room left in the cache\), found 36$"),
+    ([1, 130], ValueError, "^tokens: expected ids from 0 to 129, found 130$"),
+    ([-1, 3], ValueError, "^tokens: expected ids from 0 to 129, found -1$"),
+    ([1, 2**31], ValueError, f"^tokens: expected ids from 0 to 129, found {2**31}$"),
+    ([1, 2**70], ValueError, f"^tokens: expected ids from 0 to 129, found {2**70}$"),
+    ([1, 2.0], TypeError, None),
+    (["1"], TypeError, None),
+    ("1", TypeError, None),
+    (np.array([1.0]), TypeError, None),
+    (3, TypeError, None),
+    (None, TypeError, None),
+]
+
+
+@pytest.fixture
+def unchanged(gqa: Made) -> Any:
+    """A cache of five positions; afterwards it must have these still, and go on as if nothing had been."""
+    transformer, tokens = gqa.transformer, random_tokens(gqa.transformer.config, 6)
+    cache = transformer.new_cache()
+    transformer.forward(tokens[:5], cache)
+    expected = transformer.forward(tokens[5:], cache)
+    cache.truncate(5)
+    yield cache
+    assert cache.length == 5
+    np.testing.assert_array_equal(transformer.forward(tokens[5:], cache), expected)
+
+
+@pytest.mark.parametrize(("tokens", "error", "message"), WRONG_TOKENS)
+def test_wrong_tokens(gqa: Made, unchanged: KVCache, tokens: Any, error: type[Exception], message: str | None) -> None:
+    for all_logits in (False, True):
+        with pytest.raises(error, match=message):
+            gqa.transformer.forward(tokens, unchanged, all_logits=all_logits)
+    other = gqa.transformer.new_cache()
+    for parts in ([(tokens, unchanged), ([1], other)], [([1], other), (tokens, unchanged)]):
+        with pytest.raises(error, match=message):
+            gqa.transformer.forward_batch(parts)
+        assert other.length == 0
+    gqa.transformer.forward([1], other)  # which is free again
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.empty(129, F32),
+        np.empty(131, F32),
+        np.empty((1, 130), F32),
+        np.empty(130),
+        np.empty(260, F32)[::2],
+        np.broadcast_to(F32(0), 130),
+        np.empty(130, np.int32),
+    ],
+)
+def test_wrong_out(gqa: Made, unchanged: KVCache, out: np.ndarray) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^out: expected .*float32 array \(130,\)"):
+        gqa.transformer.forward([1], unchanged, out=out)
+    with pytest.raises((TypeError, ValueError), match=r"^out: "):
+        gqa.transformer.forward([1, 2], unchanged, all_logits=True, out=out)
+    if out.shape != (1, 130):
+        with pytest.raises((TypeError, ValueError), match=r"^out: "):
+            gqa.transformer.forward_batch([([1], unchanged)], out=out)
+
+
+TOO_LONG = pytest.param(np.empty((3, 2, 4), F32), marks=pytest.mark.xfail(strict=True, reason="rows to spare are accepted"))
+
+
+@pytest.mark.parametrize(
+    "trace", [np.empty((1, 2, 4), F32), np.empty((2, 2, 3), F32), np.empty((2, 2, 4)), [[0.0] * 4] * 2, TOO_LONG]
+)
+def test_wrong_trace(gqa: Made, unchanged: KVCache, trace: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="trace"):
+        gqa.transformer.forward([1, 2], unchanged, trace=trace)
+
+
+def test_an_error_in_a_later_step_leaves_the_cache_as_it_was(
+    long_model: tuple[Transformer, list[int], Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between two steps of a long prompt: the first has written keys that must not count."""
+    transformer, tokens, expected = long_model
+    cache, steps = transformer.new_cache(), []
+    transformer.forward(tokens[:10], cache)
+    run_step = Transformer._step
+
+    def interrupted(self: Transformer, *arguments: Any) -> None:
+        steps.append(arguments)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        run_step(self, *arguments)
+
+    monkeypatch.setattr(Transformer, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        transformer.forward(tokens[20:620], cache)
+    monkeypatch.undo()
+    assert len(steps) == 2
+    assert cache.length == 10
+    assert_close(transformer.forward(tokens[10:300], cache), expected.logits[299])
+
+
+def test_a_cache_of_another_model(gqa: Made, make: Callable[[str], Made]) -> None:
+    other = make("mqa_odd").transformer.new_cache()
+    with pytest.raises(ValueError, match=r"^cache: expected the shape of this model, found "):
+        gqa.transformer.forward([1], other)
+    assert other.length == 0
+
+
+# ---------------------------------------------------------------------------------------------- threads
+
+
+class Hook:
+    """A token id that does something when it is looked at, which is while its cache is in use."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def __index__(self) -> int:
+        self.action()
+        return 1
+
+
+def test_a_cache_in_use_is_refused_in_another_thread(gqa: Made, unchanged: KVCache) -> None:
+    transformer, errors = gqa.transformer, []
+
+    def use() -> None:
+        for forward in (
+            lambda: transformer.forward([1], unchanged),
+            lambda: transformer.forward_batch([([1], transformer.new_cache()), ([1], unchanged)]),
+        ):
+            try:
+                forward()
+            except ValueError as error:
+                errors.append(str(error))
+
+    def use_from_another_thread() -> None:
+        thread = Thread(target=use)
+        thread.start()
+        thread.join()
+
+    transformer.forward([Hook(use_from_another_thread)], unchanged)  # type: ignore[list-item]
+    assert errors == ["cache: expected one that no other step uses, found one in use"] * 2
+    assert unchanged.length == 6
+    unchanged.truncate(5)
+
+
+def test_a_cache_twice_in_a_batch_is_refused(gqa: Made, unchanged: KVCache) -> None:
+    with pytest.raises(ValueError, match=r"^cache: expected one that no other step uses, found one in use$"):
+        gqa.transformer.forward_batch([([1], unchanged), ([2], unchanged)])
+
+
+@pytest.mark.parametrize("name", ["gqa", "q8_straddling"])
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.filterwarnings("ignore:n_threads=2 is more than:RuntimeWarning")
+def test_many_threads_may_use_one_transformer(make: Callable[[str], Made], name: str, n_threads: int) -> None:
+    """Each walks on its own cache, starting at the same time, and finds what it would have found alone."""
+    transformer = Transformer(make(name).checkpoint, n_threads=n_threads)
+    start = Barrier(6)
+
+    def walk(seed: int, together: bool = True) -> np.ndarray:
+        tokens, cache = random_tokens(transformer.config, 40, seed), transformer.new_cache()
+        if together:
+            start.wait()
+        logits = [transformer.forward(tokens[:9], cache)]
+        logits += [transformer.forward([token], cache) for token in tokens[9:]]
+        return np.stack(logits)
+
+    expected = [walk(seed, together=False) for seed in range(6)]
+    transformer = Transformer(make(name).checkpoint, n_threads=n_threads)  # the rope table grows under them, too
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(walk, range(6)))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_step_is_at_most_256_rows() -> None:
+    assert module.MAX_ROWS == 256
