@@ -7,8 +7,8 @@ Nothing here opens a file, knows a text, or keeps anything between two calls but
 """
 
 import os
+from operator import index
 
-cimport cython
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 from libc.math cimport log
@@ -464,16 +464,20 @@ cdef object writable(object array, str name, object dtype, tuple shape):
     return array
 
 
+cdef int64_t checked_int(object value, str name, int64_t low, int64_t high) except? -1:
+    """An integer from low to high; Cython by itself would cut 1.5 to 1."""
+    number = index(value)
+    if number < low or number > high:
+        raise ValueError(f"{name}: expected {low} to {high}, found {number}")
+    return number
+
+
 cdef int checked_threads(object n_threads) except -1:
-    if n_threads < 1 or n_threads > 4096:
-        raise ValueError(f"n_threads: expected 1 to 4096, found {n_threads}")
-    return n_threads
+    return checked_int(n_threads, "n_threads", 1, 4096)
 
 
 cdef int64_t checked_group_size(object size) except -1:
-    if size < 1 or size > 65536:  # 65536 products of two int8 fit an int32
-        raise ValueError(f"group_size: expected 1 to 65536, found {size}")
-    return size
+    return checked_int(size, "group_size", 1, 65536)  # 65536 products of two int8 fit an int32
 
 
 cdef Matrix as_matrix(object weights, str name, tuple shape, int64_t group_size) except *:
@@ -666,6 +670,8 @@ cdef class Model:
         cdef int64_t rows = 0, row = 0, last = 0, position, token, group, tile, first, at, i
         checked_threads(n_threads)
         for tokens, position, buffer in sequences:
+            if buffer is None:
+                raise TypeError("cache: expected a KVBuffer, found None")
             rows += len(tokens)
             last = max(last, position + len(tokens))
             if position < 0 or len(tokens) > buffer.capacity - position:
@@ -729,17 +735,15 @@ def rmsnorm(float[::1] out not None, const float[::1] x not None, const float[::
         level.rmsnorm(&out[0], &x[0], &weight[0], x.shape[0], eps)
 
 
-def read_all(const float[::1] x not None, int n_threads=1):
+def read_all(const float[::1] x not None, n_threads=1):
     """Read x, float32 (n,), once with n_threads threads, each a stretch of its own; -> the sum. For measuring memory."""
     cdef int64_t n = x.shape[0]
-    cdef int part
+    cdef int part, parts = checked_threads(n_threads)
     cdef double total = 0
-    checked_threads(n_threads)
     if n == 0:
         return 0.0
-    for part in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
-        total += level.sum(&x[0] + share_start(n, part, n_threads),
-                           share_start(n, part + 1, n_threads) - share_start(n, part, n_threads))
+    for part in prange(parts, nogil=True, num_threads=parts, schedule="static"):
+        total += level.sum(&x[0] + share_start(n, part, parts), share_start(n, part + 1, parts) - share_start(n, part, parts))
     return total
 
 
@@ -765,16 +769,15 @@ def rotate(float[::1] x not None, const float[:, ::1] table not None):
         level.rotate(&x[0], &table[0, 0], x.shape[0])
 
 
-def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, const float[:, ::1] w not None, int n_threads=1):
+def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, const float[:, ::1] w not None, n_threads=1):
     """out[r, o] = x[r] . w[o]; OUT out (n_rows, n_out), IN x (n_rows, n), IN w (n_out, n), float32."""
     cdef Matrix m
-    cdef int part
+    cdef int part, parts = checked_threads(n_threads)
     cdef int64_t n_rows = x.shape[0]
     if x.shape[1] != w.shape[1] or out.shape[0] != x.shape[0] or out.shape[1] != w.shape[0]:
         raise ValueError(f"matmul: expected ({x.shape[0]}, {x.shape[1]}) by ({w.shape[0]}, {x.shape[1]}) into "
                          f"({x.shape[0]}, {w.shape[0]}), found w ({w.shape[0]}, {w.shape[1]}) and "
                          f"out ({out.shape[0]}, {out.shape[1]})")
-    checked_threads(n_threads)
     if out.shape[0] == 0 or out.shape[1] == 0:
         return
     if x.shape[1] == 0:
@@ -782,8 +785,8 @@ def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, const flo
         return
     memset(&m, 0, sizeof(m))
     m.weights, m.rows, m.columns = &w[0, 0], w.shape[0], w.shape[1]
-    for part in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
-        multiply(&out[0, 0], m.rows, &x[0, 0], NULL, n_rows, &m, part, n_threads, False, NULL)
+    for part in prange(parts, nogil=True, num_threads=parts, schedule="static"):
+        multiply(&out[0, 0], m.rows, &x[0, 0], NULL, n_rows, &m, part, parts, False, NULL)
 
 
 def quantize(const float[:, ::1] x not None, group_size):
@@ -805,21 +808,22 @@ def quantize(const float[:, ::1] x not None, group_size):
     return values, scales, sums
 
 
-def matmul_q8(float[:, ::1] out not None, const float[:, ::1] x not None, w, int n_threads=1):
+def matmul_q8(float[:, ::1] out not None, const float[:, ::1] x not None, w, n_threads=1):
     """out[r, o] = x[r] . w[o] in Q8_0: x is quantised in the groups of w, then integers are multiplied.
 
     OUT out float32 (n_rows, n_out), IN x float32 (n_rows, n), IN w with values int8 (n_out, n), scales, group_size.
     """
+    if not hasattr(w, "values"):
+        raise TypeError(f"matmul_q8: expected a Q8_0 matrix, found {type(w).__name__}")
     if w.values.ndim != 2:
         raise ValueError(f"matmul_q8: expected a matrix, found shape {w.values.shape}")
     cdef int64_t size = checked_group_size(w.group_size), n_rows = x.shape[0], n = x.shape[1], pack_size
     cdef Matrix m = as_matrix(w, "w", (w.values.shape[0], n), size)
     cdef q8_rows rows
-    cdef int part
+    cdef int part, parts = checked_threads(n_threads)
     cdef char *packs
     if out.shape[0] != n_rows or out.shape[1] != m.rows:
         raise ValueError(f"matmul_q8: expected out ({n_rows}, {m.rows}), found ({out.shape[0]}, {out.shape[1]})")
-    checked_threads(n_threads)
     if n_rows == 0 or m.rows == 0:
         return
     if n == 0:
@@ -831,11 +835,11 @@ def matmul_q8(float[:, ::1] out not None, const float[:, ::1] x not None, w, int
     rows.sums = <int32_t *>cnp.PyArray_DATA(sums)
     rows.n_groups = scales.shape[1]
     pack_size = (q8_pack_size(n, rows.n_groups) + 63) // 64 * 64
-    packs = <char *>aligned_alloc(n_threads * pack_size)
+    packs = <char *>aligned_alloc(parts * pack_size)
     if packs == NULL:
-        raise MemoryError(f"no room for {n_threads} x {pack_size} bytes of packed weights")
-    for part in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
-        multiply(&out[0, 0], m.rows, NULL, &rows, n_rows, &m, part, n_threads, False, packs + part * pack_size)
+        raise MemoryError(f"no room for {parts} x {pack_size} bytes of packed weights")
+    for part in prange(parts, nogil=True, num_threads=parts, schedule="static"):
+        multiply(&out[0, 0], m.rows, NULL, &rows, n_rows, &m, part, parts, False, packs + part * pack_size)
     free(packs)
 
 
@@ -896,19 +900,19 @@ cdef void sine_cosine(double angle, float *cosine, float *sine) noexcept nogil:
     cosine[0], sine[0] = <float>c, <float>s
 
 
-def rope_table(float[:, :, ::1] out not None, const double[::1] frequencies not None, int64_t start):
+def rope_table(float[:, :, ::1] out not None, const double[::1] frequencies not None, start):
     """out[p, i] = (cos, sin) of (start + p) * frequencies[i]; OUT out float32 (n_positions, head_size / 2, 2).
 
     Su et al. 2021, section 3.2.2. Computed in double precision and rounded once.
     """
-    cdef int64_t p, i
-    if out.shape[1] != frequencies.shape[0] or out.shape[2] != 2 or start < 0:
-        raise ValueError(f"rope_table: expected (n, {frequencies.shape[0]}, 2) from position 0 on, found "
-                         f"({out.shape[0]}, {out.shape[1]}, {out.shape[2]}) from {start}")
+    cdef int64_t p, i, first = checked_int(start, "start", 0, 1 << 31)
+    if out.shape[1] != frequencies.shape[0] or out.shape[2] != 2:
+        raise ValueError(f"rope_table: expected (n, {frequencies.shape[0]}, 2), found "
+                         f"({out.shape[0]}, {out.shape[1]}, {out.shape[2]})")
     with nogil:
         for p in range(out.shape[0]):
             for i in range(frequencies.shape[0]):
-                sine_cosine((start + p) * frequencies[i], &out[p, i, 0], &out[p, i, 1])
+                sine_cosine((first + p) * frequencies[i], &out[p, i, 0], &out[p, i, 1])
 
 
 # ---------------------------------------------------------------------------------------------- sampling
@@ -1043,18 +1047,18 @@ cdef int64_t draw(const float *logits, float *probs, uint64_t *candidates, int64
 
 
 def sample(const float[::1] logits not None, float[::1] probs not None, uint64_t[::1] candidates not None,
-           float temperature, float top_p, int64_t top_k, float min_p, float coin):
+           float temperature, float top_p, top_k, float min_p, float coin):
     """A token drawn from softmax(logits / temperature), cut by top_k, min_p and top_p in this order, with one coin in [0, 1).
 
     temperature 0: the first of the largest. top_k 0, min_p 0, top_p <= 0 or >= 1: off.
     IN logits float32 (n,), SCRATCH probs float32 (n,), candidates uint64 (n,). ValueError where the logits have a NaN.
     """
-    cdef int64_t n = logits.shape[0], token
+    cdef int64_t n = logits.shape[0], token, most = checked_int(top_k, "top_k", 0, 1 << 62)
     if n < 1 or probs.shape[0] != n or candidates.shape[0] != n:
         raise ValueError(f"sample: expected three equal lengths, found {n}, {probs.shape[0]}, {candidates.shape[0]}")
-    if not temperature >= 0 or top_k < 0 or not 0 <= min_p <= 1:
-        raise ValueError(f"sample: expected temperature >= 0, top_k >= 0 and min_p in [0, 1], found {temperature}, {top_k}, {min_p}")
-    token = draw(&logits[0], &probs[0], &candidates[0], n, temperature, top_p, top_k, min_p, coin)
+    if not temperature >= 0 or not 0 <= min_p <= 1:
+        raise ValueError(f"sample: expected temperature >= 0 and min_p in [0, 1], found {temperature} and {min_p}")
+    token = draw(&logits[0], &probs[0], &candidates[0], n, temperature, top_p, most, min_p, coin)
     if token < 0:
         raise ValueError("logits: expected numbers that make a distribution, found NaN or infinity")
     return token

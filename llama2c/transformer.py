@@ -100,6 +100,8 @@ class Transformer:
         """
         shape = (len(tokens), self.config.vocab_size) if all_logits else (self.config.vocab_size,)
         out = self._output(shape, out)
+        if trace is not None and np.shape(trace) != (len(tokens), self.config.n_layers, 4):
+            raise ValueError(f"trace: expected shape {(len(tokens), self.config.n_layers, 4)}, found {np.shape(trace)}")
         self._run([(tokens, cache)], out if all_logits else out[np.newaxis], all_logits, trace)
         return out
 
