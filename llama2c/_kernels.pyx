@@ -39,6 +39,7 @@ cdef extern from "simd/kernels.h" nogil:
         const char *name
         void (*rmsnorm)(float *out, const float *x, const float *weight, int64_t n, float eps) noexcept nogil
         float (*sum)(const float *x, int64_t n) noexcept nogil
+        int64_t (*argmax)(const float *x, int64_t n) noexcept nogil
         void (*softmax)(float *x, int64_t n) noexcept nogil
         void (*exp_logits)(float *out, const float *x, int64_t n, float divisor) noexcept nogil
         void (*swiglu)(float *gate, const float *up, int64_t n) noexcept nogil
@@ -917,66 +918,92 @@ def rope_table(float[:, :, ::1] out not None, const double[::1] frequencies not 
 
 # ---------------------------------------------------------------------------------------------- sampling
 
-cdef inline uint64_t candidate(float prob, int64_t token) noexcept nogil:
-    """A key that sorts by probability, then the lower id first: the bits of floats >= 0 sort as the floats do."""
+cdef struct Candidate:
+    float prob
+    int32_t token
+
+
+cdef inline uint32_t bits_of(float prob) noexcept nogil:
+    """The bits of a float >= 0, which sort as the floats do; below 2^30 for one of at most 1."""
     cdef uint32_t bits
     memcpy(&bits, &prob, 4)
-    return (<uint64_t>bits << 32) | (0xFFFFFFFFu - <uint32_t>token)
+    return bits
 
 
-cdef inline float candidate_prob(uint64_t key) noexcept nogil:
-    cdef uint32_t bits = <uint32_t>(key >> 32)
-    cdef float prob
-    memcpy(&prob, &bits, 4)
-    return prob
+cdef int64_t gather(Candidate *candidates, const float *probs, int64_t n, float least) noexcept nogil:
+    """The tokens of probability `least` and more, by id. -> how many."""
+    cdef int64_t i, count = 0
+    for i in range(n):
+        candidates[count].prob = probs[i]
+        candidates[count].token = <int32_t>i
+        count += probs[i] >= least
+    return count
 
 
-cdef inline int64_t candidate_token(uint64_t key) noexcept nogil:
-    return 0xFFFFFFFFu - <uint32_t>key
+cdef int64_t keep_upper(Candidate *candidates, int64_t n, float mass, int64_t most) noexcept nogil:
+    """Keep, by id, the likeliest that are sure to hold `mass` of probability or to be `most`, and some more. -> how many.
 
-
-cdef void sift_down(uint64_t *heap, int64_t n, int64_t at) noexcept nogil:
-    cdef uint64_t key = heap[at]
-    cdef int64_t child = 2 * at + 1
-    while child < n:
-        if child + 1 < n and heap[child + 1] > heap[child]:
-            child += 1
-        if heap[child] <= key:
-            break
-        heap[at] = heap[child]
-        at, child = child, 2 * child + 1
-    heap[at] = key
-
-
-cdef int64_t take_likeliest(uint64_t *heap, int64_t n, int64_t most, float limit, float *mass) noexcept nogil:
-    """Take the likeliest candidates until there are `most` or their sum (OUT mass) exceeds `limit`. -> how many.
-
-    `heap` is any order of n candidates; those taken stand behind the rest, the likeliest last. Only these are sorted.
+    Counted by exponent: what is kept ends at a power of two, so that far fewer need be sorted than there are.
     """
-    cdef int64_t i, left = n
-    cdef uint64_t top
-    for i in range(n // 2 - 1, -1, -1):
-        sift_down(heap, n, i)
-    mass[0] = 0
-    while left > n - most and mass[0] <= limit:
-        top = heap[0]
-        left -= 1
-        heap[0] = heap[left]
-        sift_down(heap, left, 0)
-        heap[left] = top
-        mass[0] += candidate_prob(top)
-    return n - left
+    cdef double masses[128]
+    cdef int64_t counts[128]
+    cdef int64_t i, kept = 0, count = 0
+    cdef int exponent
+    cdef double total = 0
+    memset(masses, 0, sizeof(masses))
+    memset(counts, 0, sizeof(counts))
+    for i in range(n):
+        exponent = bits_of(candidates[i].prob) >> 23
+        masses[exponent] += candidates[i].prob
+        counts[exponent] += 1
+    exponent = 128
+    while exponent > 0 and total <= mass + n * 6e-8 and count < most:  # an fp32 sum of n falls short by n 2^-24 at most
+        exponent -= 1
+        total += masses[exponent]
+        count += counts[exponent]
+    for i in range(n):
+        candidates[kept] = candidates[i]
+        kept += <int>(bits_of(candidates[i].prob) >> 23) >= exponent
+    return kept
 
 
-cdef int64_t argmax(const float *x, int64_t n) noexcept nogil:
-    """The first of the largest, or -1 if there is a NaN."""
-    cdef int64_t i, best = 0
-    cdef bint nan = x[0] != x[0]
-    for i in range(1, n):
-        nan |= x[i] != x[i]
-        if x[i] > x[best]:
-            best = i
-    return -1 if nan else best
+cdef void sort_candidates(Candidate *candidates, int64_t n, Candidate *spare) noexcept nogil:
+    """By probability downwards, equals by id as they stand: few by insertion, many by their bits, ten at a time from the lowest."""
+    cdef int64_t starts[1024]
+    cdef int64_t i, at
+    cdef Candidate moved
+    cdef int shift, digit
+    cdef Candidate *source = candidates
+    cdef Candidate *target = spare
+    if n <= 64:
+        for i in range(1, n):
+            moved, at = candidates[i], i
+            while at > 0 and candidates[at - 1].prob < moved.prob:
+                candidates[at] = candidates[at - 1]
+                at -= 1
+            candidates[at] = moved
+        return
+    for shift in range(0, 30, 10):
+        memset(starts, 0, sizeof(starts))
+        for i in range(n):
+            starts[1023 - (bits_of(source[i].prob) >> shift & 1023)] += 1
+        at = 0
+        for digit in range(1024):
+            at += starts[digit]
+            starts[digit] = at - starts[digit]
+        for i in range(n):
+            digit = 1023 - (bits_of(source[i].prob) >> shift & 1023)
+            target[starts[digit]] = source[i]
+            starts[digit] += 1
+        source, target = target, source
+    memcpy(candidates, spare, n * sizeof(Candidate))  # an odd number of passes ended there
+
+
+cdef int64_t likeliest(Candidate *candidates, int64_t n, float mass, int64_t most, Candidate *spare) noexcept nogil:
+    """Sort the likeliest of n candidates to the front: until their sum exceeds `mass` or there are `most`. -> how many."""
+    cdef int64_t kept = keep_upper(candidates, n, mass, most) if n > 1024 else n
+    sort_candidates(candidates, kept, spare)
+    return kept
 
 
 cdef int64_t walk(const float *probs, int64_t n, float coin) noexcept nogil:
@@ -990,40 +1017,41 @@ cdef int64_t walk(const float *probs, int64_t n, float coin) noexcept nogil:
     return n - 1
 
 
-cdef int64_t walk_candidates(const uint64_t *last, int64_t n, float total, float r) noexcept nogil:
-    """The same over candidates, likeliest first: last[0], last[-1], ...; each probability is divided by `total`."""
+cdef int64_t cut(const Candidate *candidates, int64_t n, float total, float top_p, float *mass) noexcept nogil:
+    """How many of the likeliest it takes until the sum of prob / total exceeds top_p (OUT mass); all if it never does."""
+    cdef int64_t i
+    mass[0] = 0
+    for i in range(n):
+        mass[0] += candidates[i].prob / total
+        if mass[0] > top_p:
+            return i + 1
+    return n
+
+
+cdef int64_t walk_candidates(const Candidate *candidates, int64_t n, float total, float r) noexcept nogil:
+    """As walk(), over prob / total, the likeliest first."""
     cdef float cdf = 0
     cdef int64_t i
     for i in range(n):
-        cdf += candidate_prob(last[-i]) / total
+        cdf += candidates[i].prob / total
         if r < cdf:
-            return candidate_token(last[-i])
-    return candidate_token(last[1 - n])
+            return candidates[i].token
+    return candidates[n - 1].token
 
 
-cdef int64_t gather(uint64_t *candidates, const float *probs, int64_t n, float least) noexcept nogil:
-    """The tokens of probability `least` and more. -> how many."""
-    cdef int64_t i, count = 0
-    for i in range(n):
-        if probs[i] >= least:
-            candidates[count] = candidate(probs[i], i)
-            count += 1
-    return count
-
-
-cdef int64_t draw(const float *logits, float *probs, uint64_t *candidates, int64_t n, float temperature, float top_p,
+cdef int64_t draw(const float *logits, float *probs, Candidate *candidates, int64_t n, float temperature, float top_p,
                   int64_t top_k, float min_p, float coin) noexcept nogil:
     """The token, or -1 where the logits make no distribution. All fp32, sums in sequence, as in the C program."""
-    cdef float total = 0, mass, upto = 0
-    cdef int64_t i, count, kept
+    cdef float total = 0, mass
+    cdef int64_t i, count, kept, most
     cdef bint nucleus = 0 < top_p < 1
     if temperature == 0:
-        return argmax(logits, n)
+        return level.argmax(logits, n)
     level.exp_logits(probs, logits, n, temperature)
     for i in range(n):
         total += probs[i]
     if not total > 0:  # NaN: from the logits, or from dividing them by so little that they overflow
-        i = argmax(logits, n)
+        i = level.argmax(logits, n)
         return i if i >= 0 and logits[i] - logits[i] == 0 else -1
     for i in range(n):
         probs[i] /= total
@@ -1032,18 +1060,17 @@ cdef int64_t draw(const float *logits, float *probs, uint64_t *candidates, int64
             return walk(probs, n, coin)
         count = gather(candidates, probs, n, (1 - top_p) / <float>(n - 1) if n > 1 else 0)
         if count == 0:
-            return argmax(probs, n)
-        kept = take_likeliest(candidates, count, count, top_p, &mass)
-        return walk_candidates(candidates + count - 1, kept, 1, coin * mass)
-    count = gather(candidates, probs, n, min_p * probs[argmax(probs, n)])
-    kept = take_likeliest(candidates, count, min(top_k, count) if top_k else count, 2, &total)
-    mass = 0
-    for i in range(kept):  # what is kept is a distribution of its own; top-p cuts that
-        mass += candidate_prob(candidates[count - 1 - i]) / total
-        if nucleus and mass > top_p:
-            kept = i + 1
-            break
-    return walk_candidates(candidates + count - 1, kept, total, coin * mass)
+            return level.argmax(probs, n)
+        kept = cut(candidates, likeliest(candidates, count, top_p, count, candidates + n), 1, top_p, &mass)
+        return walk_candidates(candidates, kept, 1, coin * mass)
+    count = gather(candidates, probs, n, min_p * probs[level.argmax(probs, n)])
+    most = min(top_k, count) if top_k else count
+    likeliest(candidates, count, 2, most, candidates + n)
+    total = 0
+    for i in range(most):  # what is kept is a distribution of its own; top-p cuts that
+        total += candidates[i].prob
+    kept = cut(candidates, most, total, top_p if nucleus else 2, &mass)
+    return walk_candidates(candidates, kept, total, coin * mass)
 
 
 def sample(const float[::1] logits not None, float[::1] probs not None, uint64_t[::1] candidates not None,
@@ -1051,14 +1078,14 @@ def sample(const float[::1] logits not None, float[::1] probs not None, uint64_t
     """A token drawn from softmax(logits / temperature), cut by top_k, min_p and top_p in this order, with one coin in [0, 1).
 
     temperature 0: the first of the largest. top_k 0, min_p 0, top_p <= 0 or >= 1: off.
-    IN logits float32 (n,), SCRATCH probs float32 (n,), candidates uint64 (n,). ValueError where the logits have a NaN.
+    IN logits float32 (n,), SCRATCH probs float32 (n,), candidates uint64 (2 n,). ValueError where the logits have a NaN.
     """
     cdef int64_t n = logits.shape[0], token, most = checked_int(top_k, "top_k", 0, 1 << 62)
-    if n < 1 or probs.shape[0] != n or candidates.shape[0] != n:
-        raise ValueError(f"sample: expected three equal lengths, found {n}, {probs.shape[0]}, {candidates.shape[0]}")
+    if n < 1 or probs.shape[0] != n or candidates.shape[0] != 2 * n:
+        raise ValueError(f"sample: expected lengths n, n and 2 n, found {n}, {probs.shape[0]}, {candidates.shape[0]}")
     if not temperature >= 0 or not 0 <= min_p <= 1:
         raise ValueError(f"sample: expected temperature >= 0 and min_p in [0, 1], found {temperature} and {min_p}")
-    token = draw(&logits[0], &probs[0], &candidates[0], n, temperature, top_p, most, min_p, coin)
+    token = draw(&logits[0], &probs[0], <Candidate *>&candidates[0], n, temperature, top_p, most, min_p, coin)
     if token < 0:
         raise ValueError("logits: expected numbers that make a distribution, found NaN or infinity")
     return token

@@ -106,7 +106,7 @@ class Sampler:
         n = len(logits)
         if len(self._probs) != n:
             self._probs = np.empty(n, np.float32)
-            self._candidates = np.empty(n, np.uint64)
+            self._candidates = np.empty(2 * n, np.uint64)
         coin = self.coin() if self.temperature > 0.0 else 0.0
         return _sample(logits, self._probs, self._candidates, self.temperature, self.top_p, self.top_k, self.min_p, coin)
 

@@ -484,7 +484,7 @@ def test_rope_table_has_the_angles_of_the_model(head_size: int) -> None:
 
 def sample(logits: Any, temperature: float = 1, top_p: float = 1, top_k: int = 0, min_p: float = 0, coin: float = 0) -> int:
     logits = np.asarray(logits, F32)
-    probs, candidates = np.empty_like(logits), np.empty(len(logits), np.uint64)
+    probs, candidates = np.empty_like(logits), np.empty(2 * len(logits), np.uint64)
     before = logits.copy()
     token = _kernels.sample(logits, probs, candidates, temperature, top_p, top_k, min_p, coin)
     np.testing.assert_array_equal(logits, before)
@@ -632,7 +632,7 @@ def good_arguments() -> dict[str, list[Any]]:
         "matmul_q8": [m[0], m[1], random_q8(rng, 5, 16, 8), 2],
         "attention": [*heads[:2], np.array([3, 9]), *heads[2:]],
         "rope_table": [normal(rng, 4, 8, 2), np.ones(8), 0],
-        "sample": [a, b, np.empty(16, np.uint64), 1.0, 0.9, 0, 0.0, 0.5],
+        "sample": [a, b, np.empty(32, np.uint64), 1.0, 0.9, 0, 0.0, 0.5],
         "logprobs": [a, b],
     }
 

@@ -35,6 +35,9 @@ typedef struct {
     /* The sum of x, (n,), in the order that reads memory fastest: for measuring, not for models. */
     float (*sum)(const float *x, int64_t n);
 
+    /* Where the first of the largest of x stands, (n,) with n > 0; -1 if there is a NaN. */
+    int64_t (*argmax)(const float *x, int64_t n);
+
     /* x = exp(x - max(x)) / sum, (n,) */
     void (*softmax)(float *x, int64_t n);
 

@@ -134,6 +134,25 @@ static float max_of(const float *x, int64_t n) {
     return result;
 }
 
+static int64_t argmax(const float *x, int64_t n) {
+    int nan = 0, here = 0;
+    for (int64_t i = 0; i < n; i++)
+        nan |= x[i] != x[i];
+    if (nan)
+        return -1;
+    float max = max_of(x, n);
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) { /* whole blocks, which the compiler makes vectors of */
+        for (int j = 0; j < 64; j++)
+            here |= x[i + j] == max;
+        if (here)
+            break;
+    }
+    while (x[i] != max)
+        i++;
+    return i;
+}
+
 /* x = exp((x - max) * scale); returns the sum. */
 static float exp_and_sum(float *x, int64_t n, float max, float scale) {
     reg sums[PARTS];
@@ -409,5 +428,5 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
 #include "loops_q8.h"
 
 const kernel_table JOIN(llama2c_, LEVEL) = {
-    TEXT(LEVEL), rmsnorm, sum, softmax, exp_logits, swiglu, rotate, matmul, quantize, matmul_q8, attention,
+    TEXT(LEVEL), rmsnorm, sum, argmax, softmax, exp_logits, swiglu, rotate, matmul, quantize, matmul_q8, attention,
 };
