@@ -26,7 +26,7 @@ PRESETS = {
     "110M": Config(768, 2048, 12, 12, 12, 32000, 1024),
     "1.1B": Config(2048, 5632, 22, 32, 4, 32000, 2048),
 }
-CHUNK = 1 << 22  # values made at once, or a row if that is longer
+CHUNK = 1 << 22  # values made at once, or a few rows if those are more
 CLASSIFIERS = ("token_embedding_table", "wcls")
 
 Floats = NDArray[np.float32]
@@ -61,7 +61,7 @@ def write_matrix(file: BinaryIO, entry: Entry, rng: np.random.Generator) -> None
 def chunks(entry: Entry, rng: np.random.Generator) -> Iterator[Floats]:
     """The rows of one matrix, (n, columns) at a time; n * columns is a multiple of the group size but at the end."""
     rows, columns = entry.shape[-2:] if len(entry.shape) > 1 else (1, entry.shape[0])
-    step = max(1, CHUNK // columns)
+    step = max(8, CHUNK // columns)  # the special tokens stand in the first rows
     if entry.group_size is not None:  # whole groups: a multiple of group_size rows always is one
         step = -(-step // entry.group_size) * entry.group_size
     for first in range(0, rows, step):
