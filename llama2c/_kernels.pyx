@@ -64,6 +64,9 @@ cdef extern from *:
     #ifdef _OPENMP
     #include <omp.h>
     #define LLAMA2C_OPENMP 1
+    /* Cython marks the index of a prange firstprivate and lastprivate; for both at once GCC puts a barrier before the loop. No
+     * index is read after its loop here, so it need not be lastprivate. (OpenMP expands macros in its directives.) */
+    #define lastprivate(index)
     #else
     #define LLAMA2C_OPENMP 0
     #define omp_get_num_threads() 1
@@ -369,8 +372,8 @@ cdef void trace_row(const Step *s, int64_t layer, int64_t row, int which) noexce
 cdef void run_step(const Step *s, int n_threads) noexcept nogil:
     """All layers, then the logits, in one parallel region. A barrier stands wherever a phase reads what another thread wrote:
     five in a layer where the step has one row."""
-    cdef int64_t i, layer = 0, slot = 0, tasks = s.n_tiles * s.n_kv_heads
-    cdef int part, thread = 0
+    cdef int64_t i = 0, layer = 0, slot = 0, tasks = s.n_tiles * s.n_kv_heads
+    cdef int part = 0, thread = 0
     cdef bint alone = s.n_rows == 1
     cdef char *pack = NULL
     cdef llama2c_barrier barrier
@@ -549,7 +552,8 @@ cdef class Scratch:
 
     cdef int lay_out(self, const Step *model, int64_t rows, int64_t n_threads) except -1:
         cdef Step *s = &self.step
-        cdef int64_t slots = max(rows, n_threads), group = model.n_heads // model.n_kv_heads, offsets[20]
+        cdef int64_t slots = max(rows, n_threads), group = model.n_heads // model.n_kv_heads
+        cdef int64_t offsets[20]
         cdef int64_t widest = max(model.dim, model.q_dim, model.hidden_dim)
         cdef int64_t groups = (widest + model.group_size - 1) // model.group_size if model.group_size else 0
         cdef int64_t pack = (q8_pack_size(widest, groups) + 63) // 64 * 64 if model.group_size else 0
@@ -739,7 +743,7 @@ def rmsnorm(float[::1] out not None, const float[::1] x not None, const float[::
 def read_all(const float[::1] x not None, n_threads=1):
     """Read x, float32 (n,), once with n_threads threads, each a stretch of its own; -> the sum. For measuring memory."""
     cdef int64_t n = x.shape[0]
-    cdef int part, parts = checked_threads(n_threads)
+    cdef int part = 0, parts = checked_threads(n_threads)
     cdef double total = 0
     if n == 0:
         return 0.0
@@ -773,7 +777,7 @@ def rotate(float[::1] x not None, const float[:, ::1] table not None):
 def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, const float[:, ::1] w not None, n_threads=1):
     """out[r, o] = x[r] . w[o]; OUT out (n_rows, n_out), IN x (n_rows, n), IN w (n_out, n), float32."""
     cdef Matrix m
-    cdef int part, parts = checked_threads(n_threads)
+    cdef int part = 0, parts = checked_threads(n_threads)
     cdef int64_t n_rows = x.shape[0]
     if x.shape[1] != w.shape[1] or out.shape[0] != x.shape[0] or out.shape[1] != w.shape[0]:
         raise ValueError(f"matmul: expected ({x.shape[0]}, {x.shape[1]}) by ({w.shape[0]}, {x.shape[1]}) into "
@@ -821,7 +825,7 @@ def matmul_q8(float[:, ::1] out not None, const float[:, ::1] x not None, w, n_t
     cdef int64_t size = checked_group_size(w.group_size), n_rows = x.shape[0], n = x.shape[1], pack_size
     cdef Matrix m = as_matrix(w, "w", (w.values.shape[0], n), size)
     cdef q8_rows rows
-    cdef int part, parts = checked_threads(n_threads)
+    cdef int part = 0, parts = checked_threads(n_threads)
     cdef char *packs
     if out.shape[0] != n_rows or out.shape[1] != m.rows:
         raise ValueError(f"matmul_q8: expected out ({n_rows}, {m.rows}), found ({out.shape[0]}, {out.shape[1]})")

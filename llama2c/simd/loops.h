@@ -10,7 +10,9 @@
 #include "kernels.h"
 
 #define PARTS (16 / LANES)
-enum { LONG_ROW = 512 }; /* elements */
+enum { LONG_ROW = 512 };      /* elements */
+enum { FETCH_AHEAD = 8192 };  /* bytes: how far ahead of its reading decode asks for weights */
+enum { IN_CACHE = 1 << 17 };  /* bytes of weights below which it does not */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define JOIN_(a, b) a##b
@@ -258,8 +260,9 @@ INLINE void dot_tile(float acc[][16], const float *x, int64_t x_stride, int rows
     }
 }
 
-/* acc[o] = the 16 lanes of x . w[o], for outputs that are read side by side: with one alone, each step would wait for the last. */
-INLINE void dot_streams(float acc[][16], const float *x, const float *w, int64_t w_stride, int outs, int64_t n) {
+/* acc[o] = the 16 lanes of x . w[o], for outputs that are read side by side: with one alone, each step would wait for the last.
+ * Asking for what lies `ahead` bytes (0: not) makes better use of the memory than the hardware's own foresight. */
+INLINE void dot_streams(float acc[][16], const float *x, const float *w, int64_t w_stride, int outs, int64_t n, int ahead) {
     reg a[4][PARTS], xv[PARTS];
     UNROLL for (int o = 0; o < outs; o++)
         UNROLL for (int p = 0; p < PARTS; p++)
@@ -268,9 +271,12 @@ INLINE void dot_streams(float acc[][16], const float *x, const float *w, int64_t
     for (; k + 16 <= n; k += 16) {
         UNROLL for (int p = 0; p < PARTS; p++)
             xv[p] = reg_load(x + k + p * LANES);
-        UNROLL for (int o = 0; o < outs; o++)
+        UNROLL for (int o = 0; o < outs; o++) {
+            if (ahead)
+                __builtin_prefetch((const char *)(w + o * w_stride + k) + ahead, 0, 2);
             UNROLL for (int p = 0; p < PARTS; p++)
                 a[o][p] = reg_fma(xv[p], reg_load(w + o * w_stride + k + p * LANES), a[o][p]);
+        }
     }
     if (k < n)
         UNROLL for (int p = 0; p < PARTS; p++) {
@@ -290,33 +296,39 @@ static void dot_tile_edge(float acc[][16], const float *x, int64_t x_stride, int
     for (int r = 0; r < rows; r++) {
         int o = 0;
         for (; o + 2 <= outs; o += 2)
-            dot_streams(acc + r * outs + o, x + r * x_stride, w + o * w_stride, w_stride, 2, n);
+            dot_streams(acc + r * outs + o, x + r * x_stride, w + o * w_stride, w_stride, 2, n, 0);
         if (o < outs)
-            dot_streams(acc + r * outs + o, x + r * x_stride, w + o * w_stride, w_stride, 1, n);
+            dot_streams(acc + r * outs + o, x + r * x_stride, w + o * w_stride, w_stride, 1, n, 0);
     }
 }
 
 /* One row against all the outputs. The weights are read in order: few rows at a time where they are long, since the hardware
  * fetches ahead best along few streams. */
-static void matvec(float *out, const float *x, const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add) {
+INLINE void matvec_ahead(float *out, const float *x, const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add, int ahead) {
     float acc[16][16] __attribute__((aligned(64))), sums[16];
-    int at_once = n <= LONG_ROW ? 4 : 2;
     for (int64_t o = 0; o < n_out; o += 16) {
         int outs = n_out - o < 16 ? (int)(n_out - o) : 16, i = 0;
         const float *rows = w + o * w_stride;
-        if (at_once == 4)
+        if (n <= LONG_ROW)
             for (; i + 4 <= outs; i += 4)
-                dot_streams(acc + i, x, rows + i * w_stride, w_stride, 4, n);
+                dot_streams(acc + i, x, rows + i * w_stride, w_stride, 4, n, ahead);
         for (; i + 2 <= outs; i += 2)
-            dot_streams(acc + i, x, rows + i * w_stride, w_stride, 2, n);
+            dot_streams(acc + i, x, rows + i * w_stride, w_stride, 2, n, ahead);
         if (i < outs)
-            dot_streams(acc + i, x, rows + i * w_stride, w_stride, 1, n);
+            dot_streams(acc + i, x, rows + i * w_stride, w_stride, 1, n, ahead);
         if (outs < 16)
             memset(acc + outs, 0, sizeof(acc[0]) * (size_t)(16 - outs));
         sum16(sums, acc);
         for (i = 0; i < outs; i++)
             out[o + i] = add ? out[o + i] + sums[i] : sums[i];
     }
+}
+
+static void matvec(float *out, const float *x, const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add) {
+    if (n_out * n * (int64_t)sizeof(float) < IN_CACHE)
+        matvec_ahead(out, x, w, w_stride, n_out, n, add, 0);
+    else
+        matvec_ahead(out, x, w, w_stride, n_out, n, add, FETCH_AHEAD);
 }
 
 /* Two tiles one below the other: 2 TILE_ROWS rows x TILE_OUTS outputs, a number of sums that 16 divides at most levels. */

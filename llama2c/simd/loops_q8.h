@@ -126,6 +126,8 @@ static void matvec_q8_block(float acc[16], const int8_t *x, const float *x_scale
             int groups = n_groups - g < 16 ? (int)(n_groups - g) : 16;
             int32_t isums[16] __attribute__((aligned(64)));
             float w_scales[16] = {0}, *product = products + o * stride + g;
+            for (int64_t k = 0; k < groups * size; k += 64)
+                __builtin_prefetch(row + g * size + k + FETCH_AHEAD, 0, 2);
             group_dots(isums, row + g * size, x + g * size, x_sums + g, groups, size);
             if (groups == 16)
                 memcpy(w_scales, scales + g * (int64_t)sizeof(float), sizeof w_scales);
