@@ -30,7 +30,7 @@ from llama2c.checkpoint import Checkpoint
 from llama2c.config import Config
 
 Measure = Callable[[], float]
-DECODED = 200  # tokens of one decode measurement
+DECODED = 100  # tokens of one decode measurement
 PROMPT = 200  # tokens of one prefill measurement
 
 

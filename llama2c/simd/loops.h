@@ -11,7 +11,7 @@
 
 #define PARTS (16 / LANES)
 enum { LONG_ROW = 512 };      /* elements */
-enum { FETCH_AHEAD = 8192 };  /* bytes: how far ahead of its reading decode asks for weights */
+enum { FETCH_AHEAD = 16384 }; /* bytes: how far ahead of its reading decode asks for weights */
 enum { IN_CACHE = 1 << 17 };  /* bytes of weights below which it does not */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -225,9 +225,10 @@ static void rotate(float *x, const float *table, int64_t n) {
 
 /* ---------------------------------------------------------------------------------------------- fp32 matrix product */
 
-/* acc[r * outs + o] = the 16 lanes of x[r] . w[o]. With constant rows and outs the accumulators of a part stay in registers. */
+/* acc[r * outs + o] = the 16 lanes of x[r] . w[o]. With constant rows and outs the accumulators of a part stay in registers.
+ * On the way, `fetches` cache lines from `next` on are asked for with each 16 elements. */
 INLINE void dot_tile(float acc[][16], const float *x, int64_t x_stride, int rows,
-                     const float *w, int64_t w_stride, int outs, int64_t n) {
+                     const float *w, int64_t w_stride, int outs, int64_t n, const char *next, int fetches) {
     UNROLL for (int p = 0; p < PARTS; p++) {
         const float *xp = x + p * LANES, *wp = w + p * LANES;
         reg a[TILE_ROWS][TILE_OUTS], wv[TILE_OUTS];
@@ -236,6 +237,9 @@ INLINE void dot_tile(float acc[][16], const float *x, int64_t x_stride, int rows
                 a[r][o] = reg_zero();
         int64_t k = 0;
         for (; k + 16 <= n; k += 16) {
+            if (p == 0)
+                for (int i = 0; i < fetches; i++, next += 64)
+                    __builtin_prefetch(next, 0, 2);
             UNROLL for (int o = 0; o < outs; o++)
                 wv[o] = reg_load(wp + o * w_stride + k);
             UNROLL for (int r = 0; r < rows; r++) {
@@ -333,17 +337,23 @@ static void matvec(float *out, const float *x, const float *w, int64_t w_stride,
 
 /* Two tiles one below the other: 2 TILE_ROWS rows x TILE_OUTS outputs, a number of sums that 16 divides at most levels. */
 static void matmul_block(float *out, int64_t out_stride, const float *x, int64_t x_stride, int rows,
-                         const float *w, int64_t w_stride, int outs, int64_t n, int add) {
+                         const float *w, int64_t w_stride, int outs, int64_t n, int add, const char *next, int fetches) {
     enum { SIZE = 2 * TILE_ROWS * TILE_OUTS, SLOTS = (SIZE + 15) / 16 * 16 };
     float acc[SLOTS][16] __attribute__((aligned(64))), sums[SLOTS];
-    for (int r = 0; r < rows; r += TILE_ROWS) {
-        int tile_rows = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
-        if (tile_rows == TILE_ROWS && outs == TILE_OUTS)
-            dot_tile(acc + r * outs, x + r * x_stride, x_stride, TILE_ROWS, w, w_stride, TILE_OUTS, n);
-        else if (tile_rows == TILE_ROWS / 2 && outs == TILE_OUTS)
-            dot_tile(acc + r * outs, x + r * x_stride, x_stride, TILE_ROWS / 2, w, w_stride, TILE_OUTS, n);
+    for (int r = 0; r < rows; r += TILE_ROWS, next += fetches * (n / 16) * 64) {
+        int left = rows - r;
+        float(*to)[16] = acc + r * outs;
+        const float *from = x + r * x_stride;
+        if (outs < TILE_OUTS)
+            dot_tile_edge(to, from, x_stride, left < TILE_ROWS ? left : TILE_ROWS, w, w_stride, outs, n);
+        else if (left >= TILE_ROWS)
+            dot_tile(to, from, x_stride, TILE_ROWS, w, w_stride, TILE_OUTS, n, next, fetches);
+        else if (left == 3)
+            dot_tile(to, from, x_stride, 3 % TILE_ROWS, w, w_stride, TILE_OUTS, n, next, fetches);
+        else if (left == 2)
+            dot_tile(to, from, x_stride, 2 % TILE_ROWS, w, w_stride, TILE_OUTS, n, next, fetches);
         else
-            dot_tile_edge(acc + r * outs, x + r * x_stride, x_stride, tile_rows, w, w_stride, outs, n);
+            dot_tile(to, from, x_stride, 1, w, w_stride, TILE_OUTS, n, next, fetches);
     }
     int used = rows * outs, filled = (used + 15) / 16 * 16;
     memset(acc + used, 0, sizeof(acc[0]) * (size_t)(filled - used));
@@ -362,17 +372,17 @@ static void matmul(float *out, int64_t out_stride, const float *x, int64_t x_str
         matvec(out, x, w, w_stride, n_out, n, add);
         return;
     }
+    /* While a tile's weights serve all rows, the next tile's are fetched from memory, spread over the tiles below each other. */
+    int64_t n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
+    int fetches = n_tiles < TILE_OUTS ? (int)((TILE_OUTS + n_tiles - 1) / n_tiles) : 1;
     for (int64_t o = 0; o < n_out; o += TILE_OUTS) {
         int outs = n_out - o < TILE_OUTS ? (int)(n_out - o) : TILE_OUTS;
-        /* While this tile's weights serve all rows, the next tile's are fetched from memory, a piece with each block of rows. */
-        const char *next = (const char *)(w + (o + TILE_OUTS) * w_stride);
-        int64_t ahead = o + 2 * TILE_OUTS <= n_out ? TILE_OUTS * w_stride * (int64_t)sizeof(float) : 0, fetched = 0;
+        const char *next = (const char *)(w + (o + TILE_OUTS) * w_stride), *end = next + TILE_OUTS * w_stride * (int64_t)sizeof(float);
         for (int64_t r = 0; r < n_rows; r += 2 * TILE_ROWS) {
-            for (int64_t upto = ahead * (r + 2 * TILE_ROWS) / n_rows; fetched < upto && fetched < ahead; fetched += 64)
-                __builtin_prefetch(next + fetched, 0, 2);
             int rows = n_rows - r < 2 * TILE_ROWS ? (int)(n_rows - r) : 2 * TILE_ROWS;
             matmul_block(out + r * out_stride + o, out_stride, x + r * x_stride, x_stride, rows,
-                         w + o * w_stride, w_stride, outs, n, add);
+                         w + o * w_stride, w_stride, outs, n, add, next, next < end ? fetches : 0);
+            next += 2 * fetches * (n / 16) * 64;
         }
     }
 }
