@@ -433,14 +433,16 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
         sums[i] = exp_and_sum(row, lengths[i], max_of(row, lengths[i]), scale);
     }
     memset(out, 0, sizeof(float) * (size_t)(n_queries * head_size));
-    for (int64_t i = 0; i < n_queries; i += 4) {
+    for (int64_t i = 0, many; i < n_queries; i += many) { /* 4, 2 or 1 together over the values all of them see, then each alone */
         float *to = out + i * head_size, *weights = scores + i * score_stride;
-        int64_t many = n_queries - i < 4 ? n_queries - i : 4, common = many == 4 ? lengths[i] : 0;
+        many = n_queries - i >= 4 ? 4 : n_queries - i >= 2 ? 2 : 1;
         if (many == 4)
-            weigh_values_of(to, weights, score_stride, 4, values, head_size, 0, common);
+            weigh_values_of(to, weights, score_stride, 4, values, head_size, 0, lengths[i]);
+        else if (many == 2)
+            weigh_values_of(to, weights, score_stride, 2, values, head_size, 0, lengths[i]);
         for (int64_t j = 0; j < many; j++)
             weigh_values_of(to + j * head_size, weights + j * score_stride, score_stride, 1, values, head_size,
-                            common, lengths[i + j]);
+                            many > 1 ? lengths[i] : 0, lengths[i + j]);
     }
     for (int64_t i = 0; i < n_queries; i++)
         for (int64_t d = 0; d < head_size; d++)
