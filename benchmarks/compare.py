@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -228,7 +227,9 @@ def peak_memory(path: Path) -> float:
     ours.prefill(PROMPT)
     ours.decode_at(PROMPT, 20)
     cache = 8 * ours.cache.length * ours.transformer.config.n_layers * ours.transformer.config.kv_dim
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 * 1.024 - (path.stat().st_size + cache) / 1e6
+    status = Path("/proc/self/status").read_text()  # getrusage would count the process that started this one
+    peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    return (peak - path.stat().st_size - cache) / 1e6
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -423,11 +423,37 @@ INLINE void weigh_values_of(float *out, const float *weights, int64_t weight_str
         weigh_values(out + d, weights, weight_stride, queries, values + d, head_size, 1, head_size - d, from, to);
 }
 
+/* scores[t] = query . keys[t] for heads that fit one register: matmul's sums, without its tiles, which such short vectors
+ * leave nearly empty. */
+static void short_scores(float *scores, const float *query, const float *keys, int64_t n_keys, int64_t head_size) {
+    float acc[16][16] __attribute__((aligned(64))), sums[16];
+    reg q = load_up_to(query, head_size);
+    for (int i = 0; i < 16; i++) /* the lanes of the other registers stay zero, and those of keys past the end do no harm */
+        for (int p = 0; p < PARTS; p++)
+            reg_store(acc[i] + p * LANES, reg_zero());
+    for (int64_t t = 0; t < n_keys; t += 16) {
+        int many = n_keys - t < 16 ? (int)(n_keys - t) : 16;
+        if (many == 16)
+            UNROLL for (int i = 0; i < 16; i++)
+                reg_store(acc[i], reg_fma(q, load_up_to(keys + (t + i) * head_size, head_size), reg_zero()));
+        else
+            for (int i = 0; i < many; i++)
+                reg_store(acc[i], reg_fma(q, load_up_to(keys + (t + i) * head_size, head_size), reg_zero()));
+        sum16(many == 16 ? scores + t : sums, acc);
+        if (many < 16)
+            memcpy(scores + t, sums, sizeof(float) * (size_t)many);
+    }
+}
+
 static void attention(float *out, const float *queries, int64_t n_queries, const int64_t *lengths,
                       const float *keys, const float *values, int64_t head_size,
                       float *scores, int64_t score_stride) {
     float sums[QUERY_TILE], scale = 1.0f / sqrtf((float)head_size);
-    matmul(scores, score_stride, queries, head_size, n_queries, keys, head_size, lengths[n_queries - 1], head_size, 0);
+    if (head_size <= LANES)
+        for (int64_t i = 0; i < n_queries; i++)
+            short_scores(scores + i * score_stride, queries + i * head_size, keys, lengths[i], head_size);
+    else
+        matmul(scores, score_stride, queries, head_size, n_queries, keys, head_size, lengths[n_queries - 1], head_size, 0);
     for (int64_t i = 0; i < n_queries; i++) {
         float *row = scores + i * score_stride;
         sums[i] = exp_and_sum(row, lengths[i], max_of(row, lengths[i]), scale);
