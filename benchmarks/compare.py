@@ -8,6 +8,7 @@ tok/s" counts the steps after the first, prompt positions too; ours are counted 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import statistics
@@ -60,19 +61,15 @@ class Result:
 class Comparison:
     """Makes the checkpoints it needs in a folder, and takes measurements in turn."""
 
-    def __init__(self, folder: Path, c_programs: dict[str, Path], n_threads: int, rounds: int) -> None:
+    def __init__(self, folder: Path, c_programs: dict[str, Path], n_threads: int, rounds: int, only: str = "") -> None:
         self.folder, self.c_programs, self.n_threads, self.rounds = folder, c_programs, n_threads, rounds
+        self.only = only
         self.results: list[Result] = []
         self.skipped: list[str] = []
         self.tokenizer = folder / "tokenizer.bin"
         make_tokenizer(self.tokenizer, 32000)
-        try:
-            import gguf  # noqa: F401
-            import llama_cpp  # noqa: F401
-
-            self.has_llama_cpp = True
-        except ImportError:
-            self.has_llama_cpp = False
+        self.has_llama_cpp = all(importlib.util.find_spec(name) is not None for name in ("gguf", "llama_cpp"))
+        if not self.has_llama_cpp:
             self.skipped.append("llama.cpp: the packages llama-cpp-python and gguf are not installed")
         for name in ("run", "runq"):
             if name not in c_programs:
@@ -101,15 +98,15 @@ class Comparison:
         ours = Ours(path, self.n_threads)
         entries: list[tuple[str, float, Measure]] = []
         if not group_size:
-            entries.append(("SGEMM", 0.85, self.sgemm(ours.transformer.config)))
+            entries.append(("SGEMM", 0.85, settled(self.sgemm(ours.transformer.config))))
             if "run" in self.c_programs:
                 peer = CProgram(self.c_programs["run"], path, self.tokenizer, self.n_threads, "run")
                 entries.append(("run", 12.0, lambda: peer.prefill(PROMPT)))
         if self.has_llama_cpp:
             bar = 2.5 if group_size else 1.15 if shape == "42M" else 1.0
             theirs = LlamaCpp(self.gguf(path, bool(group_size)), self.n_threads, "llama.cpp")
-            entries.append(("llama.cpp", bar, lambda: theirs.prefill(PROMPT)))
-        self.take(f"prefill of {PROMPT}, {label(shape, group_size)}", "tok/s", lambda: ours.prefill(PROMPT), entries)
+            entries.append(("llama.cpp", bar, settled(lambda: theirs.prefill(PROMPT))))
+        self.take(f"prefill of {PROMPT}, {label(shape, group_size)}", "tok/s", settled(lambda: ours.prefill(PROMPT)), entries)
 
     def batch(self, shape: str, n_sequences: int) -> None:
         ours = Ours(self.checkpoint(shape), self.n_threads)
@@ -131,7 +128,7 @@ class Comparison:
         if "run" not in self.c_programs:
             return
         flags = [str(path), "-z", str(tokenizer), "-t", "0"]
-        ours = [sys.executable, "-m", "llama2c", *flags]
+        ours = [sys.executable, "-m", "llama2c", *flags, "--threads", str(self.n_threads)]
         theirs = [str(self.c_programs["run"]), *flags]
         entries: list[tuple[str, float, Measure]] = [("run", 1.3, lambda: whole_run(theirs))]
         self.take("260K through the command line, less start-up", "tok/s", lambda: whole_run(ours), entries)
@@ -152,6 +149,8 @@ class Comparison:
         self, work: str, unit: str, ours: Measure, entries: list[tuple[str, float, Measure]], less_is_better: bool = False
     ) -> None:
         """Measure ours and each peer in turn."""
+        if self.only not in work:
+            return
         results = [Result(work, unit, peer, bar, less_is_better=less_is_better) for peer, bar, _ in entries]
         for turn in range(self.rounds + 1):  # the first warms up
             for result, (_, _, theirs) in zip(results, entries, strict=True):
@@ -217,8 +216,23 @@ def seconds(command: list[str]) -> float:
 
 
 def whole_run(command: list[str]) -> float:
-    """Tokens a second of a whole command: 256 tokens, less what a run of one token takes."""
-    return 255 / max(seconds([*command, "-n", "256"]) - seconds([*command, "-n", "1"]), 1e-6)
+    """Tokens a second of a whole command: 256 tokens, less what a run of one token takes; medians, since start-up varies."""
+    whole, start_up = [statistics.median(seconds([*command, "-n", n]) for _ in range(9)) for n in ("256", "1")]
+    return 255 / max(whole - start_up, 1e-6)
+
+
+def settled(measure: Measure) -> Measure:
+    """The median of five, after one that wakes up what the other program has put to sleep.
+
+    Before that a pause: the threads of OpenBLAS spin on for a tenth of a second when their work is done, on our cores.
+    """
+
+    def measure_settled() -> float:
+        time.sleep(0.4)
+        measure()
+        return statistics.median(measure() for _ in range(5))
+
+    return measure_settled
 
 
 def peak_memory(path: Path) -> float:
@@ -226,7 +240,7 @@ def peak_memory(path: Path) -> float:
     ours = Ours(path, 2)
     ours.prefill(PROMPT)
     ours.decode_at(PROMPT, 20)
-    cache = 8 * ours.cache.length * ours.transformer.config.n_layers * ours.transformer.config.kv_dim
+    cache = 8 * ours.cache.max_length * ours.transformer.config.n_layers * ours.transformer.config.kv_dim
     status = Path("/proc/self/status").read_text()  # getrusage would count the process that started this one
     peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])
     return (peak - path.stat().st_size - cache) / 1e6
@@ -238,6 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where checkpoints are made and kept (default: a temporary folder)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only what has this in its name, e.g. 'prefill'")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--peak-memory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -252,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        comparison = Comparison(folder, programs, options.threads, options.rounds)
+        comparison = Comparison(folder, programs, options.threads, options.rounds, options.only)
         info = {**llama2c.build_info(), "machine": platform.machine(), "threads": options.threads, "rounds": options.rounds}
         print(", ".join(f"{key} {value}" for key, value in info.items()))
         for line in comparison.skipped:

@@ -104,7 +104,8 @@ class LlamaCpp:
 
         self.api = llama_cpp
         self.name = name
-        llama_cpp.llama_log_set(_SILENT, None)
+        self.silent = llama_cpp.llama_log_callback(lambda *_: None)  # kept alive: C calls it
+        llama_cpp.llama_log_set(self.silent, None)
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), llama_cpp.llama_model_default_params())
         params = llama_cpp.llama_context_default_params()
@@ -142,17 +143,6 @@ class LlamaCpp:
         if self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(tokens))):
             raise RuntimeError(f"{self.name}: llama_decode failed on {len(tokens)} tokens")
         self.api.llama_get_logits(self.context)  # waits for them
-
-
-def _make_silent() -> Any:
-    try:
-        import llama_cpp
-    except ImportError:
-        return None
-    return llama_cpp.llama_log_callback(lambda *_: None)
-
-
-_SILENT = _make_silent()  # kept alive: C calls it
 
 
 def ids(n: int) -> list[int]:

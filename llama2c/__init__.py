@@ -11,9 +11,11 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+import importlib as _importlib
 import importlib.machinery as _machinery
 import sys as _sys
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 # In a source checkout this folder comes before the installed package (`python -m` puts the working directory first), but has no
 # compiled modules unless they were built in place. It then steps aside: every module is taken from the installed package.
@@ -25,24 +27,52 @@ if not any(_Path(__file__).with_name("_kernels" + suffix).exists() for suffix in
         raise ImportError(f"{_here} holds the source of llama2c, which is not compiled: run `pip install .` in {_here.parent}")
     __path__ = list(_installed.submodule_search_locations)
 
-from ._kernels import compiler, isa, openmp
-from .checkpoint import Checkpoint, QuantizedTensor
-from .config import Config
-from .llama import Completion, Llama, Piece, load
-from .sampler import Sampler
-from .threads import decide_n_threads
-from .tokenizer import Tokenizer
-from .transformer import KVCache, Transformer
+if _TYPE_CHECKING:
+    from .checkpoint import Checkpoint, QuantizedTensor
+    from .config import Config
+    from .llama import Completion, Llama, Piece, load
+    from .sampler import Sampler
+    from .tokenizer import Tokenizer
+    from .transformer import KVCache, Transformer
+
+# Where each name comes from. They are imported when first used: the command line has a word to say before NumPy is loaded.
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "Completion": "llama",
+    "Config": "config",
+    "KVCache": "transformer",
+    "Llama": "llama",
+    "Piece": "llama",
+    "QuantizedTensor": "checkpoint",
+    "Sampler": "sampler",
+    "Tokenizer": "tokenizer",
+    "Transformer": "transformer",
+    "load": "llama",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llama2c' has no attribute {name!r}")
+    value: object = getattr(_importlib.import_module(f"llama2c.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
 
 
 def build_info() -> dict[str, object]:
     """What this build is and does here: version, isa (the instruction-set level), openmp, compiler, n_threads (the default)."""
+    from . import _kernels, threads
+
     return {
         "version": __version__,
-        "isa": isa,
-        "openmp": openmp,
-        "compiler": compiler,
-        "n_threads": decide_n_threads(None, n_weights=_sys.maxsize),
+        "isa": _kernels.isa,
+        "openmp": _kernels.openmp,
+        "compiler": _kernels.compiler,
+        "n_threads": threads.decide_n_threads(None, n_weights=_sys.maxsize),
     }
 
 

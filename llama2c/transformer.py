@@ -35,7 +35,7 @@ class KVCache:
 
     def __init__(self, config: Config, max_length: int) -> None:
         shape = (config.n_layers, config.n_kv_heads, max_length, config.head_size)
-        try:  # memory that was never written takes no room: long caches are cheap while they are empty
+        try:  # not filled: the system gives the memory as it is written, in pages of up to 2 MB
             self._buffer = _kernels.KVBuffer(np.empty(shape, np.float32), np.empty(shape, np.float32))
         except (MemoryError, ValueError):
             size = 2 * 4 * math.prod(shape)

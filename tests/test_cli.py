@@ -869,3 +869,12 @@ def test_a_quantised_model_tells_a_story(command: Command, shared: Path, name: s
     result = command(place / name, "-z", place / "tok512.bin", "-t", "0", "-n", "40")
     assert result.code == 0
     assert result.out.startswith(b"Once upon a time, there was a")
+
+
+def test_an_instruction_set_that_is_not_there(tmp_path: Path) -> None:
+    """Found while the package is imported, and still one line."""
+    environment = {**os.environ, "LLAMA2C_ISA": "abacus"}
+    done = subprocess.run([sys.executable, "-m", "llama2c", "--version"], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert re.fullmatch(rb"llama2c: error: LLAMA2C_ISA: expected one of .*generic.*, found 'abacus'\n", done.stderr)
