@@ -54,6 +54,7 @@ class KVCache:
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on, to go on from an earlier one."""
+        length = index(length)
         if not 0 <= length <= self._length:
             raise ValueError(f"length: expected 0 to {self._length}, found {length}")
         self._length = length

@@ -472,3 +472,14 @@ def test_many_threads_may_use_one_transformer(make: Callable[[str], Made], name:
 
 def test_a_step_is_at_most_256_rows() -> None:
     assert module.MAX_ROWS == 256
+
+
+def test_truncate_takes_whole_positions_only(gqa: Made) -> None:
+    cache = gqa.transformer.new_cache()
+    gqa.transformer.forward([1, 2, 3], cache)
+    with pytest.raises(TypeError):
+        cache.truncate(1.5)  # type: ignore[arg-type]
+    assert cache.length == 3
+    cache.truncate(np.int64(2))
+    assert type(cache.length) is int
+    assert cache.length == 2
