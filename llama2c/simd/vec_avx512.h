@@ -27,24 +27,24 @@ static inline reg reg_load_part(const float *p, int count) {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
 }
 
-/* a and b are 16 partial sums each; their 8-lane halves added: (a, b). The names of the next three follow. */
-#define FOLD(lower, upper) _mm512_add_ps(lower, upper)
+/* One level of the tree for several vectors at once: what is left of a and of b, its upper half added to its lower half, side
+ * by side in one register. fold8 takes one vector of 16 lanes in each argument, fold4 two of 8, fold2 four of 4 (a quarter of
+ * the register each), fold1 eight of 2. */
 static inline reg fold8(reg a, reg b) {
-    return FOLD(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
 }
 static inline reg fold4(reg a, reg b) {
-    return FOLD(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
 }
 static inline reg fold2(reg a, reg b) {
-    return FOLD(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
 }
 static inline reg fold1(reg a, reg b) {
-    return FOLD(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xDD));
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xDD));
 }
 
-/* sums[i] = the tree sum of acc[i], for 16 vectors at once: each fold halves the vectors and the lanes that are left of
- * each. fold4 leaves one vector a quarter, fold2 and fold1 work inside the quarters, so the vectors are paired such that
- * quarter q, lane l of the end is vector 4 l' + ..., in order. */
+/* sums[i] = the tree sum of acc[i]. fold2 and fold1 stay inside the quarters, so quarter q must hold the vectors 4 q to 4 q + 3
+ * for the sums to come out in order. */
 #define HAVE_SUM16
 static inline void sum16(float *sums, const float acc[16][16]) {
     reg quarter[4];
