@@ -32,7 +32,7 @@ cdef extern from "simd/kernels.h" nogil:
     ctypedef struct q8_rows:
         int8_t *values
         float *scales
-        int32_t *sums
+        int32_t *offsets
         int64_t n_groups
 
     ctypedef struct kernel_table:
@@ -45,14 +45,15 @@ cdef extern from "simd/kernels.h" nogil:
         void (*swiglu)(float *gate, const float *up, int64_t n) noexcept nogil
         void (*rotate)(float *x, const float *table, int64_t n) noexcept nogil
         void (*matmul)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
-                       const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add) noexcept nogil
-        void (*quantize)(int8_t *values, float *scales, int32_t *sums, const float *x, int64_t n, int64_t size) noexcept nogil
+                       const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) noexcept nogil
+        void (*quantize)(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n, int64_t size) noexcept nogil
         void (*matmul_q8)(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows,
                           const q8_matrix *w, int64_t first, int64_t n_out, int64_t n, int add, void *pack) noexcept nogil
         void (*attention)(float *out, const float *queries, int64_t n_queries, const int64_t *lengths,
                           const float *keys, const float *values, int64_t head_size,
                           float *scores, int64_t score_stride) noexcept nogil
 
+    int64_t matmul_pack_size(int64_t n)
     int64_t q8_pack_size(int64_t n, int64_t n_groups)
     const kernel_table *llama2c_levels[]
     int llama2c_can_run(const kernel_table *level)
@@ -192,7 +193,7 @@ cdef void multiply(float *out, int64_t out_stride, const float *x, const q8_rows
         return
     if w.weights != NULL:
         level.matmul(out + start, out_stride, x, w.columns, n_rows, w.weights + start * w.columns, w.columns,
-                     stop - start, w.columns, add)
+                     stop - start, w.columns, add, pack)
     else:
         level.matmul_q8(out + start, out_stride, xq, n_rows, &w.q8, start, stop - start, w.columns, add, pack)
 
@@ -234,7 +235,7 @@ cdef struct Step:
     float *up                    # (n_rows, hidden_dim)
     int8_t *q8_values            # (n_slots, widest)
     float *q8_scales             # (n_slots, groups of the widest)
-    int32_t *q8_sums
+    int32_t *q8_offsets
     int64_t widest, widest_groups
     float *heads                 # (n_threads, 2, QUERY_TILE, head_size) queries in, outputs back
     float *scores                # (n_threads, QUERY_TILE, score_stride)
@@ -249,7 +250,7 @@ cdef q8_rows quantized(const Step *s, int64_t slot, int64_t n) noexcept nogil:
     rows.n_groups = (n + s.group_size - 1) // s.group_size if s.group_size else 0
     rows.values = s.q8_values + slot * n
     rows.scales = s.q8_scales + slot * rows.n_groups
-    rows.sums = s.q8_sums + slot * rows.n_groups
+    rows.offsets = s.q8_offsets + slot * rows.n_groups
     return rows
 
 
@@ -258,7 +259,7 @@ cdef inline void quantize_row(const Step *s, const float *x, int64_t slot, int64
     cdef q8_rows rows
     if s.group_size:
         rows = quantized(s, slot, n)
-        level.quantize(rows.values, rows.scales, rows.sums, x, n, s.group_size)
+        level.quantize(rows.values, rows.scales, rows.offsets, x, n, s.group_size)
 
 
 cdef inline void norm_row(const Step *s, const float *x, const float *weight, int64_t slot) noexcept nogil:
@@ -556,7 +557,7 @@ cdef class Scratch:
         cdef int64_t offsets[20]
         cdef int64_t widest = max(model.dim, model.q_dim, model.hidden_dim)
         cdef int64_t groups = (widest + model.group_size - 1) // model.group_size if model.group_size else 0
-        cdef int64_t pack = (q8_pack_size(widest, groups) + 63) // 64 * 64 if model.group_size else 0
+        cdef int64_t pack = (q8_pack_size(widest, groups) if model.group_size else matmul_pack_size(widest)) // 64 * 64 + 64
         cdef int64_t sizes[20]
         cdef int64_t total = 0
         cdef int i
@@ -589,7 +590,7 @@ cdef class Scratch:
         s.up = <float *>(base + offsets[6])
         s.q8_values = <int8_t *>(base + offsets[7])
         s.q8_scales = <float *>(base + offsets[8])
-        s.q8_sums = <int32_t *>(base + offsets[9])
+        s.q8_offsets = <int32_t *>(base + offsets[9])
         s.heads = <float *>(base + offsets[10])
         s.packs = base + offsets[11]
         s.pack_size = pack
@@ -774,11 +775,19 @@ def rotate(float[::1] x not None, const float[:, ::1] table not None):
         level.rotate(&x[0], &table[0, 0], x.shape[0])
 
 
+cdef char *allocate_packs(int parts, int64_t size) except NULL:
+    cdef char *packs = <char *>aligned_alloc(parts * size)
+    if packs == NULL:
+        raise MemoryError(f"no room for {parts} x {size} bytes of packed weights")
+    return packs
+
+
 def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, const float[:, ::1] w not None, n_threads=1):
     """out[r, o] = x[r] . w[o]; OUT out (n_rows, n_out), IN x (n_rows, n), IN w (n_out, n), float32."""
     cdef Matrix m
     cdef int part = 0, parts = checked_threads(n_threads)
-    cdef int64_t n_rows = x.shape[0]
+    cdef int64_t n_rows = x.shape[0], size
+    cdef char *packs
     if x.shape[1] != w.shape[1] or out.shape[0] != x.shape[0] or out.shape[1] != w.shape[0]:
         raise ValueError(f"matmul: expected ({x.shape[0]}, {x.shape[1]}) by ({w.shape[0]}, {x.shape[1]}) into "
                          f"({x.shape[0]}, {w.shape[0]}), found w ({w.shape[0]}, {w.shape[1]}) and "
@@ -790,27 +799,31 @@ def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, const flo
         return
     memset(&m, 0, sizeof(m))
     m.weights, m.rows, m.columns = &w[0, 0], w.shape[0], w.shape[1]
+    size = matmul_pack_size(x.shape[1]) // 64 * 64 + 64
+    packs = allocate_packs(parts, size)
     for part in prange(parts, nogil=True, num_threads=parts, schedule="static"):
-        multiply(&out[0, 0], m.rows, &x[0, 0], NULL, n_rows, &m, part, parts, False, NULL)
+        multiply(&out[0, 0], m.rows, &x[0, 0], NULL, n_rows, &m, part, parts, False, packs + part * size)
+    free(packs)
 
 
 def quantize(const float[:, ::1] x not None, group_size):
-    """Q8_0 of activations -> values int8 (n_rows, n), scales float32 and sums int32 (n_rows, n_groups).
+    """Q8_0 of activations -> values int8 (n_rows, n), scales float32 and offsets int32 (n_rows, n_groups).
 
     scale = max|x| / 127 of each group, value = x / scale rounded half away from zero; the groups of a row start at its element
     0 and the last may be short. A group of zeros has scale 0; one with an infinity or a NaN has zeros and a NaN scale.
+    An offset is -128 times the sum of the values of its group.
     """
     cdef int64_t size = checked_group_size(group_size), n = x.shape[1], groups = (n + size - 1) // size, row
     values = np.empty((x.shape[0], n), np.int8)
     scales = np.empty((x.shape[0], groups), np.float32)
-    sums = np.empty((x.shape[0], groups), np.int32)
+    offsets = np.empty((x.shape[0], groups), np.int32)
     cdef int8_t[:, ::1] v = values
     cdef float[:, ::1] s = scales
-    cdef int32_t[:, ::1] t = sums
+    cdef int32_t[:, ::1] t = offsets
     if n:
         for row in range(x.shape[0]):
             level.quantize(&v[row, 0], &s[row, 0], &t[row, 0], &x[row, 0], n, size)
-    return values, scales, sums
+    return values, scales, offsets
 
 
 def matmul_q8(float[:, ::1] out not None, const float[:, ::1] x not None, w, n_threads=1):
@@ -834,15 +847,13 @@ def matmul_q8(float[:, ::1] out not None, const float[:, ::1] x not None, w, n_t
     if n == 0:
         out[:] = 0
         return
-    values, scales, sums = quantize(x, size)
+    values, scales, offsets = quantize(x, size)
     rows.values = <int8_t *>cnp.PyArray_DATA(values)
     rows.scales = <float *>cnp.PyArray_DATA(scales)
-    rows.sums = <int32_t *>cnp.PyArray_DATA(sums)
+    rows.offsets = <int32_t *>cnp.PyArray_DATA(offsets)
     rows.n_groups = scales.shape[1]
-    pack_size = (q8_pack_size(n, rows.n_groups) + 63) // 64 * 64
-    packs = <char *>aligned_alloc(parts * pack_size)
-    if packs == NULL:
-        raise MemoryError(f"no room for {parts} x {pack_size} bytes of packed weights")
+    pack_size = q8_pack_size(n, rows.n_groups) // 64 * 64 + 64
+    packs = allocate_packs(parts, pack_size)
     for part in prange(parts, nogil=True, num_threads=parts, schedule="static"):
         multiply(&out[0, 0], m.rows, NULL, &rows, n_rows, &m, part, parts, False, packs + part * pack_size)
     free(packs)

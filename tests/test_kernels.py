@@ -240,8 +240,21 @@ def test_matmul_rows_do_not_depend_on_each_other() -> None:
         np.testing.assert_array_equal(product(x[:n_rows], w, 1 + n_rows % 3), alone[:n_rows])
 
 
+@pytest.mark.parametrize("n", [300, 768, 769, 1376, 2051])
+def test_matmul_of_long_rows_and_of_many(n: int) -> None:
+    """Each way to cut the work (rows in stretches, weights packed, several passes) gives each row what it gets alone."""
+    rng = rng_of(n)
+    x, w = normal(rng, 270, n), normal(rng, 29, n)
+    alone = np.vstack([product(row[None], w) for row in x])
+    assert_same(alone[:3], reference.dot(x[:3], w))
+    for n_rows in (2, 7, 8, 19, 20, 23, 64, 65, 97, 135, 191, 200, 270):
+        assert_same(product(x[:n_rows], w, 1 + n_rows % 3), alone[:n_rows])
+    off = np.concatenate([[F32(0)], w.ravel()])[1:].reshape(w.shape)  # four bytes off, as in a file
+    assert_same(product(x, off, 2), alone)
+
+
 def test_matmul_keeps_nan_and_infinity_where_they_belong() -> None:
-    for n_rows in (1, 9):
+    for n_rows in (1, 9, 25):
         x, w = np.ones((n_rows, 33), F32), np.ones((20, 33), F32)
         w[3, 32], w[4, 0], w[5, 7] = np.nan, np.inf, 1e-42
         out = product(x, w)
@@ -264,14 +277,14 @@ GROUP_SIZES = [1, 3, 4, 16, 32, 64, 96, 128]
 
 
 def assert_quantized(x: np.ndarray, group_size: int) -> None:
-    """Values, scales and sums are exactly those of NumPy."""
-    values, scales, sums = _kernels.quantize(x, group_size)
+    """Values, scales and offsets are exactly those of NumPy."""
+    values, scales, offsets = _kernels.quantize(x, group_size)
     expected_values, expected_scales = reference.quantize_rows(x, group_size)
     np.testing.assert_array_equal(values, expected_values)
     np.testing.assert_array_equal(scales, expected_scales)
     starts = range(0, x.shape[1], group_size)
-    expected_sums = [expected_values[:, k : k + group_size].sum(axis=1, dtype=np.int32) for k in starts]
-    np.testing.assert_array_equal(sums, np.stack(expected_sums, axis=1))
+    expected_offsets = [-128 * expected_values[:, k : k + group_size].sum(axis=1, dtype=np.int32) for k in starts]
+    np.testing.assert_array_equal(offsets, np.stack(expected_offsets, axis=1))
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
@@ -284,10 +297,10 @@ def test_quantize_is_exactly_that_of_numpy(group_size: int, n: int) -> None:
 
 def test_quantize_rounds_half_away_from_zero() -> None:
     x = F32([[127, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 0.49999997, -0.49999997, 126.5, -126.5, 0]])
-    values, scales, sums = _kernels.quantize(x, 16)
+    values, scales, offsets = _kernels.quantize(x, 16)
     np.testing.assert_array_equal(values, [[127, 1, -1, 2, -2, 3, -3, 0, 0, 127, -127, 0]])
     assert scales == 1
-    assert sums == 127
+    assert offsets == -128 * 127
 
 
 def test_quantize_of_special_values() -> None:
@@ -297,10 +310,10 @@ def test_quantize_of_special_values() -> None:
     x[0, 12:16] = 1, 2, -127, 3
     x[0, 16:20] = 1e-45, 0, 0, -1e-45  # the scale underflows to 0
     x[0, 20:] = 254, -254  # a short last group
-    values, scales, sums = _kernels.quantize(x, 4)
+    values, scales, offsets = _kernels.quantize(x, 4)
     np.testing.assert_array_equal(scales, [[0, np.nan, np.nan, 1, 0, 2]])
     np.testing.assert_array_equal(values[0], [*[0] * 12, 1, 2, -127, 3, *[0] * 4, 127, -127])
-    np.testing.assert_array_equal(sums, [[0, 0, 0, -121, 0, 0]])
+    np.testing.assert_array_equal(offsets, [[0, 0, 0, 128 * 121, 0, 0]])
     assert_quantized(x, 4)
 
 

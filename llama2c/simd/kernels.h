@@ -20,9 +20,9 @@ typedef struct {
 
 /* Q8_0 activations: n_rows rows of n values in groups that start afresh in each row; the last group of a row may be short. */
 typedef struct {
-    int8_t *values; /* (n_rows, n) */
-    float *scales;  /* (n_rows, n_groups) */
-    int32_t *sums;  /* (n_rows, n_groups), the sum of the values of each group */
+    int8_t *values;   /* (n_rows, n) */
+    float *scales;    /* (n_rows, n_groups) */
+    int32_t *offsets; /* (n_rows, n_groups), -128 times the sum of the values of each group: see q8_avx512.h */
     int64_t n_groups;
 } q8_rows;
 
@@ -50,14 +50,15 @@ typedef struct {
     /* Turn the pairs (x[i], x[i + 1]) by the angles whose (cos, sin) are in table (n / 2, 2); x is (n,). */
     void (*rotate)(float *x, const float *table, int64_t n);
 
-    /* out[r, o] (+)= x[r] . w[o] for r < n_rows, o < n_out; vectors of n; added to out if `add`. */
+    /* out[r, o] (+)= x[r] . w[o] for r < n_rows, o < n_out; vectors of n; added to out if `add`. `pack` is scratch of
+     * matmul_pack_size(n) bytes, aligned to 64, or NULL to do without. */
     void (*matmul)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
-                   const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add);
+                   const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack);
 
     /* One row of n activations to Q8_0 in groups of group_size. */
-    void (*quantize)(int8_t *values, float *scales, int32_t *sums, const float *x, int64_t n, int64_t group_size);
+    void (*quantize)(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n, int64_t group_size);
 
-    /* out[r, o] (+)= x[r] . w[first + o]; `pack` is scratch of q8_pack_size(n, group_size) bytes, aligned to 64. */
+    /* out[r, o] (+)= x[r] . w[first + o]; `pack` is scratch of q8_pack_size(n, n_groups) bytes, aligned to 64. */
     void (*matmul_q8)(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows,
                       const q8_matrix *w, int64_t first, int64_t n_out, int64_t n, int add, void *pack);
 
@@ -69,7 +70,12 @@ typedef struct {
                       float *scores, int64_t score_stride);
 } kernel_table;
 
-/* Bytes of scratch that matmul_q8 needs: 16 rows of weights and of their scales and accumulators, in the widest form. */
+/* Bytes of scratch that matmul wants: the rows of weights of the largest tile. */
+static inline int64_t matmul_pack_size(int64_t n) {
+    return 6 * (n + 16) * (int64_t)sizeof(float);
+}
+
+/* Bytes of scratch that matmul_q8 needs: as many rows of weights, and of their scales, as a level packs at once. */
 static inline int64_t q8_pack_size(int64_t n, int64_t n_groups) {
     return 16 * (2 * (n + 64) + 8 * (n_groups + 16));
 }

@@ -11,6 +11,11 @@
 
 #define PARTS (16 / LANES)
 enum { LONG_ROW = 512 };      /* elements */
+enum { STRETCH = 768 };       /* elements of a row that a tile takes at once */
+enum { ROW_BLOCK = 64 };      /* rows whose accumulators wait for the next stretch */
+enum { CACHED_X = 1 << 18 };  /* floats of x that one pass over the weights uses, */
+enum { PASS_ROWS = 96 };      /* unless those were fewer rows than this */
+enum { PACK_ROWS = 20 };      /* rows from which on it pays to copy the weights of a tile */
 enum { FETCH_AHEAD = 16384 }; /* bytes: how far ahead of its reading decode asks for weights */
 enum { IN_CACHE = 1 << 17 };  /* bytes of weights below which it does not */
 #define INLINE static inline __attribute__((always_inline))
@@ -28,11 +33,13 @@ static inline reg reg_load_part(const float *p, int count) {
 }
 #endif
 
+#ifndef HAVE_STORE_PART
 static inline void reg_store_part(float *p, reg a, int count) {
     float whole[LANES];
     reg_store(whole, a);
     memcpy(p, whole, sizeof(float) * (size_t)count);
 }
+#endif
 
 /* Up to LANES floats at p, of which `left` (any number, below 1 too) exist; zeros after them. */
 INLINE reg load_up_to(const float *p, int64_t left) {
@@ -225,23 +232,24 @@ static void rotate(float *x, const float *table, int64_t n) {
 
 /* ---------------------------------------------------------------------------------------------- fp32 matrix product */
 
-/* acc[r * outs + o] = the 16 lanes of x[r] . w[o]. With constant rows and outs the accumulators of a part stay in registers.
- * On the way, `fetches` cache lines from `next` on are asked for with each 16 elements. */
-INLINE void dot_tile(float acc[][16], const float *x, int64_t x_stride, int rows,
-                     const float *w, int64_t w_stride, int outs, int64_t n, const char *next, int fetches) {
+/* acc[r * outs + o] (+)= the 16 lanes of x[r] . w[o]; the accumulators of a part stay in registers where rows and outs are
+ * constant. Output o is w_stride after output o - 1, and its next 16 elements are w_step after these. On the way, `fetches`
+ * cache lines from `next` on are asked for with each 16 elements. */
+INLINE void dot_tile(float acc[][16], int resume, const float *x, int64_t x_stride, int rows,
+                     const float *w, int64_t w_stride, int64_t w_step, int outs, int64_t n, const char *next, int fetches) {
     UNROLL for (int p = 0; p < PARTS; p++) {
         const float *xp = x + p * LANES, *wp = w + p * LANES;
         reg a[TILE_ROWS][TILE_OUTS], wv[TILE_OUTS];
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int o = 0; o < outs; o++)
-                a[r][o] = reg_zero();
+                a[r][o] = resume ? reg_load(acc[r * outs + o] + p * LANES) : reg_zero();
         int64_t k = 0;
-        for (; k + 16 <= n; k += 16) {
+        for (; k + 16 <= n; k += 16, wp += w_step) {
             if (p == 0)
                 for (int i = 0; i < fetches; i++, next += 64)
                     __builtin_prefetch(next, 0, 2);
             UNROLL for (int o = 0; o < outs; o++)
-                wv[o] = reg_load(wp + o * w_stride + k);
+                wv[o] = reg_load(wp + o * w_stride);
             UNROLL for (int r = 0; r < rows; r++) {
                 reg xv = reg_load(xp + r * x_stride + k);
                 UNROLL for (int o = 0; o < outs; o++)
@@ -251,7 +259,7 @@ INLINE void dot_tile(float acc[][16], const float *x, int64_t x_stride, int rows
         if (k < n) {
             int64_t left = n - k - p * LANES;
             UNROLL for (int o = 0; o < outs; o++)
-                wv[o] = load_up_to(wp + o * w_stride + k, left);
+                wv[o] = load_up_to(wp + o * w_stride, left);
             UNROLL for (int r = 0; r < rows; r++) {
                 reg xv = load_up_to(xp + r * x_stride + k, left);
                 UNROLL for (int o = 0; o < outs; o++)
@@ -262,6 +270,19 @@ INLINE void dot_tile(float acc[][16], const float *x, int64_t x_stride, int rows
             UNROLL for (int o = 0; o < outs; o++)
                 reg_store(acc[r * outs + o] + p * LANES, a[r][o]);
     }
+}
+
+/* The same with any number of rows up to TILE_ROWS. */
+INLINE void dot_tile_rows(float acc[][16], int resume, const float *x, int64_t x_stride, int64_t rows,
+                          const float *w, int64_t w_stride, int64_t w_step, int64_t n, const char *next, int fetches) {
+    if (rows >= TILE_ROWS)
+        dot_tile(acc, resume, x, x_stride, TILE_ROWS, w, w_stride, w_step, TILE_OUTS, n, next, fetches);
+    else if (rows == 3)
+        dot_tile(acc, resume, x, x_stride, 3 % TILE_ROWS, w, w_stride, w_step, TILE_OUTS, n, next, fetches);
+    else if (rows == 2)
+        dot_tile(acc, resume, x, x_stride, 2 % TILE_ROWS, w, w_stride, w_step, TILE_OUTS, n, next, fetches);
+    else
+        dot_tile(acc, resume, x, x_stride, 1, w, w_stride, w_step, TILE_OUTS, n, next, fetches);
 }
 
 /* acc[o] = the 16 lanes of x . w[o], for outputs that are read side by side: with one alone, each step would wait for the last.
@@ -294,10 +315,10 @@ INLINE void dot_streams(float acc[][16], const float *x, const float *w, int64_t
             reg_store(acc[o] + p * LANES, a[o][p]);
 }
 
-/* The tiles at the edges: any number of rows and outputs. */
-static void dot_tile_edge(float acc[][16], const float *x, int64_t x_stride, int rows,
-                          const float *w, int64_t w_stride, int outs, int64_t n) {
-    for (int r = 0; r < rows; r++) {
+/* The outputs left over by whole tiles. */
+static void dot_edge(float acc[][16], const float *x, int64_t x_stride, int64_t rows,
+                     const float *w, int64_t w_stride, int outs, int64_t n) {
+    for (int64_t r = 0; r < rows; r++) {
         int o = 0;
         for (; o + 2 <= outs; o += 2)
             dot_streams(acc + r * outs + o, x + r * x_stride, w + o * w_stride, w_stride, 2, n, 0);
@@ -335,56 +356,85 @@ static void matvec(float *out, const float *x, const float *w, int64_t w_stride,
         matvec_ahead(out, x, w, w_stride, n_out, n, add, FETCH_AHEAD);
 }
 
-/* Two tiles one below the other: 2 TILE_ROWS rows x TILE_OUTS outputs, a number of sums that 16 divides at most levels. */
-static void matmul_block(float *out, int64_t out_stride, const float *x, int64_t x_stride, int rows,
-                         const float *w, int64_t w_stride, int outs, int64_t n, int add, const char *next, int fetches) {
-    enum { SIZE = 2 * TILE_ROWS * TILE_OUTS, SLOTS = (SIZE + 15) / 16 * 16 };
-    float acc[SLOTS][16] __attribute__((aligned(64))), sums[SLOTS];
-    for (int r = 0; r < rows; r += TILE_ROWS, next += fetches * (n / 16) * 64) {
-        int left = rows - r;
-        float(*to)[16] = acc + r * outs;
-        const float *from = x + r * x_stride;
-        if (outs < TILE_OUTS)
-            dot_tile_edge(to, from, x_stride, left < TILE_ROWS ? left : TILE_ROWS, w, w_stride, outs, n);
-        else if (left >= TILE_ROWS)
-            dot_tile(to, from, x_stride, TILE_ROWS, w, w_stride, TILE_OUTS, n, next, fetches);
-        else if (left == 3)
-            dot_tile(to, from, x_stride, 3 % TILE_ROWS, w, w_stride, TILE_OUTS, n, next, fetches);
-        else if (left == 2)
-            dot_tile(to, from, x_stride, 2 % TILE_ROWS, w, w_stride, TILE_OUTS, n, next, fetches);
-        else
-            dot_tile(to, from, x_stride, 1, w, w_stride, TILE_OUTS, n, next, fetches);
-    }
-    int used = rows * outs, filled = (used + 15) / 16 * 16;
-    memset(acc + used, 0, sizeof(acc[0]) * (size_t)(filled - used));
-    for (int i = 0; i < filled; i += 16)
+/* out[r, o] (+)= the sum of acc[r * outs + o], for the first `used` of the outs; in acc there is room for a multiple of 16. */
+static void store_sums(float *out, int64_t out_stride, float acc[][16], int64_t rows, int outs, int used, int add) {
+    float sums[ROW_BLOCK * TILE_OUTS];
+    int64_t filled = (rows * outs + 15) / 16 * 16;
+    memset(acc + rows * outs, 0, sizeof(acc[0]) * (size_t)(filled - rows * outs));
+    for (int64_t i = 0; i < filled; i += 16)
         sum16(sums + i, acc + i);
-    for (int r = 0; r < rows; r++)
-        for (int o = 0; o < outs; o++) {
-            float *at = out + r * out_stride + o;
-            *at = add ? *at + sums[r * outs + o] : sums[r * outs + o];
+    for (int64_t r = 0; r < rows; r++, out += out_stride)
+        for (int o = 0; o < used; o += LANES) {
+            reg new = load_up_to(sums + r * outs + o, used - o);
+            store_up_to(out + o, add ? reg_add(load_up_to(out + o, used - o), new) : new, used - o);
         }
 }
 
+/* TILE_OUTS rows of w as one stream of whole cache lines, 16 elements of each in turn, zeros where there are none. */
+static void pack_tile(float *packed, const float *w, int64_t w_stride, int outs, int64_t n) {
+    for (int64_t k = 0; k < n; k += 16, packed += 16 * TILE_OUTS)
+        UNROLL for (int o = 0; o < TILE_OUTS; o++)
+            UNROLL for (int p = 0; p < PARTS; p++) {
+                int64_t at = k + p * LANES;
+                reg_store(packed + 16 * o + p * LANES, o < outs ? load_up_to(w + o * w_stride + at, n - at) : reg_zero());
+            }
+}
+
+/* Tile by tile of TILE_OUTS outputs, whose weights serve all the rows. A tile and the x that stream by should stay in the first
+ * cache: long rows are taken in stretches, and the accumulators of up to ROW_BLOCK rows wait from one to the next. Where
+ * there are many rows, the weights are copied first, since a file seldom aligns them to cache lines; at 4 bytes off, say,
+ * each load reads two. On the way, the next tile is fetched from memory, spread over the tiles below each other. */
+static void matmul_tiles(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
+                         const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add, float *pack) {
+    float acc[ROW_BLOCK * TILE_OUTS][16] __attribute__((aligned(64)));
+    int64_t n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS, n_stretches = (n + STRETCH - 1) / STRETCH;
+    int64_t stretch = (n / n_stretches + 15) / 16 * 16, block = n_stretches == 1 ? 2 * TILE_ROWS : ROW_BLOCK;
+    int fetches = n_tiles < TILE_OUTS ? (int)((TILE_OUTS + n_tiles - 1) / n_tiles) : 1;
+    float *packed = n_rows >= PACK_ROWS ? pack : NULL;
+    for (int64_t o = 0; o < n_out; o += TILE_OUTS) {
+        int outs = n_out - o < TILE_OUTS ? (int)(n_out - o) : TILE_OUTS;
+        const float *tile = w + o * w_stride;
+        const char *next = (const char *)(tile + TILE_OUTS * w_stride), *end = (const char *)(tile + 2 * TILE_OUTS * w_stride);
+        if (packed)
+            pack_tile(packed, tile, w_stride, outs, n);
+        for (int64_t r = 0, rows; r < n_rows; r += rows) {
+            rows = n_rows - r < block ? n_rows - r : block;
+            float *to = out + r * out_stride + o;
+            if (outs < TILE_OUTS && !packed) {
+                dot_edge(acc, x + r * x_stride, x_stride, rows, tile, w_stride, outs, n);
+                store_sums(to, out_stride, acc, rows, outs, outs, add);
+                continue;
+            }
+            for (int64_t k = 0; k < n; k += stretch) {
+                int64_t length = n - k < stretch ? n - k : stretch;
+                for (int64_t i = 0; i < rows; i += TILE_ROWS, next += fetches * (length / 16) * 64) {
+                    const float *from = x + (r + i) * x_stride + k;
+                    int ask = next < end ? fetches : 0;
+                    if (packed)
+                        dot_tile_rows(acc + i * TILE_OUTS, k > 0, from, x_stride, rows - i,
+                                      packed + k * TILE_OUTS, 16, 16 * TILE_OUTS, length, next, ask);
+                    else
+                        dot_tile_rows(acc + i * TILE_OUTS, k > 0, from, x_stride, rows - i,
+                                      tile + k, w_stride, 16, length, next, ask);
+                }
+            }
+            store_sums(to, out_stride, acc, rows, TILE_OUTS, outs, add);
+        }
+    }
+}
+
+/* One pass over the weights, or several with fewer rows where all of x would not stay in the second cache. */
 static void matmul(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
-                   const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add) {
+                   const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) {
     if (n_rows == 1) {
         matvec(out, x, w, w_stride, n_out, n, add);
         return;
     }
-    /* While a tile's weights serve all rows, the next tile's are fetched from memory, spread over the tiles below each other. */
-    int64_t n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
-    int fetches = n_tiles < TILE_OUTS ? (int)((TILE_OUTS + n_tiles - 1) / n_tiles) : 1;
-    for (int64_t o = 0; o < n_out; o += TILE_OUTS) {
-        int outs = n_out - o < TILE_OUTS ? (int)(n_out - o) : TILE_OUTS;
-        const char *next = (const char *)(w + (o + TILE_OUTS) * w_stride), *end = next + TILE_OUTS * w_stride * (int64_t)sizeof(float);
-        for (int64_t r = 0; r < n_rows; r += 2 * TILE_ROWS) {
-            int rows = n_rows - r < 2 * TILE_ROWS ? (int)(n_rows - r) : 2 * TILE_ROWS;
-            matmul_block(out + r * out_stride + o, out_stride, x + r * x_stride, x_stride, rows,
-                         w + o * w_stride, w_stride, outs, n, add, next, next < end ? fetches : 0);
-            next += 2 * fetches * (n / 16) * 64;
-        }
-    }
+    int64_t most = CACHED_X / n > PASS_ROWS ? CACHED_X / n : PASS_ROWS, n_passes = (n_rows + most - 1) / most;
+    int64_t pass = ((n_rows + n_passes - 1) / n_passes + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+    for (int64_t r = 0; r < n_rows; r += pass)
+        matmul_tiles(out + r * out_stride, out_stride, x + r * x_stride, x_stride, n_rows - r < pass ? n_rows - r : pass,
+                     w, w_stride, n_out, n, add, pack);
 }
 
 /* ---------------------------------------------------------------------------------------------- attention */
@@ -453,7 +503,7 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
         for (int64_t i = 0; i < n_queries; i++)
             short_scores(scores + i * score_stride, queries + i * head_size, keys, lengths[i], head_size);
     else
-        matmul(scores, score_stride, queries, head_size, n_queries, keys, head_size, lengths[n_queries - 1], head_size, 0);
+        matmul(scores, score_stride, queries, head_size, n_queries, keys, head_size, lengths[n_queries - 1], head_size, 0, NULL);
     for (int64_t i = 0; i < n_queries; i++) {
         float *row = scores + i * score_stride;
         sums[i] = exp_and_sum(row, lengths[i], max_of(row, lengths[i]), scale);

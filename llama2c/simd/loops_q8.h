@@ -28,7 +28,7 @@ INLINE int32_t dot_i8(const int8_t *a, const int8_t *b, int64_t n) {
 
 /* ---------------------------------------------------------------------------------------------- quantising a row */
 
-static void quantize_group(int8_t *values, float *scale_out, int32_t *sum_out, const float *x, int64_t n) {
+static void quantize_group(int8_t *values, float *scale_out, int32_t *offset, const float *x, int64_t n) {
     uint32_t largest = 0; /* of |x|, by its bits, which sort as the numbers do, with infinity and NaN above all */
     for (int64_t i = 0; i < n; i++) {
         uint32_t bits;
@@ -55,12 +55,12 @@ static void quantize_group(int8_t *values, float *scale_out, int32_t *sum_out, c
         }
     }
     *scale_out = scale;
-    *sum_out = sum;
+    *offset = -128 * sum;
 }
 
-static void quantize(int8_t *values, float *scales, int32_t *sums, const float *x, int64_t n, int64_t group_size) {
+static void quantize(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n, int64_t group_size) {
     for (int64_t g = 0, k = 0; k < n; g++, k += group_size)
-        quantize_group(values + k, scales + g, sums + g, x + k, n - k < group_size ? n - k : group_size);
+        quantize_group(values + k, scales + g, offsets + g, x + k, n - k < group_size ? n - k : group_size);
 }
 
 /* ---------------------------------------------------------------------------------------------- any group size */
@@ -82,9 +82,9 @@ static float dot_segments(const q8_matrix *w, int64_t row, const int8_t *x, cons
 /* ---------------------------------------------------------------------------------------------- one row, groups of 32 m */
 
 #ifndef HAVE_GROUP_DOTS
-/* isums[g] = w . x over group g, for up to 16 groups; x_sums[g] = the sum of x over it; zeros after the last group. */
-INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *x_sums, int groups, int64_t size) {
-    (void)x_sums;
+/* isums[g] = w . x over group g, for up to 16 groups; offsets[g] = -128 times the sum of x over it; zeros after the last group. */
+INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *offsets, int groups, int64_t size) {
+    (void)offsets;
     for (int g = 0; g < 16; g++)
         isums[g] = g < groups ? dot_i8(w + g * size, x + g * size, size) : 0;
 }
@@ -116,7 +116,7 @@ static void add_up_groups(float acc[16], const float *products, int64_t stride, 
 
 /* 16 outputs (or the fewer that are left): each weight row is read once, in order; what the groups give is laid down and
  * added up for all the outputs together, since the order allows only one accumulator for each. */
-static void matvec_q8_block(float acc[16], const int8_t *x, const float *x_scales, const int32_t *x_sums,
+static void matvec_q8_block(float acc[16], const int8_t *x, const float *x_scales, const int32_t *offsets,
                             const q8_matrix *w, int64_t first, int outs, int64_t n, float *products) {
     int64_t size = w->group_size, n_groups = n / size, stride = (n_groups + 15) / 16 * 16;
     for (int o = 0; o < outs; o++) {
@@ -128,7 +128,7 @@ static void matvec_q8_block(float acc[16], const int8_t *x, const float *x_scale
             float w_scales[16] = {0}, *product = products + o * stride + g;
             for (int64_t k = 0; k < groups * size; k += 64)
                 __builtin_prefetch(row + g * size + k + FETCH_AHEAD, 0, 2);
-            group_dots(isums, row + g * size, x + g * size, x_sums + g, groups, size);
+            group_dots(isums, row + g * size, x + g * size, offsets + g, groups, size);
             if (groups == 16)
                 memcpy(w_scales, scales + g * (int64_t)sizeof(float), sizeof w_scales);
             else
@@ -144,21 +144,24 @@ static void matvec_q8_block(float acc[16], const int8_t *x, const float *x_scale
 
 /* ---------------------------------------------------------------------------------------------- many rows, packed */
 
+/* A level packs the weights of PACKED_HALVES times 16 outputs so that its multiplications take many of them at once: pack16()
+ * lays down 16 of them where the others leave room, and packed_rows() makes acc[r][half][o] for `rows` rows, at most
+ * PACKED_ROWS, with w_scales (n_groups, halves, 16). Both counts are constant where it is called. */
 #ifndef HAVE_PACKED
-/* Sixteen weight rows as int16, interleaved in pairs: [k / 2][output][2]. */
-enum { PACKED_ROWS = 4 };
+/* As int16, interleaved in pairs: [k / 2][output][2]. */
+enum { PACKED_ROWS = 4, PACKED_HALVES = 1 };
 typedef int16_t packed_value;
 
-static void pack16(packed_value *packed, const int8_t *w, int outs, int64_t n) {
+static void pack16(packed_value *packed, int halves, const int8_t *w, int outs, int64_t n) {
     for (int64_t k = 0; k < n; k += 2)
         for (int o = 0; o < 16; o++)
             for (int i = 0; i < 2; i++)
-                packed[k * 16 + o * 2 + i] = o < outs ? w[o * n + k + i] : 0;
+                packed[(k * halves) * 16 + o * 2 + i] = o < outs ? w[o * n + k + i] : 0;
 }
 
-/* acc[r] = the 16 outputs of row r; w_scales is (n_groups, 16). */
-INLINE void packed_rows(float acc[][16], const packed_value *packed, const float *w_scales, const q8_rows *x, int64_t row,
-                        int rows, int64_t n, int64_t size) {
+INLINE void packed_rows(float acc[][PACKED_HALVES][16], const packed_value *packed, const float *w_scales, const q8_rows *x,
+                        int64_t row, int rows, int halves, int64_t n, int64_t size) {
+    (void)halves;
     memset(acc, 0, sizeof(acc[0]) * (size_t)rows);
     for (int64_t g = 0; g < n / size; g++)
         for (int r = 0; r < rows; r++) {
@@ -171,32 +174,48 @@ INLINE void packed_rows(float acc[][16], const packed_value *packed, const float
                 }
             float x_scale = x->scales[(row + r) * x->n_groups + g];
             for (int o = 0; o < 16; o++)
-                acc[r][o] = fused((float)isum[o] * w_scales[g * 16 + o], x_scale, acc[r][o]);
+                acc[r][0][o] = fused((float)isum[o] * w_scales[g * 16 + o], x_scale, acc[r][0][o]);
         }
 }
 #endif
 
+INLINE void packed_up_to(float acc[][PACKED_HALVES][16], const packed_value *packed, const float *w_scales, const q8_rows *x,
+                         int64_t row, int rows, int halves, int64_t n, int64_t size) {
+    switch (rows) {
+    case 1: packed_rows(acc, packed, w_scales, x, row, 1, halves, n, size); break;
+    case 2: packed_rows(acc, packed, w_scales, x, row, 2, halves, n, size); break;
+    case 3: packed_rows(acc, packed, w_scales, x, row, 3, halves, n, size); break;
+    case 4: packed_rows(acc, packed, w_scales, x, row, 4, halves, n, size); break;
+    case 5: packed_rows(acc, packed, w_scales, x, row, 5 % (PACKED_ROWS + 1), halves, n, size); break;
+    case 6: packed_rows(acc, packed, w_scales, x, row, 6 % (PACKED_ROWS + 1), halves, n, size); break;
+    }
+}
+
 static void matmul_q8_packed(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows, const q8_matrix *w,
                              int64_t first, int outs, int64_t n, int add, void *pack) {
-    int64_t size = w->group_size, n_groups = n / size;
+    int64_t size = w->group_size, n_groups = n / size, n_tiles = (n_rows + PACKED_ROWS - 1) / PACKED_ROWS;
+    int halves = (outs + 15) / 16, width = 16 * halves;
     float *w_scales = pack;
-    packed_value *packed = (packed_value *)(w_scales + 16 * (n_groups + 16));
-    float acc[PACKED_ROWS][16] __attribute__((aligned(64)));
+    packed_value *packed = (packed_value *)(w_scales + width * (n_groups + 16));
+    float acc[PACKED_ROWS][PACKED_HALVES][16] __attribute__((aligned(64)));
     for (int64_t g = 0; g < n_groups; g++)
-        for (int o = 0; o < 16; o++)
-            w_scales[g * 16 + o] = o < outs ? scale_at(w->scales, (first + o) * n_groups + g) : 0;
-    pack16(packed, w->values + first * n, outs, n);
-    for (int64_t r = 0; r < n_rows; r += PACKED_ROWS) {
-        int rows = n_rows - r < PACKED_ROWS ? (int)(n_rows - r) : PACKED_ROWS;
-        if (rows == PACKED_ROWS)
-            packed_rows(acc, packed, w_scales, x, r, PACKED_ROWS, n, size);
+        for (int o = 0; o < width; o++)
+            w_scales[g * width + o] = o < outs ? scale_at(w->scales, (first + o) * n_groups + g) : 0;
+    for (int h = 0; h < halves; h++)
+        pack16(packed + h * (64 / (int)sizeof(packed_value)), halves, w->values + (first + 16 * h) * n, outs - 16 * h, n);
+    for (int64_t tile = 0; tile < n_tiles; tile++) { /* equal tiles: 8 rows are 4 and 4 rather than 6 and 2 */
+        int64_t r = n_rows * tile / n_tiles;
+        int rows = (int)(n_rows * (tile + 1) / n_tiles - r);
+        if (halves == PACKED_HALVES)
+            packed_up_to(acc, packed, w_scales, x, r, rows, PACKED_HALVES, n, size);
         else
-            for (int i = 0; i < rows; i++)
-                packed_rows(acc + i, packed, w_scales, x, r + i, 1, n, size);
+            packed_up_to(acc, packed, w_scales, x, r, rows, 1, n, size);
         for (int i = 0; i < rows; i++)
-            for (int o = 0; o < outs; o++) {
-                float *at = out + (r + i) * out_stride + o;
-                *at = add ? *at + acc[i][o] : acc[i][o];
+            for (int h = 0; h < halves; h++) {
+                float *at = out + (r + i) * out_stride + 16 * h;
+                int many = outs - 16 * h < 16 ? outs - 16 * h : 16;
+                for (int o = 0; o < many; o++)
+                    at[o] = add ? at[o] + acc[i][h][o] : acc[i][h][o];
             }
     }
 }
@@ -204,11 +223,13 @@ static void matmul_q8_packed(float *out, int64_t out_stride, const q8_rows *x, i
 static void matmul_q8(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows,
                       const q8_matrix *w, int64_t first, int64_t n_out, int64_t n, int add, void *pack) {
     int64_t size = w->group_size;
-    int aligned = size % 32 == 0 && n % size == 0, step = aligned ? 16 : 1;
+    int aligned = size % 32 == 0 && n % size == 0;
+    int packing = aligned && n_rows >= 3; /* packing costs about as much as two rows of products */
+    int step = packing ? 16 * PACKED_HALVES : aligned ? 16 : 1;
     float acc[16];
     for (int64_t o = 0; o < n_out; o += step) {
         int outs = n_out - o < step ? (int)(n_out - o) : step;
-        if (aligned && n_rows >= 3) { /* packing 16 rows costs about as much as two rows of products */
+        if (packing) {
             matmul_q8_packed(out + o, out_stride, x, n_rows, w, first + o, outs, n, add, pack);
             continue;
         }
@@ -216,7 +237,7 @@ static void matmul_q8(float *out, int64_t out_stride, const q8_rows *x, int64_t 
             const int8_t *values = x->values + r * n;
             const float *scales = x->scales + r * x->n_groups;
             if (aligned)
-                matvec_q8_block(acc, values, scales, x->sums + r * x->n_groups, w, first + o, outs, n, pack);
+                matvec_q8_block(acc, values, scales, x->offsets + r * x->n_groups, w, first + o, outs, n, pack);
             else
                 acc[0] = dot_segments(w, first + o, values, scales, n);
             for (int i = 0; i < outs; i++) {

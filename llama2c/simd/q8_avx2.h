@@ -9,8 +9,8 @@ static inline __m256i dot32(__m256i w, __m256i x) {
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *x_sums, int groups, int64_t size) {
-    (void)x_sums;
+INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *offsets, int groups, int64_t size) {
+    (void)offsets;
     __m256i sum[16];
     UNROLL for (int g = 0; g < 16; g++) {
         sum[g] = _mm256_setzero_si256();
@@ -31,20 +31,19 @@ INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, cons
 }
 
 /* Sixteen weight rows as int16, interleaved in pairs: [k / 2][output][2]; one vpmaddwd is then 8 outputs by 2. */
-enum { PACKED_ROWS = 4 };
+enum { PACKED_ROWS = 4, PACKED_HALVES = 1 };
 typedef int16_t packed_value;
 
-static void pack16(packed_value *packed, const int8_t *w, int outs, int64_t n) {
+static void pack16(packed_value *packed, int halves, const int8_t *w, int outs, int64_t n) {
     for (int o = 0; o < 16; o++)
-        for (int64_t k = 0; k < n; k += 2) {
-            packed[k * 16 + o * 2] = o < outs ? w[o * n + k] : 0;
-            packed[k * 16 + o * 2 + 1] = o < outs ? w[o * n + k + 1] : 0;
-        }
+        for (int64_t k = 0; k < n; k += 2)
+            for (int i = 0; i < 2; i++)
+                packed[(k * halves) * 16 + o * 2 + i] = o < outs ? w[o * n + k + i] : 0;
 }
 
-/* acc[r] = the 16 outputs of row r; w_scales is (n_groups, 16). */
-INLINE void packed_rows(float acc[][16], const packed_value *packed, const float *w_scales, const q8_rows *x, int64_t row,
-                        int rows, int64_t n, int64_t size) {
+INLINE void packed_rows(float acc[][PACKED_HALVES][16], const packed_value *packed, const float *w_scales, const q8_rows *x,
+                        int64_t row, int rows, int halves, int64_t n, int64_t size) {
+    (void)halves;
     memset(acc, 0, sizeof(acc[0]) * (size_t)rows);
     const int8_t *xv = x->values + row * n;
     for (int64_t g = 0; g < n / size; g++) {
@@ -63,9 +62,10 @@ INLINE void packed_rows(float acc[][16], const packed_value *packed, const float
         }
         UNROLL for (int r = 0; r < rows; r++) {
             __m256 x_scale = _mm256_set1_ps(x->scales[(row + r) * x->n_groups + g]);
-            UNROLL for (int half = 0; half < 2; half++) {
-                __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(isum[r][half]), _mm256_loadu_ps(w_scales + g * 16 + half * 8));
-                _mm256_storeu_ps(acc[r] + half * 8, _mm256_fmadd_ps(product, x_scale, _mm256_loadu_ps(acc[r] + half * 8)));
+            UNROLL for (int i = 0; i < 2; i++) {
+                float *at = acc[r][0] + i * 8;
+                __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(isum[r][i]), _mm256_loadu_ps(w_scales + g * 16 + i * 8));
+                _mm256_storeu_ps(at, _mm256_fmadd_ps(product, x_scale, _mm256_loadu_ps(at)));
             }
         }
     }

@@ -1,7 +1,7 @@
 /* Q8_0 with the dot products of bytes of AVX-512 VNNI.
  *
  * vpdpbusd multiplies unsigned by signed bytes, so the weights are taken as w + 128 (their sign bit flipped): the sum over a
- * group is then too large by 128 times the sum of its activations, which quantising has noted.
+ * group is then too large by 128 times the sum of its activations, which quantising has noted as an offset.
  */
 #define HAVE_GROUP_DOTS
 #define HAVE_TRANSPOSE16
@@ -68,11 +68,10 @@ static inline __m512i group_dots_wide(const int8_t *w, const int8_t *x, int grou
     return int_fold21(quarter[0], quarter[1], quarter[2], quarter[3]);
 }
 
-INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *x_sums, int groups, int64_t size) {
+INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *offsets, int groups, int64_t size) {
     __mmask16 exist = (__mmask16)((1u << groups) - 1);
-    __m512i too_large = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(exist, x_sums), 7);
     __m512i sums = size == 32 ? group_dots_32(w, x, groups) : group_dots_wide(w, x, groups, size);
-    _mm512_storeu_si512(isums, _mm512_sub_epi32(sums, too_large));
+    _mm512_storeu_si512(isums, _mm512_add_epi32(sums, _mm512_maskz_loadu_epi32(exist, offsets)));
 }
 
 /* columns[c] = the lanes c of the 16 rows. */
@@ -108,48 +107,54 @@ static void transpose16(float out[16][16], const float *in, int64_t stride) {
         _mm512_storeu_si512(out[i], columns[i]);
 }
 
-/* Sixteen weight rows as bytes w + 128, interleaved by fours: [k / 4][output][4]. An int32 lane is then one output, and one
- * vpdpbusd with four broadcast activations is 64 multiply-adds. */
-enum { PACKED_ROWS = 8 };
+/* Two times sixteen weight rows as bytes w + 128, interleaved by fours: [k / 4][half][output][4]. An int32 lane is then one
+ * output, one vpdpbusd with four broadcast activations is 64 multiply-adds, and two use each broadcast. */
+enum { PACKED_ROWS = 6, PACKED_HALVES = 2 };
 typedef uint8_t packed_value;
 
-static void pack16(packed_value *packed, const int8_t *w, int outs, int64_t n) {
+static void pack16(packed_value *packed, int halves, const int8_t *w, int outs, int64_t n) {
     for (int64_t k = 0; k < n; k += 64) {
         __m512i rows[16], columns[16];
         __mmask64 exist = n - k >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n - k)) - 1;
         UNROLL for (int o = 0; o < 16; o++)
             rows[o] = o < outs ? unsigned_bytes(_mm512_maskz_loadu_epi8(exist, w + o * n + k)) : _mm512_setzero_si512();
         transpose_i32(columns, rows);
-        UNROLL for (int i = 0; i < 16; i++)
-            _mm512_storeu_si512(packed + k * 16 + i * 64, columns[i]);
+        for (int i = 0; i < 16; i++)
+            _mm512_storeu_si512(packed + (k * 16 + i * 64) * halves, columns[i]);
     }
 }
 
-/* acc[r] = the 16 outputs of row r; w_scales is (n_groups, 16). */
-INLINE void packed_rows(float acc[][16], const packed_value *packed, const float *w_scales, const q8_rows *x, int64_t row,
-                        int rows, int64_t n, int64_t size) {
-    __m512 sum[PACKED_ROWS];
+INLINE void packed_rows(float acc[][PACKED_HALVES][16], const packed_value *packed, const float *w_scales, const q8_rows *x,
+                        int64_t row, int rows, int halves, int64_t n, int64_t size) {
     const int8_t *xv = x->values + row * n;
+    __m512 sum[PACKED_ROWS][PACKED_HALVES];
     UNROLL for (int r = 0; r < rows; r++)
-        sum[r] = _mm512_setzero_ps();
+        UNROLL for (int h = 0; h < halves; h++)
+            sum[r][h] = _mm512_setzero_ps();
     for (int64_t g = 0; g < n / size; g++) {
-        __m512i isum[PACKED_ROWS];
+        __m512i isum[PACKED_ROWS][PACKED_HALVES], wv[PACKED_HALVES];
         UNROLL for (int r = 0; r < rows; r++)
-            isum[r] = _mm512_set1_epi32(-128 * x->sums[(row + r) * x->n_groups + g]);
+            UNROLL for (int h = 0; h < halves; h++)
+                isum[r][h] = _mm512_set1_epi32(x->offsets[(row + r) * x->n_groups + g]);
         for (int64_t k = g * size; k < (g + 1) * size; k += 4) {
-            __m512i wv = _mm512_loadu_si512(packed + k * 16);
+            UNROLL for (int h = 0; h < halves; h++)
+                wv[h] = _mm512_loadu_si512(packed + (k * halves + 4 * h) * 16);
             UNROLL for (int r = 0; r < rows; r++) {
                 int32_t four;
                 memcpy(&four, xv + r * n + k, sizeof four);
-                isum[r] = _mm512_dpbusd_epi32(isum[r], wv, _mm512_set1_epi32(four));
+                UNROLL for (int h = 0; h < halves; h++)
+                    isum[r][h] = _mm512_dpbusd_epi32(isum[r][h], wv[h], _mm512_set1_epi32(four));
             }
         }
-        __m512 w_scale = _mm512_loadu_ps(w_scales + g * 16);
-        UNROLL for (int r = 0; r < rows; r++) {
-            __m512 x_scale = _mm512_set1_ps(x->scales[(row + r) * x->n_groups + g]);
-            sum[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(isum[r]), w_scale), x_scale, sum[r]);
+        UNROLL for (int h = 0; h < halves; h++) {
+            __m512 w_scale = _mm512_loadu_ps(w_scales + (g * halves + h) * 16);
+            UNROLL for (int r = 0; r < rows; r++) {
+                __m512 x_scale = _mm512_set1_ps(x->scales[(row + r) * x->n_groups + g]);
+                sum[r][h] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(isum[r][h]), w_scale), x_scale, sum[r][h]);
+            }
         }
     }
     UNROLL for (int r = 0; r < rows; r++)
-        _mm512_storeu_ps(acc[r], sum[r]);
+        UNROLL for (int h = 0; h < halves; h++)
+            _mm512_storeu_ps(acc[r][h], sum[r][h]);
 }

@@ -27,11 +27,19 @@ static inline reg reg_load_part(const float *p, int count) {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
 }
 
+#define HAVE_STORE_PART
+static inline void reg_store_part(float *p, reg a, int count) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), a);
+}
+
 /* One level of the tree for several vectors at once: what is left of a and of b, its upper half added to its lower half, side
- * by side in one register. fold8 takes one vector of 16 lanes in each argument, fold4 two of 8, fold2 four of 4 (a quarter of
- * the register each), fold1 eight of 2. */
-static inline reg fold8(reg a, reg b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+ * by side in one register. fold8 takes one vector of 16 lanes in each argument (in memory: loading half a register costs less
+ * than moving it), fold4 two of 8, fold2 four of 4 (a quarter of the register each), fold1 eight of 2. */
+static inline reg halves(const float *a, const float *b) {
+    return _mm512_mask_broadcast_f32x8(_mm512_castps256_ps512(_mm256_loadu_ps(a)), 0xFF00, _mm256_loadu_ps(b));
+}
+static inline reg fold8(const float *a, const float *b) {
+    return _mm512_add_ps(halves(a, b), halves(a + 8, b + 8));
 }
 static inline reg fold4(reg a, reg b) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
@@ -50,9 +58,7 @@ static inline void sum16(float *sums, const float acc[16][16]) {
     reg quarter[4];
     for (int i = 0; i < 4; i++) {
         /* quarters of quarter[i]: vectors i, 4 + i, 8 + i, 12 + i, four lanes each */
-        reg lower = fold8(reg_load(acc[i]), reg_load(acc[4 + i]));
-        reg upper = fold8(reg_load(acc[8 + i]), reg_load(acc[12 + i]));
-        quarter[i] = fold4(lower, upper);
+        quarter[i] = fold4(fold8(acc[i], acc[4 + i]), fold8(acc[8 + i], acc[12 + i]));
     }
     reg_store(sums, fold1(fold2(quarter[0], quarter[1]), fold2(quarter[2], quarter[3])));
 }
