@@ -356,18 +356,31 @@ static void matvec(float *out, const float *x, const float *w, int64_t w_stride,
         matvec_ahead(out, x, w, w_stride, n_out, n, add, FETCH_AHEAD);
 }
 
+/* out[r, o] (+)= sums[r * outs + o], for the first `used` of the outs. */
+INLINE void store_rows(float *out, int64_t out_stride, const float *sums, int64_t rows, int outs, int used, int add) {
+    for (int64_t r = 0; r < rows; r++, out += out_stride, sums += outs)
+        for (int o = 0; o < used; o += LANES) {
+            reg new = load_up_to(sums + o, used - o);
+            store_up_to(out + o, add ? reg_add(load_up_to(out + o, used - o), new) : new, used - o);
+        }
+}
+
 /* out[r, o] (+)= the sum of acc[r * outs + o], for the first `used` of the outs; in acc there is room for a multiple of 16. */
 static void store_sums(float *out, int64_t out_stride, float acc[][16], int64_t rows, int outs, int used, int add) {
     float sums[ROW_BLOCK * TILE_OUTS];
-    int64_t filled = (rows * outs + 15) / 16 * 16;
-    memset(acc + rows * outs, 0, sizeof(acc[0]) * (size_t)(filled - rows * outs));
-    for (int64_t i = 0; i < filled; i += 16)
+    int64_t i = 0, filled = rows * outs;
+    for (; i + 16 <= filled; i += 16)
         sum16(sums + i, acc + i);
-    for (int64_t r = 0; r < rows; r++, out += out_stride)
-        for (int o = 0; o < used; o += LANES) {
-            reg new = load_up_to(sums + r * outs + o, used - o);
-            store_up_to(out + o, add ? reg_add(load_up_to(out + o, used - o), new) : new, used - o);
-        }
+    if (i < filled) {
+        memset(acc + filled, 0, sizeof(acc[0]) * (size_t)(i + 16 - filled));
+        sum16(sums + i, acc + i);
+    }
+    if (used == TILE_OUTS && !add)
+        store_rows(out, out_stride, sums, rows, TILE_OUTS, TILE_OUTS, 0);
+    else if (used == TILE_OUTS)
+        store_rows(out, out_stride, sums, rows, TILE_OUTS, TILE_OUTS, 1);
+    else
+        store_rows(out, out_stride, sums, rows, outs, used, add);
 }
 
 /* TILE_OUTS rows of w as one stream of whole cache lines, 16 elements of each in turn, zeros where there are none. */
