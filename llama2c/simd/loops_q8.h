@@ -4,7 +4,7 @@
  * groups ascending, one accumulator for an output. Where weight groups straddle rows (their size does not divide n), a
  * "group" is each intersection of a weight group and an activation group.
  *
- * A level may bring its own group_dots, transpose16 and packed kernel (HAVE_...); the integers are exact, so all agree.
+ * A level may bring its own quantiser, group_dots, transpose16 and packed kernel (HAVE_...); the integers are exact, so all agree.
  */
 
 INLINE float scale_at(const char *scales, int64_t i) { /* scales may start at any byte */
@@ -28,14 +28,37 @@ INLINE int32_t dot_i8(const int8_t *a, const int8_t *b, int64_t n) {
 
 /* ---------------------------------------------------------------------------------------------- quantising a row */
 
-static void quantize_group(int8_t *values, float *scale_out, int32_t *offset, const float *x, int64_t n) {
-    uint32_t largest = 0; /* of |x|, by its bits, which sort as the numbers do, with infinity and NaN above all */
+#ifndef HAVE_QUANTIZE_GROUP
+/* The largest |x| by its bits, which sort as the numbers do, with infinity and NaN above all. */
+static inline uint32_t largest_bits(const float *x, int64_t n) {
+    uint32_t largest = 0;
     for (int64_t i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, x + i, sizeof bits);
         bits &= 0x7fffffffu;
         largest = bits > largest ? bits : largest;
     }
+    return largest;
+}
+
+/* values = x / scale, halves away from zero: the truncated part is exact, so its rest is too. Returns their sum. */
+static inline int32_t divide_and_round(int8_t *values, const float *x, int64_t n, float scale) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        float q = x[i] / scale;
+        int32_t whole = (int32_t)q;
+        float rest = q - (float)whole;
+        whole += (rest >= 0.5f) - (rest <= -0.5f);
+        whole = whole > 127 ? 127 : whole < -127 ? -127 : whole;
+        values[i] = (int8_t)whole;
+        sum += whole;
+    }
+    return sum;
+}
+#endif
+
+static void quantize_group(int8_t *values, float *scale_out, int32_t *offset, const float *x, int64_t n) {
+    uint32_t largest = largest_bits(x, n);
     float max, scale;
     memcpy(&max, &largest, sizeof max);
     scale = max / 127.0f;
@@ -44,15 +67,7 @@ static void quantize_group(int8_t *values, float *scale_out, int32_t *offset, co
         memset(values, 0, (size_t)n);
         scale = largest >= 0x7f800000u ? NAN : 0.0f;
     } else {
-        for (int64_t i = 0; i < n; i++) { /* round half away from zero: the truncated part is exact, so its rest is too */
-            float q = x[i] / scale;
-            int32_t whole = (int32_t)q;
-            float rest = q - (float)whole;
-            whole += (rest >= 0.5f) - (rest <= -0.5f);
-            whole = whole > 127 ? 127 : whole < -127 ? -127 : whole;
-            values[i] = (int8_t)whole;
-            sum += whole;
-        }
+        sum = divide_and_round(values, x, n, scale);
     }
     *scale_out = scale;
     *offset = -128 * sum;

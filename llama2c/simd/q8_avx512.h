@@ -6,6 +6,33 @@
 #define HAVE_GROUP_DOTS
 #define HAVE_TRANSPOSE16
 #define HAVE_PACKED
+#define HAVE_QUANTIZE_GROUP
+
+/* As in loops_q8.h, sixteen at a time. */
+static inline uint32_t largest_bits(const float *x, int64_t n) {
+    __m512i largest = _mm512_setzero_si512();
+    for (int64_t i = 0; i < n; i += 16) {
+        __m512i bits = _mm512_castps_si512(load_up_to(x + i, n - i));
+        largest = _mm512_max_epu32(largest, _mm512_and_epi32(bits, _mm512_set1_epi32(0x7fffffff)));
+    }
+    return _mm512_reduce_max_epu32(largest);
+}
+
+static inline int32_t divide_and_round(int8_t *values, const float *x, int64_t n, float scale) {
+    __m512i sum = _mm512_setzero_si512(), one = _mm512_set1_epi32(1), most = _mm512_set1_epi32(127);
+    for (int64_t i = 0; i < n; i += 16) {
+        __mmask16 exist = n - i >= 16 ? 0xFFFF : (__mmask16)((1u << (n - i)) - 1);
+        __m512 q = _mm512_div_ps(load_up_to(x + i, n - i), _mm512_set1_ps(scale));
+        __m512i whole = _mm512_cvttps_epi32(q);
+        __m512 rest = _mm512_sub_ps(q, _mm512_cvtepi32_ps(whole));
+        whole = _mm512_mask_add_epi32(whole, _mm512_cmp_ps_mask(rest, _mm512_set1_ps(0.5f), _CMP_GE_OQ), whole, one);
+        whole = _mm512_mask_sub_epi32(whole, _mm512_cmp_ps_mask(rest, _mm512_set1_ps(-0.5f), _CMP_LE_OQ), whole, one);
+        whole = _mm512_max_epi32(_mm512_min_epi32(whole, most), _mm512_sub_epi32(_mm512_setzero_si512(), most));
+        sum = _mm512_add_epi32(sum, whole);
+        _mm512_mask_cvtepi32_storeu_epi8(values + i, exist, whole);
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
 
 static inline __m512i unsigned_bytes(__m512i w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
 
