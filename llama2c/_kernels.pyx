@@ -90,7 +90,7 @@ cdef extern from *:
     #endif
     typedef struct { int waiting, generation, asleep; } llama2c_barrier;
     /* All threads of the team meet here. libgomp's barrier makes a system call each time, and spins for milliseconds: where the
-     * machine is busy, that keeps the thread it waits for from running. This one spins for microseconds, then sleeps. */
+     * machine is busy, that keeps the thread it waits for from running. This one spins for a tenth of a millisecond, then sleeps. */
     static inline void llama2c_meet(llama2c_barrier *b) {
         int n_threads = omp_get_num_threads();
         if (n_threads == 1)
@@ -103,7 +103,7 @@ cdef extern from *:
                 llama2c_wake(&b->generation);
             return;
         }
-        for (int spins = 0; spins < 500; spins++) {
+        for (int spins = 0; spins < 2000; spins++) {
             if (__atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) != generation)
                 return;
             llama2c_pause();
