@@ -401,7 +401,7 @@ static void matmul_tiles(float *out, int64_t out_stride, const float *x, int64_t
                          const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add, float *pack) {
     float acc[ROW_BLOCK * TILE_OUTS][16] __attribute__((aligned(64)));
     int64_t n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS, n_stretches = (n + STRETCH - 1) / STRETCH;
-    int64_t stretch = (n / n_stretches + 15) / 16 * 16, block = n_stretches == 1 ? 2 * TILE_ROWS : ROW_BLOCK;
+    int64_t stretch = ((n + n_stretches - 1) / n_stretches + 15) / 16 * 16, block = n_stretches == 1 ? 2 * TILE_ROWS : ROW_BLOCK;
     int fetches = n_tiles < TILE_OUTS ? (int)((TILE_OUTS + n_tiles - 1) / n_tiles) : 1;
     float *packed = n_rows >= PACK_ROWS ? pack : NULL;
     for (int64_t o = 0; o < n_out; o += TILE_OUTS) {
