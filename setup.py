@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 # The order of every sum is fixed in the source: no level may fuse, reorder or approximate on its own. Ours come last.
 EXACT = ["-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC"]
@@ -42,10 +43,21 @@ def openmp_flags() -> tuple[list[str], list[str]]:
     return [], []
 
 
+class BuildPy(build_py):
+    """The modules, and beside them the commit they were taken from, for benchmarks to name."""
+
+    def run(self) -> None:
+        super().run()
+        git = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, encoding="utf-8")
+        if git.returncode == 0 and not self.editable_mode:
+            Path(self.build_lib, "llama2c", "_commit.py").write_text(f'COMMIT = "{git.stdout.strip()}"\n')
+
+
 OPENMP_COMPILE, OPENMP_LINK = openmp_flags()
 NUMPY = {"include_dirs": [numpy.get_include()], "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]}
 
 setup(
+    cmdclass={"build_py": BuildPy},
     libraries=[
         (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*EXACT, *flags], "obj_deps": {"": HEADERS}})
         for name, flags in {"dispatch": [], **levels}.items()

@@ -64,11 +64,19 @@ def __dir__() -> list[str]:
 
 
 def build_info() -> dict[str, object]:
-    """What this build is and does here: version, isa (the instruction-set level), openmp, compiler, n_threads (the default)."""
+    """What this build is and does here.
+
+    version; commit (None if unknown); isa, the instruction-set level; openmp; compiler; n_threads, the default.
+    """
     from . import _kernels, threads
 
+    try:
+        commit = _importlib.import_module("llama2c._commit").COMMIT  # written by setup.py
+    except ImportError:
+        commit = None
     return {
         "version": __version__,
+        "commit": commit,
         "isa": _kernels.isa,
         "openmp": _kernels.openmp,
         "compiler": _kernels.compiler,

@@ -6,6 +6,7 @@ No logic the API lacks: what stands here is about flags, terminals and files to 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import sys
@@ -22,6 +23,7 @@ from .checkpoint import Checkpoint
 from .config import DIMENSIONS
 from .llama import Llama, chat_turn, find_tokenizer
 from .sampler import Sampler
+from .terminal import UsageError, say
 from .tokenizer import EOS, TextStream, Tokenizer
 from .transformer import Floats, KVCache, Tokens, Transformer
 
@@ -50,10 +52,6 @@ class Arguments:
     verbose: bool = False
     version: bool = False
     help: bool = False
-
-
-class UsageError(Exception):
-    """A command line that cannot be understood."""
 
 
 def _number(text: str) -> float:
@@ -103,7 +101,20 @@ FLAGS = (
 )
 BY_NAME = {name: flag for flag in FLAGS for name in (flag.short, flag.long) if name}
 
-USAGE = "usage: python -m llama2c MODEL [flags]"
+
+
+class Verb(NamedTuple):
+    """Something else than a story, told by the first argument; `module` has run(argv). A file of that name is ./NAME."""
+
+    module: str
+    help: str
+
+
+VERBS = {
+    "bench": Verb("llama2c.bench", "measure how many tokens a second a model reads and writes here"),
+}
+
+USAGE = "usage: python -m llama2c MODEL [flags]\n       python -m llama2c VERB ... (VERB --help tells more)"
 NOTES = """\
 stdout is the story alone; speed, warnings and errors go to stderr. Exit code 0, 1 after an error, 2 for a wrong
 command line, 130 after Ctrl-C.
@@ -156,7 +167,9 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 def help_text() -> str:
     lines = [f"  {flag.short or '  '} {f'{flag.long} {flag.value}':23} {flag.help}\n" for flag in FLAGS]
-    return f"{USAGE}\n\nRun a llama2.c checkpoint: print a story, or chat.\n\n{''.join(lines)}\n{NOTES}"
+    verbs = [f"  {name:26} {verb.help}\n" for name, verb in VERBS.items()]
+    about = "Run a llama2.c checkpoint: print a story, or chat."
+    return f"{USAGE}\n\n{about}\n\n{''.join(lines)}\nverbs:\n{''.join(verbs)}\n{NOTES}"
 
 
 def adjusted(arguments: Arguments) -> None:
@@ -193,13 +206,6 @@ def put(text: str) -> None:
     """Text to stdout, as UTF-8 whatever the locale, seen at once."""
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
-
-
-def say(line: str, name: str = "llama2c: ") -> None:
-    """One line to stderr. Without a stderr, or with nobody listening there, no one misses it."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            print(name + line.replace("\n", " "), file=sys.stderr, flush=True)
 
 
 def stdin() -> BinaryIO:
@@ -401,7 +407,11 @@ def run(arguments: Arguments) -> None:
 
 
 def start(argv: Sequence[str]) -> None:
-    """Do what the command line says. A verb, once there is one, is told here by the first argument."""
+    """Do what the command line says: the verb that the first argument names, or else a story."""
+    if argv and argv[0] in VERBS:
+        with contextlib.suppress(SystemExit):  # argparse has printed the help it was asked for
+            importlib.import_module(VERBS[argv[0]].module).run(argv[1:])
+        return
     arguments = parse(argv)
     if arguments.help:
         put(help_text())

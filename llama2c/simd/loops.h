@@ -79,14 +79,17 @@ static inline void sum16(float *sums, const float acc[16][16]) {
 }
 #endif
 
-static float sum(const float *x, int64_t n) {
+INLINE float sum_ahead(const float *x, int64_t n, int ahead) {
     reg sums[8];
     UNROLL for (int i = 0; i < 8; i++)
         sums[i] = reg_zero();
     int64_t k = 0;
     for (; k + 8 * LANES <= n; k += 8 * LANES)
-        UNROLL for (int i = 0; i < 8; i++)
+        UNROLL for (int i = 0; i < 8; i++) {
+            if (ahead)
+                __builtin_prefetch((const char *)(x + k + i * LANES) + ahead, 0, 2);
             sums[i] = reg_add(sums[i], reg_load(x + k + i * LANES));
+        }
     float total = 0, lanes[LANES];
     for (; k < n; k++)
         total += x[k];
@@ -96,6 +99,11 @@ static float sum(const float *x, int64_t n) {
             total += lanes[j];
     }
     return total;
+}
+
+/* As with weights, it helps to ask ahead for what is not in the second cache. */
+static float sum(const float *x, int64_t n) {
+    return n < 1 << 20 ? sum_ahead(x, n, 0) : sum_ahead(x, n, FETCH_AHEAD);
 }
 
 /* ---------------------------------------------------------------------------------------------- exp, softmax, SwiGLU */
