@@ -7,6 +7,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 MODEL = stories15M.bin
 ARGS =
+C =
 SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.py llama2c/*.pyx llama2c/*.pyi llama2c/simd/*)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LEVEL =
@@ -26,8 +27,8 @@ lint: $(VENV)/lint.stamp ## before every commit: ruff for style and slips, mypy 
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/plain.stamp ## to see whether a change made decoding faster or slower: tok/s of MODEL, three times
-	@for i in 1 2 3; do $(BIN)/llama2c $(MODEL) -t 0 -n 256 $(ARGS) 2>&1 >/dev/null || exit 1; done
+bench: $(VENV)/bench.stamp ## to compare with others, figures and pictures: make bench C="run=../llama2.c/run runq=../llama2.c/runq"
+	$(BIN)/python benchmarks/compare.py $(addprefix --c ,$(C)) --folder build/checkpoints -o benchmarks/results $(ARGS)
 
 annotate: $(VENV)/plain.stamp ## when a .pyx is slow: HTML whose yellow lines are those that call into Python
 	@mkdir -p build/annotate
@@ -61,6 +62,7 @@ $(BIN)/cython:
 
 $(VENV)/test.stamp: EXTRA = [test]
 $(VENV)/lint.stamp: EXTRA = [lint]
+$(VENV)/bench.stamp: EXTRA = [bench]
 
 # The .py files that an earlier build left are removed first, or a module that is deleted would still be installed.
 $(VENV)/%.stamp: $(SOURCES) | $(BIN)/cython

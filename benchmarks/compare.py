@@ -1,297 +1,467 @@
 """llama2c against others on the same checkpoints, in one run: `python benchmarks/compare.py --c run=PATH --c runq=PATH`.
 
 The programs take turns. Every figure is the median of several rounds, every ratio the median of the ratios round by round, so
-that a machine whose speed drifts does not decide it. Read bandwidth and SGEMM are measured in the same rounds. C's "achieved
-tok/s" counts the steps after the first, prompt positions too; ours are counted the same way. Absent peers are named.
+that a machine whose speed drifts does not decide it. No figure is believed before both sides have made the same of the same
+input: the same text for whole commands, the same logits for peers in this process.
+
+One footing. C's "achieved tok/s" leaves out its first step and counts the positions of a prompt; ours counts the tokens made
+after the prompt. Decode is therefore compared from an empty prompt: there both count the same steps, all but the first. For a
+prompt, C's figure is the speed of its positions, and ours the whole prompt in one go.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import platform
-import statistics
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from make_checkpoint import PRESETS, make_checkpoint, make_tokenizer
-from peers import CProgram, LlamaCpp, Ours, write_gguf
+from measure import Curve, Measure, Record, Result, compared, peak_memory, seconds, settled, slower, take_turns, whole_run
+from peers import PACKAGES, Ours, Program, ids, installed, is_quantized, our_program
 
-import llama2c
-from llama2c import _kernels
-from llama2c.checkpoint import Checkpoint
+from llama2c import bench
+from llama2c.checkpoint import layout
 from llama2c.config import Config
+from llama2c.threads import available_cores
 
-Measure = Callable[[], float]
-DECODED = 100  # tokens of one decode measurement
-PROMPT = 200  # tokens of one prefill measurement
-
-
-@dataclass
-class Result:
-    """One line of the table: what was measured, ours and theirs in each round, and the ratio that is asked for."""
-
-    work: str
-    unit: str
-    peer: str
-    bar: float
-    ours: list[float] = field(default_factory=list)
-    theirs: list[float] = field(default_factory=list)
-    less_is_better: bool = False
-
-    @property
-    def ratio(self) -> float:
-        """How many times better ours is."""
-        ratio = statistics.median(a / b for a, b in zip(self.ours, self.theirs, strict=True))
-        return 1 / ratio if self.less_is_better else ratio
-
-    def row(self) -> str:
-        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
-        cells = [self.work, f"{ours:.4g} {self.unit}", f"{self.peer} {theirs:.4g}", f"{self.ratio:.2f}", f"{self.bar:.2f}"]
-        return f"| {' | '.join(cells)} | {'yes' if self.ratio >= self.bar else 'no'} |"
+SAME = 8  # words at least that a Q8_0 text must share: where one value rounds the other way, all that follows may differ
+POSITIONS = (10, 100, 250, 500, 750, 1000)
+BATCHES = (1, 2, 4, 8, 16, 32)
+BARS: dict[tuple[str, str, str], float] = {  # (work, model, peer) -> the ratio that is aimed at, with two threads
+    **{("decode", f"{shape} fp32", "run"): 1.0 for shape in ("15M", "42M", "110M")},
+    **{("decode", f"{shape} fp32", "read bandwidth"): 0.93 for shape in ("15M", "42M", "110M")},
+    **{("decode", f"{shape} Q8_0", "runq"): 1.8 for shape in ("42M", "110M")},
+    **{("decode", f"{shape} Q8_0", "llama.cpp"): 1.3 for shape in ("42M", "110M")},
+    **{("prefill", f"{shape} fp32", "run"): 12.0 for shape in ("42M", "110M")},
+    **{("prefill", f"{shape} fp32", "SGEMM"): 0.85 for shape in ("42M", "110M")},
+    ("prefill", "42M fp32", "llama.cpp"): 1.15,
+    ("prefill", "110M fp32", "llama.cpp"): 1.0,
+    **{("prefill", f"{shape} Q8_0", "llama.cpp"): 2.5 for shape in ("42M", "110M")},
+}
 
 
 class Comparison:
     """Makes the checkpoints it needs in a folder, and takes measurements in turn."""
 
-    def __init__(self, folder: Path, c_programs: dict[str, Path], n_threads: int, rounds: int, only: str = "") -> None:
-        self.folder, self.c_programs, self.n_threads, self.rounds = folder, c_programs, n_threads, rounds
-        self.only = only
-        self.results: list[Result] = []
-        self.skipped: list[str] = []
+    def __init__(self, options: argparse.Namespace, folder: Path, c_programs: dict[str, Path], record: Record) -> None:
+        self.folder, self.c_programs, self.record = folder, c_programs, record
+        self.n_threads, self.rounds, self.only = options.threads, options.rounds, options.only
+        self.n_decode, self.n_prompt = options.tokens, options.prompt
         self.tokenizer = folder / "tokenizer.bin"
         make_tokenizer(self.tokenizer, 32000)
-        self.has_llama_cpp = all(importlib.util.find_spec(name) is not None for name in ("gguf", "llama_cpp"))
-        if not self.has_llama_cpp:
-            self.skipped.append("llama.cpp: the packages llama-cpp-python and gguf are not installed")
-        for name in ("run", "runq"):
-            if name not in c_programs:
-                self.skipped.append(f"{name}: no binary was named with --c {name}=PATH")
+        self.packages = [peer for peer in PACKAGES if installed(peer)]
+        for peer in PACKAGES:
+            if peer not in self.packages:
+                self.skip(f"{peer.name}: {peer.packages} not installed")
+        for kind, wanted in (("an fp32", False), ("a Q8_0", True)):
+            if not any(is_quantized(name) == wanted for name in c_programs):
+                self.skip(f"{kind} C program: none was named with --c {'runq' if wanted else 'run'}=PATH")
 
-    # -- what is compared
+    def skip(self, line: str) -> None:
+        self.record.skipped.append(line)
+        print(f"left out: {line}", file=sys.stderr, flush=True)
+
+    # -- one kind of work, against everybody who can do it
 
     def decode(self, shape: str, group_size: int | None = None) -> None:
-        path = self.checkpoint(shape, group_size)
+        """Tokens one by one from an empty context."""
+        if not (path := self.wanted("decode", shape, group_size)):
+            return
+        kind, n = label(shape, group_size), self.n_decode
+        command = our_program(path, self.tokenizer, self.n_threads)
+        for program in self.programs(path):
+            flags = ("-n", str(n))
+            note = same_text(command, program, flags, exact=not group_size)
+            self.take("decode", kind, program.name, rate_of(command, flags), rate_of(program, flags), note=note, c=True)
         ours = Ours(path, self.n_threads)
-        work = f"decode {label(shape, group_size)}"
-        entries: list[tuple[str, float, Measure]] = []
-        program = "runq" if group_size else "run"
-        if program in self.c_programs:
-            peer = CProgram(self.c_programs[program], path, self.tokenizer, self.n_threads, program)
-            entries.append((program, 1.8 if group_size else 1.0, lambda: peer.decode(DECODED)))
-        if self.has_llama_cpp:
-            theirs = LlamaCpp(self.gguf(path, bool(group_size)), self.n_threads, "llama.cpp")
-            entries.append(("llama.cpp", 1.3 if group_size else 1.0, lambda: theirs.decode(DECODED)))
-        if not group_size:
-            entries.append(("read bandwidth", 0.93, self.bandwidth(path)))
-        self.take(work, "tok/s", lambda: ours.decode(DECODED), entries)
+        for peer in self.peers(path, ours):
+            self.take("decode", kind, peer.name, settled(lambda: ours.decode(n)), settled(decode_of(peer, n)))
+        self.take("decode", kind, "read bandwidth", lambda: ours.decode(n), self.bandwidth(path))
 
     def prefill(self, shape: str, group_size: int | None = None) -> None:
-        path = self.checkpoint(shape, group_size)
+        """A prompt, until the logits after it are there."""
+        if not (path := self.wanted("prefill", shape, group_size)):
+            return
+        kind, n = label(shape, group_size), self.n_prompt
         ours = Ours(path, self.n_threads)
-        entries: list[tuple[str, float, Measure]] = []
+        our_prefill = settled(lambda: ours.prefill(n), 5)
+        command = our_program(path, self.tokenizer, self.n_threads)
+        for program in self.programs(path):
+            prompt = ("-i", "x" * (n - 2))  # with BOS and the leading space n tokens, a byte each
+            note = same_text(command, program, (*prompt, "-n", str(n + 9)), exact=not group_size)
+            self.take("prefill", kind, program.name, our_prefill, rate_of(program, (*prompt, "-n", str(n))), note=note, c=True)
+        for peer in self.peers(path, ours):
+            self.take("prefill", kind, peer.name, our_prefill, settled(prefill_of(peer, n), 5))
         if not group_size:
-            entries.append(("SGEMM", 0.85, settled(self.sgemm(ours.transformer.config))))
-            if "run" in self.c_programs:
-                peer = CProgram(self.c_programs["run"], path, self.tokenizer, self.n_threads, "run")
-                entries.append(("run", 12.0, lambda: peer.prefill(PROMPT)))
-        if self.has_llama_cpp:
-            bar = 2.5 if group_size else 1.15 if shape == "42M" else 1.0
-            theirs = LlamaCpp(self.gguf(path, bool(group_size)), self.n_threads, "llama.cpp")
-            entries.append(("llama.cpp", bar, settled(lambda: theirs.prefill(PROMPT))))
-        self.take(f"prefill of {PROMPT}, {label(shape, group_size)}", "tok/s", settled(lambda: ours.prefill(PROMPT)), entries)
-
-    def batch(self, shape: str, n_sequences: int) -> None:
-        ours = Ours(self.checkpoint(shape), self.n_threads)
-        entries: list[tuple[str, float, Measure]] = [("one sequence", 7.0, lambda: ours.decode(65))]
-        self.take(f"{n_sequences} sequences together, fp32 {shape}", "tok/s", lambda: ours.batch(n_sequences, 32), entries)
-
-    def position(self, shape: str) -> None:
-        ours = Ours(self.checkpoint(shape), self.n_threads)
-        ours.decode_at(960, 2)
-        entries: list[tuple[str, float, Measure]] = [("position 10", 0.78, lambda: ours.decode_at(0, 21))]
-        late = Ours(self.checkpoint(shape), self.n_threads)
-        late.decode_at(985, 2)
-        self.take(f"decode at position 1000, fp32 {shape}", "tok/s", lambda: late.decode_at(985, 31), entries)
+            self.take("prefill", kind, "SGEMM", our_prefill, settled(self.sgemm(ours.transformer.config), 5))
 
     def tiny(self) -> None:
         """The whole command on the smallest model, less the time of a run that makes one token."""
-        path, tokenizer = self.checkpoint("260K"), self.folder / "tokenizer512.bin"
-        make_tokenizer(tokenizer, 512)
-        if "run" not in self.c_programs:
+        if not (path := self.wanted("whole run less start-up", "260K")):
             return
-        flags = [str(path), "-z", str(tokenizer), "-t", "0"]
-        ours = [sys.executable, "-m", "llama2c", *flags, "--threads", str(self.n_threads)]
-        theirs = [str(self.c_programs["run"]), *flags]
-        entries: list[tuple[str, float, Measure]] = [("run", 1.3, lambda: whole_run(theirs))]
-        self.take("260K through the command line, less start-up", "tok/s", lambda: whole_run(ours), entries)
+        tokenizer = self.folder / "tokenizer512.bin"
+        make_tokenizer(tokenizer, PRESETS["260K"].vocab_size)
+        ours = our_program(path, tokenizer, self.n_threads)
+        for program in self.programs(path, tokenizer):
+            note = same_text(ours, program, ("-n", "256"), exact=True)
+            measure, theirs = whole_of(ours), whole_of(program)
+            self.take("whole run less start-up", "260K fp32", program.name, measure, theirs, 1.3, note=note, c=True)
+
+    def batch(self, shape: str) -> None:
+        """Sequences that share each step: all together, and 16 of them against one alone."""
+        if not (path := self.wanted("sequences together", shape)):
+            return
+        ours, work = Ours(path, self.n_threads), label(shape)
+        n = min(32, self.n_decode)
+        self.take("16 sequences together", work, "one sequence", lambda: ours.batch(16, n), lambda: ours.batch(1, 2 * n), 7.0)
+        curve = Curve("batch", "sequences in a step", "tok/s", f"{work}, all sequences together", list(BATCHES))
+        self.bend(curve, {"llama2c": [lambda b=b: ours.batch(b, n) for b in BATCHES]})
+
+    def position(self, shape: str) -> None:
+        """Decode at the beginning of the context and at its end, where attention has more to read."""
+        if not (path := self.wanted("position", shape)):
+            return
+        ours, work, c = Ours(path, self.n_threads), label(shape), PRESETS[shape]
+        last = min(1000, c.seq_len - 16)
+        self.take(f"decode at position {last}", work, "position 10", at(ours, last), at(ours, 10), 0.78)
+        x = [position for position in POSITIONS if position <= last]
+        speed, size, cached = self.bandwidth(path), path.stat().st_size, 2 * 4 * c.n_layers * c.kv_dim
+        curve = Curve("position", "position in the context", "tok/s", f"{work}, one token at a time", list(x))
+        self.bend(curve, {"llama2c": [at(ours, position) for position in x]})
+        speeds = [speed() for _ in range(self.rounds)]
+        curve.series["read bandwidth"] = [[s * size / (size + p * cached) for s in speeds] for p in x]
+
+    def threads(self, shape: str) -> None:
+        """Decode with one thread to twice as many as there are cores."""
+        if not (path := self.wanted("threads", shape)):
+            return
+        cores = available_cores()
+        counts = sorted({n for n in range(1, 2 * cores + 1) if n <= 8 or n % (cores // 2) == 0})
+        flags = ("-n", str(self.n_decode))
+        series: dict[str, list[Measure]] = {"llama2c": [rate_of(our_program(path, self.tokenizer, n), flags) for n in counts]}
+        for name, binary in self.c_programs.items():
+            if not is_quantized(name):
+                series[name] = [rate_of(Program(name, [str(binary)], path, self.tokenizer, n), flags) for n in counts]
+        self.bend(Curve("threads", "threads", "tok/s", f"{label(shape)}, one token at a time", list(counts)), series)
 
     def limits(self, shape: str) -> None:
-        """Seconds from the shell to the first token; peak memory beyond the checkpoint's pages and the cache, in MB."""
-        path = self.checkpoint(shape)
-        one_token = [sys.executable, "-m", "llama2c", str(path), "-z", str(self.tokenizer), "-n", "1"]
-        memory = [sys.executable, __file__, "--peak-memory", str(path)]
-        limit: Measure = lambda: 0.5  # noqa: E731
-        self.take(f"first token of {shape}", "s", lambda: seconds(one_token), [("limit", 1.0, limit)], less_is_better=True)
-        peak = lambda: float(subprocess.run(memory, check=True, capture_output=True).stdout)  # noqa: E731
-        self.take(f"memory beyond weights and cache, {shape}", "MB", peak, [("limit", 1.0, lambda: 60.0)], less_is_better=True)
+        """Seconds from the shell to the first token, and peak memory, of whole commands."""
+        if not (path := self.wanted("first token, memory", shape)):
+            return
+        work = label(shape)
+        ours, theirs = our_program(path, self.tokenizer, self.n_threads), self.programs(path)
+        commands = {p.name: ([*p.command, "-n"], p.environment) for p in (ours, *theirs)}
+        first = {name: timed([*command, "1"], environment) for name, (command, environment) in commands.items()}
+        memory = {name: peak([*command, "17"], environment) for name, (command, environment) in commands.items()}
+        for peer in self.packages:
+            command = [sys.executable, str(Path(__file__).with_name("peers.py")), peer.name, str(path), str(self.n_threads)]
+            first[peer.name], memory[peer.name] = timed(command, None), peak(command, None)
+        self.take("first token", work, "limit", first["llama2c"], lambda: 0.5, 1.0, unit="s", less=True)
+        for program in theirs:
+            self.take("first token", work, program.name, first["llama2c"], first[program.name], unit="s", less=True, c=True)
+        beyond = [sys.executable, __file__, "--memory-beyond", str(path), "--prompt", str(self.n_prompt)]
+        used = lambda: peak_beyond(beyond)  # noqa: E731
+        self.take("memory beyond weights and cache", work, "limit", used, lambda: 60.0, 1.0, unit="MB", less=True)
+        for name, unit, measures in (("start-up", "s", first), ("memory", "MB", memory)):
+            curve = Curve(name, "", unit, f"{work} ({path.stat().st_size / 1e6:.0f} MB), whole commands", [0])
+            self.bend(curve, {program: [measure] for program, measure in measures.items()})
 
     # -- how it is measured
 
     def take(
-        self, work: str, unit: str, ours: Measure, entries: list[tuple[str, float, Measure]], less_is_better: bool = False
-    ) -> None:
-        """Measure ours and each peer in turn."""
-        if self.only not in work:
+        self, work: str, kind: str, peer: str, ours: Measure, theirs: Measure, bar: float | None = None,
+        unit: str = "tok/s", less: bool = False, note: str = "", c: bool = False,
+    ) -> None:  # fmt: skip
+        """Measure both in turn, and print the line of the table."""
+        if note.startswith("!"):
+            self.skip(f"{work}, {kind}, {peer}: {note[1:]}")
             return
-        results = [Result(work, unit, peer, bar, less_is_better=less_is_better) for peer, bar, _ in entries]
-        for turn in range(self.rounds + 1):  # the first warms up
-            for result, (_, _, theirs) in zip(results, entries, strict=True):
-                a, b = ours(), theirs()
-                if turn:
-                    result.ours.append(a)
-                    result.theirs.append(b)
-        for result in results:
-            print(result.row(), flush=True)
-        self.results += results
+        bar = BARS.get((work, kind, peer), bar) if self.n_threads == 2 else bar
+        result = Result(f"{work}, {kind}", unit, peer, bar, less, c, note=note)
+        take_turns(result, ours, theirs, self.rounds)
+        self.record.results.append(result)
+        print(f"| {' | '.join(result.cells())} |", flush=True)
+
+    def bend(self, curve: Curve, series: dict[str, list[Measure]]) -> None:
+        """Measure all programs at all x in turn, round by round."""
+        curve.series = {program: [[] for _ in measures] for program, measures in series.items()}
+        for turn in range(self.rounds + 1):
+            for i in range(len(curve.x)):
+                for program, measures in series.items():
+                    value = measures[i]()
+                    if turn:
+                        curve.series[program][i].append(value)
+        self.record.curves.append(curve)
+
+    def wanted(self, work: str, shape: str, group_size: int | None = None) -> Path | None:
+        """The checkpoint for a kind of work, made if need be; None if --only leaves it out or memory does not hold it."""
+        name = label(shape, group_size)
+        if self.only not in f"{work}, {name}":
+            return None
+        config = PRESETS[shape]
+        size = layout(config, 2 if group_size else 0, True, group_size).file_size
+        fp32 = layout(config, 0, True).file_size
+        needed, available = size + 3 * fp32, bench.available_memory()  # ours, the buffer that is read, one or two more copies
+        if needed > available:
+            self.skip(f"{work}, {name}: expected {needed / 1e6:.0f} MB of free memory, found {available / 1e6:.0f} MB")
+            return None
+        path = self.folder / (f"{shape}_q{group_size}.bin" if group_size else f"{shape}.bin")
+        if not path.exists() or path.stat().st_size != size:
+            make_checkpoint(path, config, 2 if group_size else 0, 0, group_size)
+        return path
+
+    def programs(self, path: Path, tokenizer: Path | None = None) -> list[Program]:
+        """The C programs that can read this checkpoint."""
+        quantized = "_q" in path.stem
+        chosen = {name: binary for name, binary in self.c_programs.items() if is_quantized(name) == quantized}
+        return [Program(n, [str(b)], path, tokenizer or self.tokenizer, self.n_threads) for n, b in chosen.items()]
+
+    def peers(self, path: Path, ours: Ours) -> Iterator[Any]:
+        """The installed peers for this checkpoint, one after the other; those whose logits are not ours are left out."""
+        quantized = "_q" in path.stem
+        for make in self.packages:
+            if quantized and make.name != "llama.cpp":
+                continue
+            peer = make(path, self.n_threads)
+            tokens = ids(12, ours.vocab_size)
+            expected, found = ours.logits(tokens), peer.logits(tokens)
+            error = float(np.abs(expected - found).max() / np.abs(expected).max())
+            if error < (5e-2 if quantized else 1e-2):  # llama.cpp rounds some of what it does to 16 bits
+                yield peer
+            else:
+                self.skip(f"{peer.name}, {path.stem}: its logits differ from ours by {error:.2g} of the largest")
 
     def bandwidth(self, path: Path) -> Measure:
         """Tokens a second if decode did nothing but read: the memory's speed on as many bytes as the checkpoint has."""
-        buffer = np.ones(path.stat().st_size // 4, np.float32)
-
-        def measure() -> float:
-            times = []
-            for _ in range(5):
-                start = time.perf_counter()
-                _kernels.read_all(buffer, self.n_threads)
-                times.append(time.perf_counter() - start)
-            return 1 / statistics.median(times)
-
-        return measure
+        memory = np.ones(path.stat().st_size // 4, np.float32)
+        return lambda: bench.read_bandwidth(memory, self.n_threads) / memory.nbytes
 
     def sgemm(self, config: Config) -> Measure:
         """Tokens a second if prefill were nothing but the products of its layers, each at NumPy's speed."""
-        rng = np.random.default_rng(0)
+        rng, n = np.random.default_rng(0), self.n_prompt
         q_dim, kv_dim, dim, hidden = config.n_heads * config.head_size, config.kv_dim, config.dim, config.hidden_dim
         shapes = [(dim, q_dim + 2 * kv_dim), (q_dim, dim), (dim, 2 * hidden), (hidden, dim)]
-        pairs = [(rng.random((PROMPT, n), np.float32), rng.random((n, m), np.float32)) for n, m in shapes]
+        pairs = [(rng.random((n, k), np.float32), rng.random((k, m), np.float32)) for k, m in shapes]
 
         def measure() -> float:
             start = time.perf_counter()
             for _ in range(config.n_layers):
                 for x, w in pairs:
                     np.dot(x, w)
-            return PROMPT / (time.perf_counter() - start)
+            return n / (time.perf_counter() - start)
 
         return measure
 
-    def checkpoint(self, shape: str, group_size: int | None = None) -> Path:
-        path = self.folder / (f"{shape}_q{group_size}.bin" if group_size else f"{shape}.bin")
-        if not path.exists():
-            make_checkpoint(path, PRESETS[shape], 2 if group_size else 0, 0, group_size)
-        return path
 
-    def gguf(self, checkpoint: Path, quantized: bool) -> Path:
-        path = checkpoint.with_suffix(".gguf")
-        if not path.exists():
-            write_gguf(Checkpoint.open(checkpoint), path, quantized)
-        return path
+def label(shape: str, group_size: int | None = None) -> str:
+    return f"{shape} Q8_0" if group_size else f"{shape} fp32"
 
 
-def label(shape: str, group_size: int | None) -> str:
-    return f"Q8_0 {shape} (group {group_size})" if group_size else f"fp32 {shape}"
+# Each binds its arguments: a lambda in a loop would see the loop's last.
 
 
-def seconds(command: list[str]) -> float:
-    """Of a whole command. What it prints goes into a file: a reader at the other end of a pipe would take a core from it."""
-    with tempfile.TemporaryFile() as output:
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=output, stderr=subprocess.DEVNULL)
-        return time.perf_counter() - start
+def rate_of(program: Program, flags: tuple[str, ...]) -> Measure:
+    return lambda: program.run(*flags).rate
 
 
-def whole_run(command: list[str]) -> float:
-    """Tokens a second of a whole command: 256 tokens, less what a run of one token takes; medians, since start-up varies."""
-    times = [[seconds([*command, "-n", n]) for n in ("256", "1")] for _ in range(15)]
-    whole, start_up = (statistics.median(column) for column in zip(*times, strict=True))
-    return 255 / max(whole - start_up, 1e-6)
+def whole_of(program: Program) -> Measure:
+    return lambda: whole_run(program.command, program.environment)
 
 
-def settled(measure: Measure) -> Measure:
-    """The median of five, after one that wakes up what the other program has put to sleep.
-
-    Before that a pause: the threads of OpenBLAS spin on for a tenth of a second when their work is done, on our cores.
-    """
-
-    def measure_settled() -> float:
-        time.sleep(0.4)
-        measure()
-        return statistics.median(measure() for _ in range(5))
-
-    return measure_settled
+def decode_of(peer: Any, n: int) -> Measure:
+    return lambda: float(peer.decode(n))
 
 
-def peak_memory(path: Path) -> float:
+def prefill_of(peer: Any, n: int) -> Measure:
+    return lambda: float(peer.prefill(n))
+
+
+def at(ours: Ours, position: int) -> Measure:
+    return lambda: ours.decode_at(position, 21)
+
+
+def timed(command: list[str], environment: dict[str, str] | None) -> Measure:
+    return lambda: seconds(command, environment)
+
+
+def peak(command: list[str], environment: dict[str, str] | None) -> Measure:
+    return lambda: peak_memory(command, environment) / 1e6
+
+
+def same_text(ours: Program, theirs: Program, flags: tuple[str, ...], exact: bool) -> str:
+    """A note on what both print for the same flags; it begins with "!" if no figure should be believed."""
+    a, b = ours.run(*flags).text.split(b" "), theirs.run(*flags).text.split(b" ")
+    if a == b:
+        return "the same text"
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    where = f"the same text for {same} of {len(a)} words"
+    return where if same >= SAME and not exact else f"!expected the same text, found {where}"
+
+
+def peak_beyond(command: list[str]) -> float:
+    """What a run of this file with --memory-beyond prints: megabytes."""
+    return float(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+def memory_beyond(path: Path, n_prompt: int) -> float:
     """Peak resident megabytes of this process beyond the file's pages and the cache, after a prompt and some decoding."""
-    ours = Ours(path, 2)
-    ours.prefill(PROMPT)
-    ours.decode_at(PROMPT, 20)
-    cache = 8 * ours.cache.max_length * ours.transformer.config.n_layers * ours.transformer.config.kv_dim
+    ours = Ours(path, min(2, available_cores()))
+    ours.prefill(n_prompt)
+    ours.decode_at(n_prompt, 20)
+    config = ours.transformer.config
+    cache = 8 * ours.cache.max_length * config.n_layers * config.kv_dim
     status = Path("/proc/self/status").read_text()  # getrusage would count the process that started this one
-    peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])
-    return (peak - path.stat().st_size - cache) / 1e6
+    resident = 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    return (resident - path.stat().st_size - cache) / 1e6
+
+
+# ---------------------------------------------------------------------------
+# the command line
+
+HEADER = ["work", "llama2c", "against", "theirs", "ratio", "aim", "met"]
+
+
+def markdown(record: Record) -> str:
+    """The figures as a page, with the pictures beside it."""
+    info = record.info
+    machine = f"{info['cpu']}, {info['cores']} cores, {info['system']}, {info['isa']}"
+    build = f"llama2c {info['version']}" + (f" ({info['commit']})" if info["commit"] else "")
+    lines = [
+        "# Results",
+        "",
+        f"{info['date']}, {machine}; {build}, Python {info['python']}; {info['threads']} threads, {info['rounds']} rounds:",
+        "",
+        f"    {info['command']}",
+        "",
+        f"| {' | '.join(HEADER)} |",
+        "|---|---:|---|---:|---:|---:|---|",
+        *(f"| {' | '.join(result.cells())} |" for result in record.results),
+        "",
+    ]
+    notes = [f"- {result.work}, {result.peer}: {result.note}" for result in record.results if result.note]
+    if notes:
+        lines += ["What both sides printed:", "", *notes, ""]
+    if record.skipped:
+        lines += ["Left out:", "", *(f"- {line}" for line in record.skipped), ""]
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--c", action="append", default=[], metavar="NAME=PATH", help="a C binary: run..=PATH (fp32) or runq..=PATH (Q8_0)")
+    add("--threads", type=at_least(1), default=min(2, available_cores()), metavar="N", help="default: 2 if there are two cores")
+    add("--rounds", type=at_least(1), default=5, metavar="N", help="that count, after one that warms up (default 5)")
+    add("--tokens", type=at_least(16), default=100, metavar="N", help="of one decode measurement (default 100)")
+    add("--prompt", type=at_least(16), default=200, metavar="N", help="tokens of one prefill measurement (default 200)")
+    add("--folder", type=Path, help="where checkpoints are made and kept (default: a temporary folder)")
+    add("--only", default="", metavar="TEXT", help="only what has this in its name, e.g. 'prefill' or 'decode, 42M fp32'")
+    add("-o", "--output", type=Path, metavar="FOLDER", help="write results.json, results.md and, with matplotlib, pictures")
+    add("--against", type=Path, metavar="JSON", help="say what became slower than in this run, as a ratio to the C programs")
+    add("--memory-beyond", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    options.command = shlex.join(["python", "benchmarks/compare.py", *(sys.argv[1:] if arguments is None else arguments)])
+    return options
+
+
+def at_least(least: int) -> Any:
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a number from {least} on, found {text!r}")
+        return int(text)
+
+    return convert
+
+
+def c_programs(arguments: list[str]) -> dict[str, Path]:
+    """NAME=PATH of each --c, checked."""
+    programs = {}
+    for text in arguments:
+        name, _, path = text.partition("=")
+        if not name.startswith("run") or not path:
+            raise ValueError(f"--c: expected run..=PATH or runq..=PATH, found {text!r}")
+        if not os.access(path, os.X_OK) or not Path(path).is_file():
+            raise ValueError(f"--c {name}: expected a program that can be started, found none at {path}")
+        programs[name] = Path(path).resolve()
+    return programs
+
+
+def usable(folder: Path) -> Path:
+    """The folder, made if need be; OSError, one line, if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise OSError(f"{folder}: expected a folder to write to, found: {error.strerror}") from None
+
+
+def measure_all(comparison: Comparison) -> None:
+    for shape in ("15M", "42M", "110M"):
+        comparison.decode(shape)
+    comparison.tiny()
+    comparison.decode("42M", 32)
+    comparison.decode("110M", 64)
+    comparison.prefill("42M")
+    comparison.prefill("42M", 32)
+    comparison.prefill("110M")
+    comparison.prefill("110M", 64)
+    comparison.batch("42M")
+    comparison.position("42M")
+    comparison.threads("42M")
+    comparison.limits("110M")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print, write; 1 if --against finds something slower."""
+    programs = c_programs(options.c)
+    past = Record.load(options.against) if options.against else None
+    if options.output:
+        usable(options.output)
+    info = {**bench.machine(), "threads": options.threads, "rounds": options.rounds, "command": options.command}
+    record = Record(info)
+    print(", ".join(f"{key} {value}" for key, value in info.items()))
+    with tempfile.TemporaryDirectory() as temporary:
+        comparison = Comparison(options, usable(options.folder or Path(temporary)), programs, record)
+        print(f"\n| {' | '.join(HEADER)} |\n|---|---:|---|---:|---:|---:|---|", flush=True)
+        measure_all(comparison)
+    if options.output:
+        record.save(options.output / "results.json")
+        (options.output / "results.md").write_text(markdown(record), encoding="utf-8")
+        if importlib.util.find_spec("matplotlib") is None:
+            print("left out: pictures: matplotlib not installed", file=sys.stderr)
+        else:
+            import pictures
+
+            pictures.draw(record, options.output)
+    if past is None:
+        return 0
+    lines = slower(record, past)
+    n = compared(record, past)
+    print(f"\n{n} ratios to C programs compared with {options.against} ({past.info['date']}): {len(lines)} slower")
+    print("".join(f"slower: {line}\n" for line in lines), end="")
+    return 1 if lines else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--c", action="append", default=[], metavar="NAME=PATH", help="a C binary: run=PATH or runq=PATH")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where checkpoints are made and kept (default: a temporary folder)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only what has this in its name, e.g. 'prefill'")
-    parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
-    parser.add_argument("--peak-memory", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.peak_memory:
-        print(peak_memory(options.peak_memory))
+    options = parse(arguments)
+    if options.memory_beyond:
+        print(memory_beyond(options.memory_beyond, options.prompt))
         return 0
-    programs = {name: Path(path).resolve() for name, _, path in (text.partition("=") for text in options.c)}
-    for name, path in programs.items():
-        if name not in ("run", "runq") or not path.is_file():
-            print(f"compare: error: --c: expected run=PATH or runq=PATH with a binary, found {name}={path}", file=sys.stderr)
-            return 2
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        comparison = Comparison(folder, programs, options.threads, options.rounds, options.only)
-        info = {**llama2c.build_info(), "machine": platform.machine(), "threads": options.threads, "rounds": options.rounds}
-        print(", ".join(f"{key} {value}" for key, value in info.items()))
-        for line in comparison.skipped:
-            print(f"left out: {line}")
-        print("\n| work | llama2c | against | ratio | bar | met |\n|---|---|---|---|---|---|", flush=True)
-        for shape in ("15M", "42M", "110M"):
-            comparison.decode(shape)
-        comparison.tiny()
-        comparison.decode("42M", 32)
-        comparison.decode("110M", 64)
-        for group_size in (None, 32):
-            comparison.prefill("42M", group_size)
-        for group_size in (None, 64):
-            comparison.prefill("110M", group_size)
-        comparison.batch("42M", 16)
-        comparison.position("42M")
-        comparison.limits("110M")
-    if options.output:
-        figures = [{**asdict(result), "ratio": result.ratio} for result in comparison.results]
-        options.output.write_text(json.dumps({"info": info, "results": figures}, indent=1) + "\n")
-    return 0
+    try:
+        return run(options)
+    except (OSError, ValueError) as error:
+        print(f"compare: error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ never meets BOS or EOS. The file is written in a stream; no more than one chunk 
 from __future__ import annotations
 
 import argparse
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from llama2c.checkpoint import NORMS, ROPE_TABLES, Entry, header, layout
 from llama2c.config import DIMENSIONS, Config
+from llama2c.terminal import progress
 
 PRESETS = {
     "260K": Config(64, 172, 5, 8, 4, 512, 512),
@@ -37,12 +39,21 @@ def make_checkpoint(
 ) -> None:
     """Write normally distributed weights, of a size that keeps activations near 1, in the given version (0, 1 or 2)."""
     plan = layout(config, version, shared_classifier, group_size)
-    with path.open("wb") as file:
-        file.write(header(config, version, shared_classifier, group_size))
-        for number, entry in enumerate(plan.entries):
-            rng = np.random.default_rng([seed, number])
-            for _ in range(entry.n_matrices):
+    free = shutil.disk_usage(path.parent).free
+    if plan.file_size > free:
+        raise OSError(f"{path}: expected {plan.file_size / 1e6:.0f} MB of free disk, found {free / 1e6:.0f} MB")
+    matrices = [(n, entry, i) for n, entry in enumerate(plan.entries) for i in range(entry.n_matrices)]
+    unfinished = path.with_name(path.name + ".part")  # a run that is ended leaves no broken checkpoint under the name
+    try:
+        with unfinished.open("wb") as file:
+            file.write(header(config, version, shared_classifier, group_size))
+            for number, entry, i in progress(matrices, len(matrices), "matrix"):
+                if i == 0:
+                    rng = np.random.default_rng([seed, number])
                 write_matrix(file, entry, rng)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_matrix(file: BinaryIO, entry: Entry, rng: np.random.Generator) -> None:

@@ -1,29 +1,43 @@
-"""The programs we are compared with, each behind the same two questions: how fast is decode, how fast is prefill.
+"""The programs we are compared with, on the same weights, each behind the same questions: logits, decode, prefill.
 
-A peer that is not there (a binary not named, a package not installed) is not made; compare.py says so.
+A peer that is not there (a binary not named, a package not installed) is not made; compare.py says so. As a command,
+`peers.py NAME CHECKPOINT THREADS` makes one, takes a first token and 16 more: for start-up and memory.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama2c.checkpoint import Checkpoint, QuantizedTensor
+from llama2c.config import Config
 from llama2c.transformer import Transformer
 
-FIRST_ID = 5  # the ids fed to in-process peers: FIRST_ID, FIRST_ID + 1, ...; speed does not depend on them
+Floats = NDArray[np.float32]
+
+
+def ids(n: int, vocab_size: int = 1 << 30) -> list[int]:
+    """Made-up tokens: speed does not depend on them."""
+    return [token % vocab_size for token in range(5, 5 + n)]
 
 
 class Peer(Protocol):
-    """One program with one model and one number of threads. Speeds are in tokens a second."""
+    """A model in this process, on a number of threads. Speeds are in tokens a second."""
 
     name: str
+
+    def logits(self, tokens: list[int]) -> Floats:
+        """float32 (vocab_size,) after the last token, from an empty context."""
 
     def decode(self, n_tokens: int) -> float:
         """Tokens made one by one from an empty context, the first step not counted."""
@@ -32,78 +46,93 @@ class Peer(Protocol):
         """Prompt tokens, until the logits after the last of them are there."""
 
 
-class Ours:
-    """llama2c, through the same calls as any user's."""
+class InProcess:
+    """What all peers in this process share: they differ in how they empty the context and take tokens."""
 
-    def __init__(self, checkpoint: Path, n_threads: int, name: str = "llama2c") -> None:
-        self.name = name
-        self.transformer = Transformer(Checkpoint.open(checkpoint), n_threads=n_threads)
-        self.cache = self.transformer.new_cache()
-        self.logits = np.empty(self.transformer.config.vocab_size, np.float32)
+    name: str
+    vocab_size: int
+
+    def clear(self) -> None:
+        raise NotImplementedError
+
+    def feed(self, tokens: list[int]) -> Floats:
+        """The logits after the last of these, which continue the context."""
+        raise NotImplementedError
+
+    def logits(self, tokens: list[int]) -> Floats:
+        self.clear()
+        return self.feed(tokens).copy()
 
     def decode(self, n_tokens: int) -> float:
-        return self.decode_at(0, n_tokens)
-
-    def decode_at(self, position: int, n_tokens: int) -> float:
-        """The same, from `position` on."""
-        self.cache.truncate(min(position, self.cache.length))
-        if position > self.cache.length:
-            self.transformer.forward(ids(position - self.cache.length), self.cache)
-        forward, cache, logits = self.transformer.forward, self.cache, self.logits
-        forward([1], cache, out=logits)
+        self.clear()
+        self.feed([1])
         start = time.perf_counter()
-        for _ in range(n_tokens - 1):
-            forward([int(logits.argmax())], cache, out=logits)
+        for token in ids(n_tokens - 1, self.vocab_size):
+            self.feed([token])
         return (n_tokens - 1) / (time.perf_counter() - start)
 
     def prefill(self, n_tokens: int) -> float:
-        self.cache.truncate(0)
-        tokens = ids(n_tokens)
+        self.clear()
+        tokens = ids(n_tokens, self.vocab_size)
         start = time.perf_counter()
-        self.transformer.forward(tokens, self.cache, out=self.logits)
+        self.feed(tokens)
         return n_tokens / (time.perf_counter() - start)
 
+
+class Ours(InProcess):
+    """llama2c, through the same calls as any user's."""
+
+    name = "llama2c"
+
+    def __init__(self, checkpoint: Path, n_threads: int) -> None:
+        self.transformer = Transformer(Checkpoint.open(checkpoint), n_threads=n_threads)
+        self.vocab_size = self.transformer.config.vocab_size
+        self.cache = self.transformer.new_cache()
+        self.out = np.empty(self.vocab_size, np.float32)
+
+    def clear(self) -> None:
+        self.cache.truncate(0)
+
+    def feed(self, tokens: list[int]) -> Floats:
+        return self.transformer.forward(tokens, self.cache, out=self.out)
+
+    def decode_at(self, position: int, n_tokens: int) -> float:
+        """Tokens a second around a position: `n_tokens` steps, the one in the middle there."""
+        first = max(position - n_tokens // 2, 0)
+        self.cache.truncate(min(first, self.cache.length))
+        if first > self.cache.length:
+            self.feed(ids(first - self.cache.length, self.vocab_size))
+        self.feed([1])
+        start = time.perf_counter()
+        for token in ids(n_tokens - 1, self.vocab_size):
+            self.feed([token])
+        return (n_tokens - 1) / (time.perf_counter() - start)
+
     def batch(self, n_sequences: int, n_tokens: int) -> float:
-        """Tokens a second of all sequences together, decoded in the same steps."""
-        caches = [self.transformer.new_cache(n_tokens + 1) for _ in range(n_sequences)]
+        """Tokens a second of all sequences together, decoded in the same steps, the first step not counted."""
+        caches = [self.transformer.new_cache(n_tokens) for _ in range(n_sequences)]
         out = self.transformer.forward_batch([([1], cache) for cache in caches])
         start = time.perf_counter()
-        for token in ids(n_tokens):
+        for token in ids(n_tokens - 1, self.vocab_size):
             self.transformer.forward_batch([([token], cache) for cache in caches], out=out)
-        return n_sequences * n_tokens / (time.perf_counter() - start)
+        return n_sequences * (n_tokens - 1) / (time.perf_counter() - start)
 
 
-class CProgram:
-    """run or runq of llama2.c, by its own "achieved tok/s": steps after the first, prompt positions included."""
-
-    def __init__(self, binary: Path, checkpoint: Path, tokenizer: Path, n_threads: int, name: str) -> None:
-        self.name = name
-        self.command = [str(binary), str(checkpoint), "-z", str(tokenizer), "-t", "0"]
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
-
-    def decode(self, n_tokens: int) -> float:
-        return self._run("-n", str(n_tokens))
-
-    def prefill(self, n_tokens: int) -> float:
-        # The program takes a prompt one position after the other, so its speed there is that of decode.
-        return self.decode(n_tokens)
-
-    def _run(self, *flags: str) -> float:
-        done = subprocess.run([*self.command, *flags], env=self.environment, capture_output=True, check=True)
-        found = re.search(rb"achieved tok/s: ([0-9.]+|inf)", done.stderr)
-        if found is None:
-            raise ValueError(f"{self.name}: expected a line 'achieved tok/s', found {done.stderr[-200:]!r}")
-        return float(found[1])
-
-
-class LlamaCpp:
+class LlamaCpp(InProcess):
     """llama.cpp through llama-cpp-python, on the same weights written as GGUF."""
 
-    def __init__(self, gguf: Path, n_threads: int, name: str) -> None:
+    name = "llama.cpp"
+    modules = ("llama_cpp", "gguf")
+    packages = "llama-cpp-python and gguf"
+
+    def __init__(self, checkpoint: Path, n_threads: int) -> None:
         import llama_cpp
 
+        gguf = checkpoint.with_suffix(".gguf")
+        if not gguf.exists():
+            opened = Checkpoint.open(checkpoint)
+            write_gguf(opened, gguf, opened.group_size is not None)
         self.api = llama_cpp
-        self.name = name
         self.silent = llama_cpp.llama_log_callback(lambda *_: None)  # kept alive: C calls it
         llama_cpp.llama_log_set(self.silent, None)
         llama_cpp.llama_backend_init()
@@ -115,38 +144,185 @@ class LlamaCpp:
         self.context = llama_cpp.llama_init_from_model(model, params)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
 
-    def logits(self, tokens: list[int]) -> Any:
-        """float32 (vocab_size,) after the last token, from an empty context."""
-        self._clear()
-        self._feed(tokens)
-        return np.ctypeslib.as_array(self.api.llama_get_logits(self.context), (self.vocab_size,)).copy()
-
-    def decode(self, n_tokens: int) -> float:
-        self._clear()
-        self._feed([1])
-        start = time.perf_counter()
-        for token in ids(n_tokens - 1):
-            self._feed([token])
-        return (n_tokens - 1) / (time.perf_counter() - start)
-
-    def prefill(self, n_tokens: int) -> float:
-        self._clear()
-        start = time.perf_counter()
-        self._feed(ids(n_tokens))
-        return n_tokens / (time.perf_counter() - start)
-
-    def _clear(self) -> None:
+    def clear(self) -> None:
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
 
-    def _feed(self, tokens: list[int]) -> None:
+    def feed(self, tokens: list[int]) -> Floats:
         array = (self.api.llama_token * len(tokens))(*tokens)
         if self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(tokens))):
             raise RuntimeError(f"{self.name}: llama_decode failed on {len(tokens)} tokens")
-        self.api.llama_get_logits(self.context)  # waits for them
+        logits: Floats = np.ctypeslib.as_array(self.api.llama_get_logits(self.context), (self.vocab_size,))  # waits for them
+        return logits
 
 
-def ids(n: int) -> list[int]:
-    return list(range(FIRST_ID, FIRST_ID + n))
+class Torch(InProcess):
+    """LlamaForCausalLM of transformers, in fp32 on PyTorch's CPU kernels, with its own cache."""
+
+    name = "PyTorch"
+    modules = ("torch", "transformers")
+    packages = "torch and transformers"
+
+    def __init__(self, checkpoint: Path, n_threads: int) -> None:
+        import torch
+        from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+        opened = Checkpoint.open(checkpoint)
+        c = opened.config
+        torch.set_num_threads(n_threads)
+        torch.set_grad_enabled(False)
+        config = LlamaConfig(
+            hidden_size=c.dim, intermediate_size=c.hidden_dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
+            num_key_value_heads=c.n_kv_heads, vocab_size=c.vocab_size, max_position_embeddings=c.seq_len,
+            rms_norm_eps=c.norm_eps, rope_theta=c.rope_theta, tie_word_embeddings=opened.shared_classifier,
+        )  # fmt: skip
+        self.model = LlamaForCausalLM(config).eval()
+        self.model.load_state_dict({name: torch.tensor(array) for name, array in state_of(opened).items()})
+        self.torch, self.new_cache, self.vocab_size = torch, DynamicCache, c.vocab_size
+        self.cache = DynamicCache()
+
+    def clear(self) -> None:
+        self.cache = self.new_cache()
+
+    def feed(self, tokens: list[int]) -> Floats:
+        out = self.model(self.torch.tensor([tokens]), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        logits: Floats = out.logits[0, -1].numpy()
+        return logits
+
+
+class PlainNumPy(InProcess):
+    """The forward pass as one would write it down in NumPy, with a cache: fp32, matrix products by its BLAS on all cores."""
+
+    name = "NumPy"
+    modules = ("numpy",)
+    packages = "numpy"
+
+    def __init__(self, checkpoint: Path, n_threads: int) -> None:
+        opened = Checkpoint.open(checkpoint)
+        self.config: Config = opened.config
+        self.w: Any = opened.weights
+        self.vocab_size = self.config.vocab_size
+        c = self.config
+        frequencies = c.rope_theta ** (-np.arange(0, c.head_size, 2) / c.head_size)
+        self.turns = np.exp(1j * np.arange(c.seq_len)[:, None] * frequencies).astype(np.complex64)
+        self.keys = np.empty((c.n_layers, c.n_kv_heads, c.seq_len, c.head_size), np.float32)
+        self.values = np.empty_like(self.keys)
+        self.length = 0
+
+    def clear(self) -> None:
+        self.length = 0
+
+    def feed(self, tokens: list[int]) -> Floats:
+        start, self.length = self.length, self.length + len(tokens)
+        x = self.w["token_embedding_table"][tokens]
+        for layer in range(self.config.n_layers):
+            x = x + self.attention(self.norm(x, self.w["rms_att_weight"][layer]), layer, start)
+            h = self.norm(x, self.w["rms_ffn_weight"][layer])
+            gate = h @ self.w["w1"][layer].T
+            x = x + (gate / (1 + np.exp(-gate)) * (h @ self.w["w3"][layer].T)) @ self.w["w2"][layer].T
+        logits: Floats = self.w["wcls"] @ self.norm(x[-1:], self.w["rms_final_weight"])[0]
+        return logits
+
+    def norm(self, x: Floats, weight: Floats) -> Floats:
+        scaled: Floats = weight * x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(self.config.norm_eps))
+        return scaled
+
+    def rotate(self, x: Floats, start: int) -> Floats:
+        turned = x.view(np.complex64) * self.turns[start : start + len(x), None]
+        return turned.view(np.float32)
+
+    def attention(self, x: Floats, layer: int, start: int) -> Floats:
+        c, n = self.config, len(x)
+        q = self.rotate((x @ self.w["wq"][layer].T).reshape(n, c.n_heads, c.head_size), start)
+        k = self.rotate((x @ self.w["wk"][layer].T).reshape(n, c.n_kv_heads, c.head_size), start)
+        v = (x @ self.w["wv"][layer].T).reshape(n, c.n_kv_heads, c.head_size)
+        keys, values = self.keys[layer, :, : self.length], self.values[layer, :, : self.length]
+        keys[:, start:], values[:, start:] = k.swapaxes(0, 1), v.swapaxes(0, 1)
+        q = q.reshape(n, c.n_kv_heads, -1, c.head_size).transpose(1, 2, 0, 3)  # (kv heads, heads of each, n, head_size)
+        scores = q @ keys[:, None].swapaxes(-1, -2) / np.sqrt(np.float32(c.head_size))
+        if n > 1:
+            scores = np.where(np.tri(n, self.length, start, dtype=bool), scores, np.float32(-np.inf))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        out: Floats = (weights @ values[:, None]).transpose(2, 0, 1, 3).reshape(n, -1) @ self.w["wo"][layer].T
+        return out
+
+
+PACKAGES = (LlamaCpp, Torch, PlainNumPy)
+
+
+def installed(peer: Any) -> bool:
+    return all(importlib.util.find_spec(module) is not None for module in peer.modules)
+
+
+# ---------------------------------------------------------------------------
+# whole commands
+
+
+class Run(NamedTuple):
+    """What a command with the flags of run.c printed: its text, and the speed it says it had."""
+
+    text: bytes
+    rate: float
+
+
+class Program:
+    """A command that takes the flags of run.c and prints "achieved tok/s": ours, or a C program."""
+
+    def __init__(self, name: str, command: list[str], checkpoint: Path, tokenizer: Path, n_threads: int) -> None:
+        self.name = name
+        self.command = [*command, str(checkpoint), "-z", str(tokenizer), "-t", "0"]
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
+
+    def run(self, *flags: str) -> Run:
+        """Both outputs go to files: a reader at the other end of a pipe would take a core from the program."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            code = subprocess.run([*self.command, *flags], env=self.environment, stdout=out, stderr=err).returncode
+            out.seek(0)
+            err.seek(0)
+            text, said = out.read(), err.read()
+        found = re.search(rb"achieved tok/s: ([0-9.]+|inf)", said)
+        if code or found is None:
+            told = said.decode(errors="replace").strip()[-200:]
+            raise ValueError(f"{self.name}: expected exit code 0 and a line 'achieved tok/s', found {code} and {told!r}")
+        return Run(text, float(found[1]))
+
+
+def our_program(checkpoint: Path, tokenizer: Path, n_threads: int) -> Program:
+    return Program("llama2c", [sys.executable, "-m", "llama2c"], checkpoint, tokenizer, n_threads)
+
+
+def is_quantized(name: str) -> bool:
+    """Whether a C program reads Q8_0: its name begins with "runq"; "run", "run_omp", ... read fp32."""
+    return name.startswith("runq")
+
+
+# ---------------------------------------------------------------------------
+# the same weights for others
+
+
+def halves(matrix: Floats, n_heads: int) -> Floats:
+    """The rows of a query or key matrix for programs that turn the pairs (i, i + head_size / 2) instead of (i, i + 1)."""
+    return np.ascontiguousarray(matrix.reshape(n_heads, -1, 2, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape))
+
+
+def state_of(checkpoint: Checkpoint) -> dict[str, Floats]:
+    """The weights under the names of transformers' LlamaForCausalLM, fp32."""
+    c, w = checkpoint.config, checkpoint.weights
+    dense: Any = {name: v.dequantize() if isinstance(v, QuantizedTensor) else np.array(v) for name, v in w.items()}
+    state = {"model.embed_tokens.weight": dense["token_embedding_table"], "lm_head.weight": dense["wcls"]}
+    state["model.norm.weight"] = dense["rms_final_weight"]
+    for layer in range(c.n_layers):
+        place = f"model.layers.{layer}"
+        state[f"{place}.input_layernorm.weight"] = dense["rms_att_weight"][layer]
+        state[f"{place}.post_attention_layernorm.weight"] = dense["rms_ffn_weight"][layer]
+        state[f"{place}.self_attn.q_proj.weight"] = halves(dense["wq"][layer], c.n_heads)
+        state[f"{place}.self_attn.k_proj.weight"] = halves(dense["wk"][layer], c.n_kv_heads)
+        state[f"{place}.self_attn.v_proj.weight"] = dense["wv"][layer]
+        state[f"{place}.self_attn.o_proj.weight"] = dense["wo"][layer]
+        state[f"{place}.mlp.gate_proj.weight"] = dense["w1"][layer]
+        state[f"{place}.mlp.down_proj.weight"] = dense["w2"][layer]
+        state[f"{place}.mlp.up_proj.weight"] = dense["w3"][layer]
+    return state
 
 
 def write_gguf(checkpoint: Checkpoint, path: Path, quantized: bool) -> None:
@@ -193,3 +369,14 @@ def write_gguf(checkpoint: Checkpoint, path: Path, quantized: bool) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def main() -> int:
+    name, checkpoint, n_threads = sys.argv[1:]
+    peer = {peer.name: peer for peer in (Ours, *PACKAGES)}[name](Path(checkpoint), int(n_threads))
+    peer.decode(17)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -102,3 +102,13 @@ def test_presets(maker: ModuleType) -> None:
 
     sizes = {name: round(millions(config), 2) for name, config in maker.PRESETS.items()}
     assert sizes == {"260K": 0.26, "15M": 15.19, "42M": 41.69, "110M": 109.53, "1.1B": 1034.51}
+
+
+def test_a_broken_off_run_leaves_nothing(maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maker, "write_matrix", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        maker.make_checkpoint(tmp_path / "m.bin", CONFIG)
+    assert list(tmp_path.iterdir()) == []
