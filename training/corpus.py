@@ -1,0 +1,323 @@
+"""Write short children's stories to train a small model on: `python training/corpus.py FOLDER --stories 200000 --seed 0`.
+
+FOLDER gets train.txt and held_out.txt, stories separated by an empty line. The words are in story_parts.py; here they are drawn, kept
+consistent and put together. The plots of held_out.txt (who wishes what, what is in the way, who helps) never occur in train.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+import story_parts as parts
+from story_parts import Family, Helper, Obstacle, Wish
+
+N_HELD_OUT = 2000  # stories in held_out.txt
+LONG = 130  # words after which a story comes to its end soon
+HELD_OUT_SHARE = 50  # one plot in so many is held out
+MARK = re.compile(r"[\[\]|]|\{[^}]*\}|[^\[\]|{]+")
+PRONOUNS = {"she": ("she", "her", "her", "herself"), "he": ("he", "him", "his", "himself")}
+
+T = TypeVar("T")
+Slots = dict[str, str]
+Node = str | list[list["Node"]]  # text or {slot}; or a choice between sequences of nodes
+
+
+def pick(rng: Random, items: Sequence[T]) -> T:
+    return items[int(rng.random() * len(items))]
+
+
+@cache
+def parse(template: str) -> list[Node]:
+    """ "a [b|c]" -> ["a ", [["b"], ["c"]]]"""
+    stack: list[list[list[Node]]] = [[[]]]
+    for token in MARK.findall(template):
+        if token == "[":
+            stack.append([[]])
+        elif token == "|":
+            stack[-1].append([])
+        elif token == "]":
+            choice = stack.pop()
+            stack[-1][-1].append(choice)
+        else:
+            stack[-1][-1].append(token)
+    if len(stack) != 1 or len(stack[0]) != 1:
+        raise ValueError(f"brackets do not match in the template {template!r}")
+    return stack[0][0]
+
+
+def fill(slot: str, slots: Slots) -> str:
+    """What stands for "{he}", "{He}", "{mHe}" (a capital) or "{a adj}", "{A adj}" (an article)."""
+    name = slot[1:-1]
+    if name[:2] in ("a ", "A "):
+        word = slots[name[2:]]
+        return name[0] + ("n " if word[0] in "aeiou" else " ") + word
+    if name in slots:
+        return slots[name]
+    word = slots[name.lower()]
+    return word[0].upper() + word[1:]
+
+
+def expand(rng: Random, template: str, slots: Slots) -> str:
+    """The template with its choices made and its slots filled; speech in quotes."""
+
+    def walk(nodes: list[Node]) -> str:
+        text = ""
+        for node in nodes:
+            if isinstance(node, list):
+                text += walk(pick(rng, node))
+            else:
+                text += fill(node, slots) if node[0] == "{" else node
+        return text
+
+    return walk(parse(template)).replace("<", '"').replace(">", '"')
+
+
+def count(template: str) -> int:
+    """How many ways there are to make the choices of a template."""
+
+    def walk(nodes: list[Node]) -> int:
+        ways = 1
+        for node in nodes:
+            if isinstance(node, list):
+                ways *= sum(map(walk, node))
+        return ways
+
+    return walk(parse(template))
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Who wishes what, what is in the way, and who helps how."""
+
+    family: Family
+    hero: str
+    wish: Wish
+    obstacle: Obstacle
+    helper: Helper
+    helper_kind: str
+
+    @property
+    def held_out(self) -> bool:
+        key = "|".join((self.family.name, self.hero, self.wish.name, self.obstacle.name, self.helper_kind))
+        return int.from_bytes(sha256(key.encode()).digest()[:4], "big") % HELD_OUT_SHARE == 0
+
+    def possible(self) -> bool:
+        return (
+            self.hero not in f"{self.wish.not_for} {self.obstacle.not_for} {self.helper_kind}".split()
+            and self.wish.name not in self.obstacle.not_wishes.split()
+            and (not self.helper.to or self.hero in self.helper.to.split())
+        )
+
+
+def helper_kinds(wish: Wish, helper: Helper) -> list[str]:
+    return (helper.kinds or wish.slots["teachers"]).split()
+
+
+def plots() -> Iterator[Plot]:
+    """Every possible plot, in a fixed order."""
+    for family, _ in parts.FAMILIES:
+        for wish in family.wishes:
+            for obstacle in family.obstacles:
+                for helper in obstacle.helpers:
+                    for kind in helper_kinds(wish, helper):
+                        for hero in parts.HEROES:
+                            plot = Plot(family, hero, wish, obstacle, helper, kind)
+                            if plot.possible():
+                                yield plot
+
+
+FAMILY_LOT = tuple(family for family, weight in parts.FAMILIES for _ in range(weight))
+HERO_LOT = tuple(kind for kind, (_, weight) in parts.HEROES.items() for _ in range(weight))
+OPENING_LOT = tuple((text, one_day) for text, one_day, weight in parts.OPENINGS for _ in range(weight))
+
+
+def draw_plot(rng: Random, held_out: bool) -> Plot:
+    while True:
+        family = pick(rng, FAMILY_LOT)
+        wish, obstacle = pick(rng, family.wishes), pick(rng, family.obstacles)
+        helper = pick(rng, obstacle.helpers)
+        plot = Plot(family, pick(rng, HERO_LOT), wish, obstacle, helper, pick(rng, helper_kinds(wish, helper)))
+        if plot.possible() and plot.held_out == held_out:
+            return plot
+
+
+def gender_of(rng: Random, kind: str) -> str:
+    return {"girl": "she", "boy": "he"}.get(kind) or pick(rng, ("she", "he"))
+
+
+def pick_name(rng: Random, gender: str, taken: Iterable[str]) -> str:
+    names = parts.SHE_NAMES if gender == "she" else parts.HE_NAMES
+    return pick(rng, [name for name in names if name not in taken])
+
+
+def cast(rng: Random, plot: Plot) -> Slots:
+    """Slots for the three characters; the helper is mostly not of the hero's gender, so that "he" and "she" tell them apart."""
+    slots: Slots = {}
+    hero = gender_of(rng, plot.hero)
+    other = "he" if hero == "she" else "she"
+    free = plot.helper_kind not in parts.CHILDREN.split()
+    helper = other if free and rng.random() < 0.6 else gender_of(rng, plot.helper_kind)
+    genders = {"": hero, "m": helper, "f": pick(rng, ("she", "he"))}
+    kinds = {"": plot.hero, "m": plot.helper_kind}
+    friends = [k for k in parts.HEROES if k not in (*kinds.values(), "girl", "boy")]
+    kinds["f"] = pick(rng, friends)
+    for who, gender in genders.items():
+        slots[who or "n"] = pick_name(rng, gender, list(slots.values()))
+        slots[who + "k"] = kinds[who]
+        for role, word in zip(("he", "him", "his", "himself"), PRONOUNS[gender], strict=True):
+            slots[who + role] = word
+            slots[who + role.capitalize()] = word.capitalize()
+    return slots
+
+
+def setting(rng: Random, plot: Plot, slots: Slots) -> str:
+    """Fill in what the characters are like, where the hero lives and the wish's own slots; returns the name of the hero's nature."""
+    nature = pick(rng, [name for name in parts.NATURES if name not in plot.obstacle.not_natures.split()])
+    slots["adj"] = nature
+    slots["says"] = expand(rng, parts.NATURES[nature].says, slots)
+    grown = plot.helper_kind in parts.GROWN.split()
+    slots["madj"] = pick(rng, [adj for adj in (*parts.HELPER_NATURES, *["old"] * 4 * grown) if adj != nature])
+    slots["came"] = pick(
+        rng, ("flew by", "came flying by") if plot.helper_kind in parts.FLYERS.split() else ("came by", "came along")
+    )
+    slots["swap"] = expand(rng, parts.SWAP, slots)
+    avoid = f"{plot.wish.avoid} {plot.obstacle.avoid}".split()
+    homes = parts.HEROES[plot.hero][0].strip("[]").split("|")
+    slots["home"] = pick(rng, [home for home in homes if not any(word in home for word in avoid)])
+    slots["love"] = pick(rng, [love for love in parts.LOVES if not any(word in love for word in avoid)])
+    for name, template in plot.wish.slots.items():
+        slots[name] = expand(rng, template, slots)
+    return nature
+
+
+def beginning(rng: Random, nature: str, slots: Slots) -> tuple[str, bool]:
+    """The hero is brought in; also says whether a certain day has begun."""
+    opening, one_day = pick(rng, OPENING_LOT)
+    text = expand(rng, opening, slots)
+    more = pick(rng, ("", "habit", "love", "love", "both"))
+    if more in ("habit", "both"):
+        text += " " + expand(rng, parts.NATURES[nature].habit, slots)
+    if more in ("love", "both"):
+        text += " " + expand(rng, "{He} [loved|liked] to {love}." if more == "love" else "{He} also loved to {love}.", slots)
+    return text, one_day
+
+
+def wish_sentence(rng: Random, plot: Plot, one_day: bool, slots: Slots) -> str:
+    who = pick(rng, ("n", "n", "n", "he", "k"))
+    slots["who"] = f"the little {slots['k']}" if who == "k" else slots[who]
+    start = plot.wish.start.replace("{n}", "{who}", 1)
+    if one_day and rng.random() < 0.5:
+        return expand(rng, start.replace("{who}", "{Who}", 1), slots)
+    return expand(rng, (parts.DAY_LEADS if one_day else parts.LEADS) + ", " + start, slots)
+
+
+def trouble(rng: Random, plot: Plot, nature: str, slots: Slots) -> str:
+    text = expand(rng, plot.obstacle.text, slots)
+    if plot.obstacle.plea and not plot.obstacle.quiet and plot.family is not parts.HELP and rng.random() < 0.5:
+        text += " " + expand(rng, parts.NATURES[nature].trouble, slots)
+    return text
+
+
+def turn(rng: Random, plot: Plot, slots: Slots) -> str:
+    """The helper comes, asks and helps; an obstacle without a plea has its own meeting in the helper's text."""
+    if not plot.obstacle.plea:
+        return expand(rng, plot.helper.text, slots)
+    text = expand(rng, parts.MEETING, slots) + " " + expand(rng, f"<{plot.obstacle.plea},> {{says}}.", slots)
+    if not plot.helper.text.startswith("<") and rng.random() < 0.6:
+        text += " " + expand(rng, parts.OFFER, slots)
+    text += " " + expand(rng, plot.helper.text, slots)
+    return text + expand(rng, parts.THANKS, slots)
+
+
+def ending(rng: Random, plot: Plot, nature: str, slots: Slots, n_words: int) -> str:
+    """The wish comes true; after a story of few words also what the hero feels, has learned or has become."""
+    text = expand(rng, plot.wish.end, slots)
+    if n_words > LONG:
+        return text
+    last = parts.NATURES[nature].after if rng.random() < 0.45 else parts.LESSONS[plot.obstacle.lesson]
+    return (text + " " + expand(rng, last, slots)).rstrip()
+
+
+def tell(rng: Random, plot: Plot) -> str:
+    """A story of this plot."""
+    slots = cast(rng, plot)
+    nature = setting(rng, plot, slots)
+    first, one_day = beginning(rng, nature, slots)
+    wish = wish_sentence(rng, plot, one_day, slots)
+    pieces = [first, wish, trouble(rng, plot, nature, slots), turn(rng, plot, slots)]
+    pieces.append(ending(rng, plot, nature, slots, n_words=len(" ".join(pieces).split())))
+    gaps = pick(rng, ("\n \n\n", "\n \n\n", "  \n\n", "\n \n ", "\n\n\n\n"))
+    return pieces[0] + "".join(gap + piece for gap, piece in zip(gaps, pieces[1:], strict=True))
+
+
+def write_story(rng: Random, held_out: bool = False) -> str:
+    """One story, of a plot kept for training or, with `held_out`, of one that is not in the training set."""
+    return tell(rng, draw_plot(rng, held_out))
+
+
+def stories(seed: int, n: int, held_out: bool = False) -> Iterator[str]:
+    """`n` stories; story i of a seed is the same whatever `n` is."""
+    for i in range(n):
+        yield write_story(Random(f"{seed}:{i}"), held_out)
+
+
+def count_stories() -> int:
+    """A lower bound: for each plot, the names times the ways to tell its four parts. Openings, natures and feelings come on top."""
+    total = 0
+    for plot in plots():
+        n_ways = 1
+        used = plot.wish.start + plot.obstacle.text + plot.helper.text + plot.wish.end
+        for template in (plot.wish.start, plot.obstacle.text, plot.helper.text, plot.wish.end):
+            n_ways *= count(template)
+        for name, template in plot.wish.slots.items():
+            if "{" + name + "}" in used:
+                n_ways *= count(template)
+        total += n_ways
+    return total * min(len(parts.SHE_NAMES), len(parts.HE_NAMES)) * (min(len(parts.SHE_NAMES), len(parts.HE_NAMES)) - 1)
+
+
+def progress(texts: Iterator[str], total: int, name: str) -> Iterable[str]:
+    """With a bar if someone watches and tqdm is there."""
+    if not sys.stderr.isatty():
+        return texts
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return texts
+    bar: Iterable[str] = tqdm(texts, total=total, desc=name, unit=" stories")
+    return bar
+
+
+def write_corpus(folder: Path, n_stories: int, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, n, held_out in (("train.txt", n_stories, False), ("held_out.txt", N_HELD_OUT, True)):
+        with (folder / name).open("w", encoding="ascii", newline="\n") as file:
+            for i, story in enumerate(progress(stories(seed, n, held_out), n, name)):
+                file.write(("\n" if i else "") + story + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where train.txt and held_out.txt go; made if missing")
+    parser.add_argument("--stories", type=int, default=200_000, help="how many in train.txt (default 200000)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        write_corpus(options.folder, options.stories, options.seed)
+    except OSError as error:
+        print(f"corpus: error: cannot write to the folder {options.folder}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
