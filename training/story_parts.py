@@ -1,8 +1,8 @@
 """The words of the made-up children's stories that corpus.py puts together: characters, wishes, obstacles, helpers, endings.
 
-How a template is read: [a|b] is one of its choices (an empty one is allowed), {slot} a word of the story, {Slot} the same with a
-capital, {a slot} with its article, <...> speech in quotes. The hero has {n} name, {k} kind, {he} {him} {his} {himself}; the helper {m},
-{mk}, {mhe}, {mhim}, {mhis}; a third character {f}, {fk}, {fhe}, {fhim}, {fhis}. A wish has slots of its own.
+How a template is read: [a|b] is one of its choices (an empty one is allowed), {slot} a word of the story, {Slot} the same with
+a capital, {a slot} with its article, <...> speech in quotes. The hero has {n} name, {k} kind, {he} {him} {his} {himself}; the
+helper {m}, {mk}, {mhe}, {mhim}, {mhis}; a third character {f}, {fk}, {fhe}, {fhim}. A wish has slots of its own.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ LOVES = (
     "|smell the flowers|listen to stories|play outside|chase butterflies|eat sweet apples|count the stars at night"
 ).split("|")
 
-LEADS = "[One day|One morning|One sunny day|One sunny morning|One fine day|One bright morning|One afternoon|Early one "
-"morning|One quiet day]"
+LEADS = (
+    "[One day|One morning|One sunny day|One sunny morning|One fine day|One bright morning|One afternoon|Early one "
+    "morning|One quiet day]"
+)
 DAY_LEADS = "[That day|That morning|Right after breakfast|After breakfast]"
 
 # Two parts of a first paragraph each: the sentence that brings the hero in, and whether it already tells of one certain day.
@@ -82,7 +84,7 @@ OPENINGS = (
     ("Long ago, {a adj} little {k} named {n} lived {home}.", False, 2),
     ("The little {k} was called {n}. {He} lived {home}, and {he} was very {adj}.", False, 3),
     ("The little {k} lived {home}. {His} name was {n}, and {he} was very {adj}.", False, 4),
-    ("The little {k} woke up early. {His} name was {n}, and {he} was the most {adj} {k} of all.", True, 2),
+    ("The little {k} woke up early. {His} name was {n}, and everyone knew that {he} was very {adj}.", True, 2),
     ("One day, {n} [woke up early|woke up with a smile]. {n} was {a adj} little {k} who lived {home}.", True, 5),
     (
         "One day, {n} the little {k} [woke up early|went outside|looked out at the blue sky]. {He} was {a adj} {k} who lived "
@@ -109,6 +111,7 @@ class Nature:
     trouble: str
     says: str
     after: str
+    thankful: bool = False  # `after` is for a hero who was helped
 
 
 NATURES = {
@@ -123,6 +126,7 @@ NATURES = {
         "{n} did not cry. {He} took a deep breath and looked around.",
         "[said {n}|said {n} in a clear voice]",
         "{n} knew now that even the brave need a friend.",
+        thankful=True,
     ),
     "curious": Nature(
         "{He} [asked questions all day|wanted to know everything].",
@@ -135,6 +139,7 @@ NATURES = {
         "{n} was sad, but {he} was not angry.",
         "[said {n}|said {n} with a sad smile]",
         "<[Tomorrow|Next time], I will help somebody, too,> thought {n}.",
+        thankful=True,
     ),
     "lazy": Nature(
         "{He} liked to sleep [late|all day].",
@@ -153,6 +158,7 @@ NATURES = {
         "{n} thought and thought, but this time {he} had no idea.",
         "[said {n}|answered {n}]",
         "<The best idea is to have a friend,> thought {n}.",
+        thankful=True,
     ),
     "cheerful": Nature(
         "{He} [laughed a lot|smiled all day].",
@@ -171,6 +177,7 @@ NATURES = {
         "<I do not need any help,> said {n}. {He} tried, but it did not work.",
         "[said {n} at last|said {n} after a while]",
         "{n} was not too proud to ask for help any more.",
+        thankful=True,
     ),
     "silly": Nature(
         "{He} [liked to make jokes|made everyone laugh].",
@@ -248,10 +255,10 @@ JOURNEY = Family(
     (
         Wish(
             "grandma",
-            "{n} wanted to visit {his} grandma. {He} put {gift} in a basket and [set off|started to walk].",
-            "[Soon|At last], {n} was at the door. Grandma gave {him} a big hug, and they [ate {gift} together|had {gift} with "
-            "warm milk].",
-            {"gift": "[some cookies|a small cake|some honey bread|six red apples]"},
+            "{n} wanted to visit {his} grandma. {He} put some {gift} in a basket and [set off|started to walk].",
+            "[Soon|At last], {n} was at the door. Grandma gave {him} a big hug, and they [ate the {gift} together|had the "
+            "{gift} with warm milk].",
+            {"gift": "[cookies|small cakes|honey bread|red apples]"},
         ),
         Wish(
             "berries",
@@ -300,12 +307,13 @@ JOURNEY = Family(
         ),
         Wish(
             "market",
-            "{n} wanted to buy {ware} at the market in the town. {He} put three coins in {his} bag and [set off|started to "
+            "{n} wanted to buy {a ware} at the market in the town. {He} put three coins in {his} bag and [set off|started to "
             "walk].",
-            "[Soon|At last], {n} was at the market. {He} gave the three coins to the baker and got {ware}. [It was just what "
+            "[Soon|At last], {n} was at the market. {He} gave the three coins to the baker and got the {ware}. [It was just "
+            "what "
             "{he} "
             "wanted|How happy {he} was]!",
-            {"ware": "[a warm loaf of bread|a sweet cake|an apple pie|a big cookie]"},
+            {"ware": "[loaf of bread|sweet cake|apple pie|big cookie]"},
         ),
         Wish(
             "sick friend",
@@ -325,17 +333,18 @@ JOURNEY = Family(
         ),
         Wish(
             "letter",
-            "{n} had a letter for {his} friend {f} the {fk}, who lived far away. {He} wanted to bring it to {fhim} before "
-            "[dinner|evening].",
+            "{n} wanted to bring a letter to {his} friend {f} the {fk}, who lived far away. {He} put it in {his} bag and [set "
+            "off|started to walk].",
             "[Soon|At last], {n} knocked at {f}'s door. {f} opened the letter and read: <You are my best friend.> {f} "
             "[hugged {n} for a long time|was so happy that {fhe} jumped up and down].",
         ),
         Wish(
             "waterfall",
-            "{n} wanted to see the [tall|great] waterfall in the hills. {He} packed {lunch} and [set off|started to walk].",
-            "[Soon|At last], {n} stood before the waterfall. A rainbow hung over the water. {n} ate {lunch} and "
+            "{n} wanted to see the [tall|great] waterfall in the hills. {He} packed some {lunch} and [set off|started to "
+            "walk].",
+            "[Soon|At last], {n} stood before the waterfall. A rainbow hung over the water. {n} ate the {lunch} and "
             "[looked and looked|looked at all the colors].",
-            {"lunch": "[some bread and cheese|a sandwich|some nuts and a pear|a big apple]"},
+            {"lunch": "[bread and cheese|sandwiches|nuts|sweet pears]"},
         ),
     ),
     (
@@ -533,7 +542,7 @@ TOY = Family(
     (
         Wish(
             "kite",
-            "{n} had a new {color} kite. {He} took it to the [meadow|hill] and wanted to fly it high up in the sky.",
+            "{n} got a new {color} kite. {He} took it to the [meadow|hill] and wanted to fly it high up in the sky.",
             "[Soon|Then] the {color} kite was up in the sky again. {n} and {m} [ran after it and laughed|flew it until the "
             "sun went down].",
             {
@@ -544,7 +553,7 @@ TOY = Family(
         ),
         Wish(
             "ball",
-            "{n} had {a color} ball. {He} took it to the meadow and wanted to play with it [all day|until dinner].",
+            "{n} got {a color} ball. {He} took it to the meadow and wanted to play with it [all day|until dinner].",
             "[Soon|Then] they played with the {color} ball together. {n} threw it, and {m} ran after it. "
             "[It was so much fun|They played until dinner].",
             {
@@ -555,7 +564,7 @@ TOY = Family(
         ),
         Wish(
             "hat",
-            "{n} had a new {color} hat. {He} was so proud of it that {he} wanted to show it to everyone [in the village|at "
+            "{n} got a new {color} hat. {He} was so proud of it that {he} wanted to show it to everyone [in the village|at "
             "the market].",
             "{n} put the {color} hat back on. <It looks [lovely|wonderful] on you!> said {m}. {n} let {mhim} wear it, too, and "
             "it looked [funny|very fine].",
@@ -574,7 +583,7 @@ TOY = Family(
         ),
         Wish(
             "scarf",
-            "{n} had {a color} scarf. {His} grandma had made it, and {n} [took it everywhere|wanted to wear it all day]. {He} "
+            "{n} got {a color} scarf. {His} grandma had made it, and {n} [took it everywhere|wanted to wear it all day]. {He} "
             "went for a walk with it.",
             "{n} put the {color} scarf around {his} neck. It was long, so it went around {m}'s neck, too. "
             "[They both laughed|That was warm and funny].",
@@ -955,7 +964,7 @@ MAKE = Family(
     (
         Wish(
             "cake",
-            "{n} wanted to bake a {cake} for {his} mother's birthday. {He} [put a big bowl on the table|washed {his} hands "
+            "{n} wanted to bake {a cake} for {his} mother's birthday. {He} [put a big bowl on the table|washed {his} hands "
             "and took a big bowl].",
             "The {cake} came out of the oven, and it smelled [wonderful|so good]. <Happy birthday!> said {n}. {His} mother "
             "gave {m} "
@@ -1190,7 +1199,7 @@ FRIEND = Family(
             ),
             (
                 "band",
-                "{n} had a flute and wanted to make music with a friend. But {he} had no friend yet.",
+                "{n} found a flute and wanted to make music with a friend. But {he} had no friend yet.",
                 "made music",
                 "sing",
             ),
@@ -1380,7 +1389,7 @@ HELP = Family(
             "Day by day, the wing got better. Then, one morning, the {baby} flew up, turned a circle in the sky and sang [a "
             "thank-you song|a song for "
             "{n}].",
-            {"baby": "[robin|crow|swallow]"},
+            {"baby": "[robin|sparrow|swallow]"},
             not_for="cat bird",
         ),
     ),
