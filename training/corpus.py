@@ -1,7 +1,8 @@
 """Write short children's stories to train a small model on: `python training/corpus.py FOLDER --stories 200000 --seed 0`.
 
 FOLDER gets train.txt and held_out.txt, stories separated by an empty line. The words are in story_parts.py; here they are
-drawn, kept consistent and put together. No plot of held_out.txt (who wishes what, what is in the way, who helps) is in train.txt.
+drawn, kept consistent and put together. No plot of held_out.txt (who wishes what, what is in the way, who helps) is in
+train.txt.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ NATURES = {
     "brave": Nature(
         "{He} was [not afraid of many things|never afraid of loud noises].",
         "{n} did not cry. {He} took a deep breath and looked around.",
-        "[said {n}|said {n} in a clear voice]",
+        "[said {n}|answered {n}]",
         "{n} knew now that even the brave need a friend.",
         thankful=True,
     ),
@@ -196,8 +196,8 @@ LESSONS = {
     "try": "[{n} had learned to try again.|If you try again and again, you get better.|{n} had learned that it takes time to "
     "learn.|"
     "<I am glad that I did not give up,> thought {n}.|||]",
-    "share": "[It is nice to share.|Things are more fun when you share them.|{n} had learned that a kind word can open a "
-    "heart.|||]",
+    "share": "[It is nice to share.|Things are more fun when you share them.|It is good to be kind.|A little kindness goes a "
+    "long way.|||]",
     "friend": "[A good friend is better than any toy.|From that day on, they met every day.|And they were friends for a long, "
     "long time.|"
     "It is good to have a friend.||]",
@@ -576,7 +576,7 @@ TOY = Family(
         ),
         Wish(
             "plane",
-            "{n} had made {a color} paper plane. {He} took it outside and wanted to see how far it would fly.",
+            "{n} made {a color} paper plane. {He} took it outside and wanted to see how far it would fly.",
             "{n} threw the {color} plane again, and this time it flew [all the way to the gate|over the whole meadow]. {n} "
             "and {m} clapped.",
             {"color": "[red|blue|yellow|green|white]", "toy": "{color} plane", "away": "the plane flew much too far"},
@@ -647,7 +647,7 @@ TOY = Family(
                 Helper("farmer", "{m} had a long stick. With it, {mhe} pulled the {toy} slowly back to the grass."),
             ),
             "[My {toy} is in the water|I cannot get my {toy} out of the pond]",
-            not_for="duck frog turtle dog bear",
+            not_for="duck frog turtle dog bear bird",
         ),
         Obstacle(
             "grass",
@@ -942,7 +942,7 @@ LEARN = Family(
         ),
         Obstacle(
             "hurry",
-            "But {n} wanted to be the best on the very first day. {fail} <[I give up|This is stupid]!> {he} cried.",
+            "But {n} wanted to be the best on the very first day. {fail} <[I give up|This is too hard]!> {he} cried.",
             (
                 Helper(
                     "",
@@ -1150,7 +1150,7 @@ FRIEND = Family(
         Wish(
             game,
             start,
-            "[Then|After that] {n} and {m} {play} until {until}. "
+            "[Then|After that,] {n} and {m} {play} until {until}. "
             "<[See you tomorrow|Will you come again tomorrow]?> asked {m}. <Yes!> said {n}.",
             {
                 "play": play,
@@ -1340,7 +1340,7 @@ LOST_AND_FOUND = (
             Helper("frog turtle", "{m} jumped into the pond and swam down to the ground. Soon {mhe} came up with the {item}."),
         ),
         "[The {item} is at the bottom of the pond|The water is too deep for us]",
-        not_for="duck frog turtle dog bear",
+        not_for="duck frog turtle dog bear bird",
         not_wishes="baby wing",
     ),
     Obstacle(
