@@ -98,7 +98,7 @@ OPENINGS = (
         4,
     ),
     ("It was a sunny day, and the birds were singing. {n}, {a adj} little {k}, [woke up|opened {his} eyes].", True, 3),
-    ("It was a sunny day {home}. {n} was {a adj} little {k}, and {he} was [already awake|ready to play].", True, 3),
+    ("It was a sunny day. {n} was {a adj} little {k} who lived {home}, and {he} was [already awake|ready to play].", True, 3),
 )
 
 
@@ -737,12 +737,13 @@ TOY = Family(
                     "gave back the {toy}. <Can I play, too?> <Yes!> said {n}.",
                 ),
             ),
+            not_natures="brave",
             lesson="share",
         ),
     ),
 )
 MEETING = (
-    "[Just then|Soon|At that moment|A little later], {a madj} {mk} named {m} {came}. "
+    "[Just then|At that moment|A little later|Not long after that], {a madj} {mk} named {m} {came}. "
     "<[What is wrong|What is the matter|Why do you look so sad|What happened]?> asked {m}."
 )
 OFFER = "<[I can help you|Let me help you|Do not worry, I can help|Maybe I can help]!> said {m}."
