@@ -196,6 +196,7 @@ LESSONS = {
     "try": "[{n} had learned to try again.|If you try again and again, you get better.|{n} had learned that it takes time to "
     "learn.|"
     "<I am glad that I did not give up,> thought {n}.|||]",
+    "kind": "[It is good to be kind.|A little kindness goes a long way.|<A kind word can do a lot,> thought {n}.|||]",
     "share": "[It is nice to share.|Things are more fun when you share them.|It is good to be kind.|A little kindness goes a "
     "long way.|||]",
     "friend": "[A good friend is better than any toy.|From that day on, they met every day.|And they were friends for a long, "
@@ -532,7 +533,7 @@ JOURNEY = Family(
             ),
             not_for="duck frog turtle bird",
             not_natures="shy",
-            lesson="share",
+            lesson="kind",
         ),
     ),
 )
