@@ -73,8 +73,9 @@ class Layer(nn.Module):
         q, k = rotate(q, table), rotate(k, table)
         n_shared = q.shape[2] // k.shape[2]  # query heads that use one key/value head
         k, v = k.repeat_interleave(n_shared, 2), v.repeat_interleave(n_shared, 2)
-        # Attention wants (batch, heads, n_tokens, head_size).
-        mixed = functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), is_causal=True)
+        # Attention wants (batch, heads, n_tokens, head_size). In bfloat16 it is slower, so it is always done in fp32.
+        with torch.autocast("cpu", enabled=False):
+            mixed = functional.scaled_dot_product_attention(*(t.transpose(1, 2).float() for t in (q, k, v)), is_causal=True)
         return self.wo(mixed.transpose(1, 2).flatten(-2))
 
 

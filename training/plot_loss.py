@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ matplotlib.use("Agg")  # draws into a file: needs no screen
 from matplotlib import pyplot
 
 TICKS = (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)  # of the perplexity
-SMOOTHING = 0.9  # the share of the earlier lines in the mean that runs along
+SMOOTHING = 0.02  # the share of all lines in a mean, half of them on each side
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -29,12 +30,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def smooth(values: list[float]) -> list[float]:
-    """A running mean that forgets: each value with weight 1, those before it with 0.9, 0.81, ..."""
+    """The mean of each value and its neighbours; at the ends of as many as there are, the same number on both sides."""
+    reach, last = math.ceil(len(values) * SMOOTHING / 2), len(values) - 1
     means: list[float] = []
-    total = weight = 0.0
-    for value in values:
-        total, weight = total * SMOOTHING + value, weight * SMOOTHING + 1
-        means.append(total / weight)
+    for i in range(len(values)):
+        near = min(reach, i, last - i)
+        means.append(sum(values[i - near : i + near + 1]) / (2 * near + 1))
     return means
 
 
