@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 import numpy as np
 
 from . import __version__, _kernels, generation
+from .cache import resolve
 from .checkpoint import Checkpoint
 from .config import DIMENSIONS
 from .llama import Llama, chat_turn, find_tokenizer
@@ -126,7 +127,8 @@ and for each position the five likeliest next tokens with their logits:
     top    position  token  id  logit  id  logit  ...
 
 examples:
-    python -m llama2c stories15M.bin
+    python -m llama2c download stories15M
+    python -m llama2c stories15M
     python -m llama2c stories15M.bin -t 0.8 -n 256 -s 42 -i "One day, Lily met a Shoggoth"
     printf 'Once upon a time' | python -m llama2c stories15M.bin -i - --threads 2
     python -m llama2c llama2_7b_chat.bin -m chat -y "You are a pirate"
@@ -168,7 +170,7 @@ def parse(argv: Sequence[str]) -> Arguments:
 def help_text() -> str:
     lines = [f"  {flag.short or '  '} {f'{flag.long} {flag.value}':23} {flag.help}\n" for flag in FLAGS]
     verbs = [f"  {name:26} {verb.help}\n" for name, verb in VERBS.items()]
-    about = "Run a llama2.c checkpoint: print a story, or chat."
+    about = "Run a llama2.c checkpoint: print a story, or chat. MODEL is a file, or the name of a downloaded model."
     return f"{USAGE}\n\n{about}\n\n{''.join(lines)}\nverbs:\n{''.join(verbs)}\n{NOTES}"
 
 
@@ -387,8 +389,9 @@ def run(arguments: Arguments) -> None:
     adjusted(arguments)
     seed = arguments.seed or time_ns()
     sampler = Sampler(arguments.temperature, arguments.top_p, seed=seed)
-    checkpoint = Checkpoint.open(arguments.model)
-    tokenizer_path = str(find_tokenizer(arguments.model)) if arguments.tokenizer is None else arguments.tokenizer
+    path = resolve(arguments.model)
+    checkpoint = Checkpoint.open(path)
+    tokenizer_path = str(find_tokenizer(path)) if arguments.tokenizer is None else arguments.tokenizer
     tokenizer = Tokenizer.open(tokenizer_path, checkpoint.config.vocab_size)
     prompt = os.fsdecode(stdin().read()) if arguments.prompt == "-" else arguments.prompt
     with contextlib.ExitStack() as stack:

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 from . import generation
+from .cache import resolve
 from .checkpoint import Checkpoint
 from .sampler import Sampler, check_int
 from .tokenizer import TextStream, Tokenizer
@@ -94,11 +95,13 @@ def load(
 ) -> Llama:
     """A model and its tokenizer from files.
 
+    path       also the name of a downloaded model: "stories15M"; a file of that name comes first
     tokenizer  a path; None: as find_tokenizer finds it
     n_threads  None: OMP_NUM_THREADS, else the cores this process may use, fewer for tiny models
     mmap       False reads the checkpoint into memory instead of mapping it
     ValueError or OSError, one line, if a file is missing, broken or does not fit the other.
     """
+    path = resolve(path)
     checkpoint = Checkpoint.open(path, mmap=mmap)
     tokenizer_path = find_tokenizer(path) if tokenizer is None else tokenizer
     return Llama(

@@ -18,11 +18,14 @@ from pathlib import Path
 
 import pytest
 
+from llama2c.cache import cache_folder, find_source
+
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CHANGELOG.md", "docs/how-it-works.md", "docs/format.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The names the pages use. Any checkpoint will do for those whose output they do not show.
 MODELS = {"stories260K.bin": "stories260K.bin", "stories15M.bin": "stories260K.bin"}
+DOWNLOAD = "python -m llama2c download "
 TOKENIZERS = {"tok512.bin": "tok512.bin", "tokenizer.bin": "tok512.bin"}
 
 
@@ -37,6 +40,13 @@ def folder(shared: Path, tmp_path: Path) -> Path:
     """A working directory as the README's reader has it: the models under their names, and `python` on the path."""
     for name, real in {**MODELS, **TOKENIZERS}.items():
         shutil.copyfile(shared / "models" / real, tmp_path / name)
+    for command in commands(DOWNLOAD):
+        source = find_source(command.removeprefix(DOWNLOAD))
+        assert source is not None, command
+        downloaded = tmp_path / "cache" / source.path.relative_to(cache_folder())
+        downloaded.parent.mkdir(parents=True)
+        shutil.copyfile(shared / "models" / MODELS["stories260K.bin"], downloaded)
+        shutil.copyfile(shared / "models" / TOKENIZERS["tok512.bin"], downloaded.with_name("tokenizer.bin"))
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -51,7 +61,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         command,
         shell=True,
         cwd=folder,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, "LLAMA2C_CACHE": str(folder / "cache")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
@@ -104,7 +114,7 @@ def commands(word: str) -> list[str]:
     return [line for line in lines if line.startswith(word)]
 
 
-@pytest.mark.parametrize("command", commands("python -m llama2c"))
+@pytest.mark.parametrize("command", [line for line in commands("python -m llama2c") if not line.startswith(DOWNLOAD)])
 def test_shell_commands_run(command: str, folder: Path) -> None:
     done = run(command, folder)
     assert done.returncode == 0, done.stdout

@@ -1,0 +1,85 @@
+"""Where downloaded models lie, and the names they are called by.
+
+Paths alone: nothing here asks the network or writes a file (hub.py does).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+
+class Source(NamedTuple):
+    """A model of the Hugging Face hub, with where it lies once it is downloaded."""
+
+    name: str  # what users call it
+    folder: str  # of the cache
+    repo_id: str
+    file: str  # its path in the repository
+    tokenizer: str | None = None  # also in the repository; None: the tokenizer of Llama 2
+
+    @property
+    def path(self) -> Path:
+        return cache_folder() / self.folder / PurePosixPath(self.file).name
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where find_tokenizer looks first."""
+        return self.path.with_name("tokenizer.bin")
+
+
+STORIES = {
+    name: Source(name, name, "karpathy/tinyllamas", file, tokenizer)
+    for name, file, tokenizer in (
+        ("stories260K", "stories260K/stories260K.bin", "stories260K/tok512.bin"),
+        ("stories15M", "stories15M.bin", None),
+        ("stories42M", "stories42M.bin", None),
+        ("stories110M", "stories110M.bin", None),
+    )
+}
+_REPO_FILE = re.compile(r"([a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*):([^\s:\\]+)", re.ASCII)
+
+
+def cache_folder() -> Path:
+    """LLAMA2C_CACHE, else llama2c in XDG_CACHE_HOME, else ~/.cache/llama2c. OSError if there is no home either."""
+    if place := os.environ.get("LLAMA2C_CACHE"):
+        return Path(place)
+    if place := os.environ.get("XDG_CACHE_HOME"):
+        return Path(place, "llama2c")
+    try:
+        return Path.home() / ".cache" / "llama2c"
+    except RuntimeError:
+        raise OSError("LLAMA2C_CACHE: expected a folder for models, as there is no home folder, found none") from None
+
+
+def find_source(name: str) -> Source | None:
+    """What a name stands for: one of STORIES, or REPO_ID:FILE; None if it is neither.
+
+    "me/tales:big/a.bin" lies in me--tales/big--a, so that no two files of a repository share a folder.
+    """
+    if name in STORIES:
+        return STORIES[name]
+    match = _REPO_FILE.fullmatch(name)
+    if match is None:
+        return None
+    repo_id, file = match.groups()
+    if any(part in ("", ".", "..") for part in file.split("/")):  # would lead out of the folder
+        return None
+    stem = str(PurePosixPath(file).with_suffix(""))
+    return Source(name, f"{repo_id.replace('/', '--')}/{stem.replace('/', '--')}", repo_id, file)
+
+
+def resolve(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The path of a model given by path or by name: "stories15M" -> ~/.cache/llama2c/stories15M/stories15M.bin.
+
+    A file of that name comes first; what is no name is taken for a path. FileNotFoundError: it is not downloaded.
+    """
+    source = find_source(model) if isinstance(model, str) and not os.path.isfile(model) else None
+    if source is None:
+        return model
+    if not source.path.is_file():
+        expected = f"expected a file, or a model downloaded with `python -m llama2c download {model}`"
+        raise FileNotFoundError(f"{model}: {expected}, found neither")
+    return source.path
