@@ -82,9 +82,9 @@ OPENINGS = (
     ("{Home} lived {a adj} little {k} named {n}.", False, 3),
     ("{Home}, there was {a adj} little {k} named {n}.", False, 2),
     ("Long ago, {a adj} little {k} named {n} lived {home}.", False, 2),
-    ("The little {k} was called {n}. {He} lived {home}, and {he} was very {adj}.", False, 3),
-    ("The little {k} lived {home}. {His} name was {n}, and {he} was very {adj}.", False, 4),
-    ("The little {k} woke up early. {His} name was {n}, and everyone knew that {he} was very {adj}.", True, 2),
+    ("The little {k} was called {n}. {He} lived {home}, and {he} was very {adj}.", False, 4),
+    ("The little {k} lived {home}. {His} name was {n}, and {he} was very {adj}.", False, 6),
+    ("The little {k} woke up early. {His} name was {n}, and everyone knew that {he} was very {adj}.", True, 4),
     ("One day, {n} [woke up early|woke up with a smile]. {n} was {a adj} little {k} who lived {home}.", True, 5),
     (
         "One day, {n} the little {k} [woke up early|went outside|looked out at the blue sky]. {He} was {a adj} {k} who lived "

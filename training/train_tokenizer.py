@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path, help="stories, UTF-8, an empty line between two")
     parser.add_argument("path", type=Path, help="the file to write")
-    parser.add_argument("--vocab-size", type=int, default=1024, help="tokens, with the 259 fixed ones (default 1024)")
+    parser.add_argument("--vocab-size", type=int, default=2048, help="tokens, with the 259 fixed ones (default 2048)")
     options = parser.parse_args(arguments)
     unfinished = options.path.with_name(options.path.name + ".tmp")
     try:

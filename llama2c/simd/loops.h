@@ -335,20 +335,16 @@ static void dot_edge(float acc[][16], const float *x, int64_t x_stride, int64_t 
     }
 }
 
-/* One row against all the outputs. The weights are read in order: few rows at a time where they are long, since the hardware
- * fetches ahead best along few streams. */
-INLINE void matvec_ahead(float *out, const float *x, const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add, int ahead) {
+/* One row against all the outputs, `streams` rows of weights (1, 2 or 4) at a time, asking for what lies `ahead` bytes. */
+INLINE void matvec_streams(float *out, const float *x, const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add,
+                           int streams, int ahead) {
     float acc[16][16] __attribute__((aligned(64))), sums[16];
     for (int64_t o = 0; o < n_out; o += 16) {
         int outs = n_out - o < 16 ? (int)(n_out - o) : 16, i = 0;
-        const float *rows = w + o * w_stride;
-        if (n <= LONG_ROW)
-            for (; i + 4 <= outs; i += 4)
-                dot_streams(acc + i, x, rows + i * w_stride, w_stride, 4, n, ahead);
-        for (; i + 2 <= outs; i += 2)
-            dot_streams(acc + i, x, rows + i * w_stride, w_stride, 2, n, ahead);
-        if (i < outs)
-            dot_streams(acc + i, x, rows + i * w_stride, w_stride, 1, n, ahead);
+        for (; i + streams <= outs; i += streams)
+            dot_streams(acc + i, x, w + (o + i) * w_stride, w_stride, streams, n, ahead);
+        for (; i < outs; i++)
+            dot_streams(acc + i, x, w + (o + i) * w_stride, w_stride, 1, n, ahead);
         if (outs < 16)
             memset(acc + outs, 0, sizeof(acc[0]) * (size_t)(16 - outs));
         sum16(sums, acc);
@@ -357,11 +353,15 @@ INLINE void matvec_ahead(float *out, const float *x, const float *w, int64_t w_s
     }
 }
 
+/* In the cache the chains of additions are what takes time, and those of several rows overlap. Memory is read best in one
+ * stream, far enough ahead. */
 static void matvec(float *out, const float *x, const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add) {
-    if (n_out * n * (int64_t)sizeof(float) < IN_CACHE)
-        matvec_ahead(out, x, w, w_stride, n_out, n, add, 0);
+    if (n_out * n * (int64_t)sizeof(float) >= IN_CACHE)
+        matvec_streams(out, x, w, w_stride, n_out, n, add, 1, FETCH_AHEAD);
+    else if (n <= LONG_ROW)
+        matvec_streams(out, x, w, w_stride, n_out, n, add, 4, 0);
     else
-        matvec_ahead(out, x, w, w_stride, n_out, n, add, FETCH_AHEAD);
+        matvec_streams(out, x, w, w_stride, n_out, n, add, 2, 0);
 }
 
 /* out[r, o] (+)= sums[r * outs + o], for the first `used` of the outs. */
