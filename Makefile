@@ -5,20 +5,23 @@
 PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
-MODEL = stories15M.bin
+MODEL =
 ARGS =
 C =
-SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.py llama2c/*.pyx llama2c/*.pyi llama2c/simd/*)
+SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.py llama2c/*.pyx llama2c/*.pyi llama2c/simd/* llama2c/bundled/*)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LEVEL =
 
-.PHONY: help run test lint bench annotate asm clean
+.PHONY: help run story test lint bench annotate asm clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name use; do printf '%-9s %s\n' "$$name" "$$use"; done
 
-run: $(VENV)/plain.stamp ## to see a model talk: make run MODEL=stories15M.bin ARGS="-t 0.8 -i 'One day'"
+run: $(VENV)/plain.stamp ## to see it tell a story: make run ARGS="-i 'The little dog'", or MODEL=stories15M.bin for another model
 	@$(BIN)/llama2c $(MODEL) $(ARGS)
+
+story: $(VENV)/hub.stamp ## to hear the same story from C: downloads stories42M; make story C="run=../llama2.c/run"
+	@$(BIN)/python benchmarks/story.py $(addprefix --c ,$(C))
 
 test: $(VENV)/test.stamp ## after every change: all tests, against the installed package; ARGS="-k chat" picks some
 	$(BIN)/pytest $(ARGS)
@@ -63,6 +66,7 @@ $(BIN)/cython:
 $(VENV)/test.stamp: EXTRA = [test]
 $(VENV)/lint.stamp: EXTRA = [lint]
 $(VENV)/bench.stamp: EXTRA = [bench]
+$(VENV)/hub.stamp: EXTRA = [hub]
 
 # The .py files that an earlier build left are removed first, or a module that is deleted would still be installed.
 $(VENV)/%.stamp: $(SOURCES) | $(BIN)/cython

@@ -136,9 +136,8 @@ class Comparison:
         x = [position for position in POSITIONS if position <= last]
         speed, size, cached = self.bandwidth(path), path.stat().st_size, 2 * 4 * c.n_layers * c.kv_dim
         curve = Curve("position", "position in the context", "tok/s", f"{work}, one token at a time", list(x))
-        self.bend(curve, {"llama2c": [at(ours, position) for position in x]})
-        speeds = [speed() for _ in range(self.rounds)]
-        curve.series["read bandwidth"] = [[s * size / (size + p * cached) for s in speeds] for p in x]
+        limits = [scaled(speed, size / (size + position * cached)) for position in x]
+        self.bend(curve, {"llama2c": [at(ours, position) for position in x], "read bandwidth": limits})
 
     def threads(self, shape: str) -> None:
         """Decode with one thread to twice as many as there are cores."""
@@ -287,6 +286,10 @@ def prefill_of(peer: Any, n: int) -> Measure:
 
 def at(ours: Ours, position: int) -> Measure:
     return lambda: ours.decode_at(position, 21)
+
+
+def scaled(measure: Measure, factor: float) -> Measure:
+    return lambda: measure() * factor
 
 
 def timed(command: list[str], environment: dict[str, str] | None) -> Measure:

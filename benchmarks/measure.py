@@ -19,6 +19,11 @@ PAUSE = 0.3  # seconds: threads of OpenBLAS spin on for a tenth of a second when
 RUNS = 15  # of a whole command, for one figure
 
 
+def short(value: float) -> str:
+    """Four digits, or all before the point: 0.04321 -> "0.04321", 12345.6 -> "12,346"."""
+    return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
+
+
 @dataclass
 class Result:
     """Ours and a peer's at one kind of work, round by round, and the ratio that is aimed at (None: no aim)."""
@@ -61,7 +66,7 @@ class Result:
         """work, ours, peer, theirs, ratio, bar, met."""
         ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
         bar = "" if self.bar is None else f"{self.bar:.2f}"
-        return [self.work, f"{ours:.4g} {self.unit}", self.peer, f"{theirs:.4g}", f"{self.ratio:.2f}", bar, self.met]
+        return [self.work, f"{short(ours)} {self.unit}", self.peer, short(theirs), f"{self.ratio:.3g}", bar, self.met]
 
 
 @dataclass

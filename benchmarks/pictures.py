@@ -67,12 +67,13 @@ def against_everybody(record: Record, work: str) -> Any:
         rates |= {result.peer: statistics.median(result.theirs) for result in results}
         limits = {name: rates.pop(name) for name in CEILINGS if name in rates}
         drawn = axes.barh(list(rates), list(rates.values()), color=[colours[name] for name in rates], height=0.72)
-        axes.bar_label(drawn, [f"{rate:,.0f}" for rate in rates.values()], padding=4, fontsize=9)
-        axes.invert_yaxis()
-        axes.margins(x=0.12)
         for name, limit in limits.items():
             axes.axvline(limit, color=LIMIT, linestyle="--", linewidth=1.2)
             axes.text(limit, -0.62, name, color=LIMIT, fontsize=8.5, ha="center")
+        plate = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # a limit may pass behind a number
+        axes.bar_label(drawn, [f"{rate:,.0f}" for rate in rates.values()], padding=4, fontsize=9, bbox=plate)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
         axes.set_title(model, loc="left", fontsize=11, fontweight="bold")
         axes.tick_params(left=False)
     what = "writing one token after the other" if work == "decode" else "reading a prompt"
@@ -85,6 +86,7 @@ def over(curve: Curve, record: Record) -> Any:
     """Speed over the curve's x: a line for each program, its rounds as dots."""
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     others = iter(OTHERS)
+    ends: list[tuple[float, str, str]] = []
     for program, rounds in curve.series.items():
         limit = program in CEILINGS
         colour = LIMIT if limit else OURS if program == "llama2c" else next(others)
@@ -94,7 +96,7 @@ def over(curve: Curve, record: Record) -> Any:
         if not limit:
             for x, values in zip(curve.x, rounds, strict=True):
                 axes.scatter([x] * len(values), values, s=8, color=colour, alpha=0.45)
-        axes.annotate(program, (curve.x[-1], medians[-1]), xytext=(8, 0), textcoords="offset points", color=colour, va="center")
+        ends.append((medians[-1], program, colour))
     if curve.name == "batch":
         one = curve.medians("llama2c")[0]
         axes.set_xscale("log", base=2)
@@ -108,12 +110,22 @@ def over(curve: Curve, record: Record) -> Any:
         axes.axvline(cores, color="#999999", linestyle=":", linewidth=1)
         axes.text(cores, axes.get_ylim()[1], f" {cores} cores", color="#777777", fontsize=9, va="top")
     axes.set_ylim(bottom=0)
+    name_lines(axes, curve.x[-1], ends)
     axes.set_xlabel(curve.x_name)
     axes.set_ylabel(curve.unit)
     axes.set_title(f"{curve.name.capitalize()}: {curve.work}", loc="left")
     axes.grid(axis="y", color="#eeeeee")
     footer(figure, record)
     return figure
+
+
+def name_lines(axes: Any, x: float, ends: list[tuple[float, str, str]]) -> None:
+    """The name of each line (y at its end, name, colour) behind it, pushed up where two would cover each other."""
+    height, lowest = axes.get_ylim()[1] * 0.06, -1.0
+    for y, program, colour in sorted(ends):
+        lowest = max(y, lowest)
+        axes.annotate(program, (x, lowest), xytext=(8, 0), textcoords="offset points", color=colour, va="center")
+        lowest += height
 
 
 def start(seconds: Curve, memory: Curve, record: Record) -> Any:

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import _kernels, build_info
+from .cache import resolve
 from .checkpoint import Checkpoint, QuantizedTensor, Weight
 from .terminal import Parser, UsageError, progress, say
 from .threads import available_cores
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         epilog="-p, -n, -d, -b and -t take several numbers, with commas: -t 1,2,4. Lengths are cut to the context.",
     )
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="checkpoint files")
+    add("models", nargs="*", metavar="MODEL", help="files, or names of downloaded models; none: the one that comes along")
     add("-p", "--prompt", type=numbers(0), default=[128], metavar="N", help="tokens of a prompt (pp; default 128; 0: none)")
     add("-n", "--generate", type=numbers(0), default=[64], metavar="N", help="tokens written (tg; default 64; 0: none)")
     add("-d", "--depth", type=numbers(0), default=[0], metavar="N", help="tokens that are in the cache before (default 0)")
@@ -67,6 +68,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     options = parser.parse_intermixed_args(argv)
     if len(options.rounds) > 1:
         raise UsageError("argument -r/--rounds: expected one number, found several")
+    options.models = options.models or [None]
     if options.sweep_threads and (options.threads or len(options.models) > 1):
         raise UsageError("argument --sweep-threads: expected one model and no -t")
     return options
@@ -75,7 +77,7 @@ def parse(argv: Sequence[str]) -> Namespace:
 def run(argv: Sequence[str]) -> None:
     """Measure each model in turn and print the figures on stdout."""
     options = parse(argv)
-    checkpoints = [Checkpoint.open(path) for path in options.models]
+    checkpoints = [Checkpoint.open(resolve(model)) for model in options.models]
     plans = [plan(options, checkpoint.config.seq_len) for checkpoint in checkpoints]
     for checkpoint, works in zip(checkpoints, plans, strict=True):
         check_memory(checkpoint, works)

@@ -1,4 +1,4 @@
-"""Where downloaded models lie, and the names they are called by.
+"""Where models lie that are not given by path: the one that comes with llama2c, and downloaded ones, by name.
 
 Paths alone: nothing here asks the network or writes a file (hub.py does).
 """
@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+BUNDLED = Path(__file__).with_name("bundled") / "tales1M.bin"  # docs/model-card.md says what it is
 
 
 class Source(NamedTuple):
@@ -71,11 +73,14 @@ def find_source(name: str) -> Source | None:
     return Source(name, f"{repo_id.replace('/', '--')}/{stem.replace('/', '--')}", repo_id, file)
 
 
-def resolve(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
+def resolve(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     """The path of a model given by path or by name: "stories15M" -> ~/.cache/llama2c/stories15M/stories15M.bin.
 
-    A file of that name comes first; what is no name is taken for a path. FileNotFoundError: it is not downloaded.
+    None is the bundled one. A file of that name comes first; what is no name is taken for a path. FileNotFoundError: it is not
+    downloaded.
     """
+    if model is None:
+        return BUNDLED
     source = find_source(model) if isinstance(model, str) and not os.path.isfile(model) else None
     if source is None:
         return model

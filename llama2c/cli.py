@@ -113,9 +113,10 @@ class Verb(NamedTuple):
 
 VERBS = {
     "bench": Verb("llama2c.bench", "measure how many tokens a second a model reads and writes here"),
+    "download": Verb("llama2c.hub", "fetch a model from the Hugging Face hub, with its tokenizer"),
 }
 
-USAGE = "usage: python -m llama2c MODEL [flags]\n       python -m llama2c VERB ... (VERB --help tells more)"
+USAGE = "usage: python -m llama2c [MODEL] [flags]\n       python -m llama2c VERB ... (VERB --help tells more)"
 NOTES = """\
 stdout is the story alone; speed, warnings and errors go to stderr. Exit code 0, 1 after an error, 2 for a wrong
 command line, 130 after Ctrl-C.
@@ -127,6 +128,8 @@ and for each position the five likeliest next tokens with their logits:
     top    position  token  id  logit  id  logit  ...
 
 examples:
+    python -m llama2c
+    python -m llama2c -i "The little dog"
     python -m llama2c download stories15M
     python -m llama2c stories15M
     python -m llama2c stories15M.bin -t 0.8 -n 256 -s 42 -i "One day, Lily met a Shoggoth"
@@ -170,7 +173,8 @@ def parse(argv: Sequence[str]) -> Arguments:
 def help_text() -> str:
     lines = [f"  {flag.short or '  '} {f'{flag.long} {flag.value}':23} {flag.help}\n" for flag in FLAGS]
     verbs = [f"  {name:26} {verb.help}\n" for name, verb in VERBS.items()]
-    about = "Run a llama2.c checkpoint: print a story, or chat. MODEL is a file, or the name of a downloaded model."
+    about = "Run a llama2.c checkpoint: print a story, or chat. MODEL is a file, or the name of a downloaded model;\n"
+    about += "without one, the small model that comes with llama2c tells a story."
     return f"{USAGE}\n\n{about}\n\n{''.join(lines)}\nverbs:\n{''.join(verbs)}\n{NOTES}"
 
 
@@ -389,7 +393,7 @@ def run(arguments: Arguments) -> None:
     adjusted(arguments)
     seed = arguments.seed or time_ns()
     sampler = Sampler(arguments.temperature, arguments.top_p, seed=seed)
-    path = resolve(arguments.model)
+    path = resolve(arguments.model or None)
     checkpoint = Checkpoint.open(path)
     tokenizer_path = str(find_tokenizer(path)) if arguments.tokenizer is None else arguments.tokenizer
     tokenizer = Tokenizer.open(tokenizer_path, checkpoint.config.vocab_size)
@@ -420,8 +424,6 @@ def start(argv: Sequence[str]) -> None:
         put(help_text())
     elif arguments.version:
         put(f"llama2c {__version__}\n")
-    elif not arguments.model:
-        raise UsageError("expected a model file, found none (--help tells more)")
     else:
         run(arguments)
 

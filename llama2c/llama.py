@@ -88,14 +88,15 @@ def find_tokenizer(model_path: str | os.PathLike[str]) -> Path:
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
     mmap: bool = True,
 ) -> Llama:
     """A model and its tokenizer from files.
 
-    path       also the name of a downloaded model: "stories15M"; a file of that name comes first
+    path       also the name of a downloaded model: "stories15M"; a file of that name comes first. None: the small model that
+               comes with llama2c
     tokenizer  a path; None: as find_tokenizer finds it
     n_threads  None: OMP_NUM_THREADS, else the cores this process may use, fewer for tiny models
     mmap       False reads the checkpoint into memory instead of mapping it

@@ -86,3 +86,34 @@ def write(path: Path, config: Any, version: int, weights: Arrays, group_size: in
     """Write a checkpoint file; the classifier is shared if `weights` has no wcls."""
     path.write_bytes(b"".join(parts(config, version, weights, group_size)))
     return path
+
+
+def read_v2(path: Path) -> tuple[dict[str, int], Arrays, dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]]:
+    """A v2 file -> its sizes, its norms, and (values, scales) of each matrix by (name, layer)."""
+    data = path.read_bytes()
+    magic, version, *numbers, tied, group_size = struct.unpack_from("<Ii7iBi", data)
+    assert (magic, version) == (0x616B3432, 2)
+    names = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
+    sizes = {**dict(zip(names, numbers, strict=True)), "group_size": group_size}
+    dim, hidden_dim, n_layers = sizes["dim"], sizes["hidden_dim"], sizes["n_layers"]
+    kv_dim = dim // sizes["n_heads"] * sizes["n_kv_heads"]
+    shapes = {"wq": (dim, dim), "wk": (kv_dim, dim), "wv": (kv_dim, dim), "wo": (dim, dim)}
+    shapes |= {"w1": (hidden_dim, dim), "w2": (dim, hidden_dim), "w3": (hidden_dim, dim)}
+    shapes |= dict.fromkeys(("token_embedding_table", "wcls"), (sizes["vocab_size"], dim))
+    norms: Arrays = {}
+    matrices = {}
+    place = 256
+    for name in V1:
+        if name.startswith("rms_"):
+            count = 1 if name == "rms_final_weight" else n_layers
+            norms[name] = np.frombuffer(data, "<f4", count * dim, place).reshape(count, dim).squeeze(0 if count == 1 else ())
+            place += count * dim * 4
+        elif name != "wcls" or not tied:
+            for layer in range(1 if name in ("token_embedding_table", "wcls") else n_layers):
+                rows, cols = shapes[name]
+                values = np.frombuffer(data, np.int8, rows * cols, place).reshape(rows, cols)
+                place += rows * cols
+                matrices[name, layer] = values, np.frombuffer(data, "<f4", rows * cols // group_size, place)
+                place += rows * cols // group_size * 4
+    assert place == len(data)
+    return sizes, norms, matrices

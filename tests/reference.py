@@ -7,6 +7,8 @@ Q8_0 weights in exact integers; `fma` and `dot` redo the fused operation and the
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import checkpoints
@@ -80,7 +82,8 @@ def q8_product(x: np.ndarray, values: np.ndarray, scales: np.ndarray, group_size
         mine = np.flatnonzero(starts % group_size == phase)
         cuts = {0, n, *range(0, n, group_size), *range(int(-phase % group_size), n, group_size)}
         for start, stop in pairwise(sorted(cuts)):
-            isum = xv[:, start:stop].astype(np.int64) @ values[mine, start:stop].astype(np.int64).T
+            # In float64, whose products and sums are exact this far below 2^53, and which NumPy multiplies faster.
+            isum = xv[:, start:stop].astype(float) @ values[mine, start:stop].astype(float).T
             product = isum.astype(F32) * scales[(starts[mine] + start) // group_size]
             out[:, mine] = fma(product, xs[:, [start // group_size]], out[:, mine])
     return out
@@ -101,6 +104,15 @@ class Reference:
             if group_size is not None and not name.startswith("rms_"):
                 for layer, matrix in enumerate(tensor.reshape(-1, *tensor.shape[-2:])):
                     self.q8[name, layer] = checkpoints.quantize(matrix, group_size)
+
+    @classmethod
+    def of_v2(cls, path: Path) -> Reference:
+        """The model of a Q8_0 file."""
+        sizes, norms, matrices = checkpoints.read_v2(path)
+        group_size = sizes.pop("group_size")
+        made = cls(SimpleNamespace(**sizes), norms, group_size=group_size)
+        made.q8 = matrices
+        return made
 
     def multiply(self, x: np.ndarray, name: str, layer: int = 0) -> np.ndarray:
         if self.group_size is not None:
@@ -150,6 +162,6 @@ class Reference:
                 gate = gate / (1 + np.exp(-gate)) * self.multiply(normed, "w3", layer)
             x = x + self.multiply(gate, "w2", layer)
             trace += [np.linalg.norm(x, axis=1), x.mean(axis=1)]
-        classifier = "wcls" if "wcls" in w else "token_embedding_table"
+        classifier = "wcls" if "wcls" in w or ("wcls", 0) in self.q8 else "token_embedding_table"
         logits = self.multiply(self.norm(x, w["rms_final_weight"]), classifier)
         return Result(logits, np.stack(trace, axis=1).reshape(len(x), self.config.n_layers, 4))

@@ -582,8 +582,6 @@ def test_version(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected a model file, found none (--help tells more)"),
-        (["-t", "0"], "expected a model file, found none (--help tells more)"),
         (["model.bin", "other.bin"], "other.bin: expected one model file, found a second"),
         (["model.bin", "-x", "1"], "-x: expected a flag that there is, found an unknown one"),
         (["model.bin", "-t0"], "-t0: expected a flag that there is, found an unknown one"),

@@ -221,8 +221,9 @@ def test_ratios_are_taken_round_by_round(modules: Any) -> None:
     drifting = result(modules, [100, 50, 10], [50, 25, 1], bar=2.0)
     assert drifting.ratios == [2, 2, 10]
     assert (drifting.ratio, drifting.met) == (2, "yes")
-    assert result(modules, [4, 4], [2, 2], less_is_better=True, bar=1.0).cells()[4:] == ["0.50", "1.00", "no"]
+    assert result(modules, [4, 4], [2, 2], less_is_better=True, bar=1.0).cells()[4:] == ["0.5", "1.00", "no"]
     assert result(modules, [1], [1]).met == ""
+    assert result(modules, [12345.6], [0.043214]).cells()[1:4] == ["12,346 tok/s", "run", "0.04321"]
 
 
 def test_noise_is_that_of_a_median(modules: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import importlib
 import io
 import os
 import re
@@ -21,7 +22,7 @@ import pytest
 from llama2c.cache import cache_folder, find_source
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CHANGELOG.md", "docs/how-it-works.md", "docs/format.md")
+PAGES = ("README.md", "CHANGELOG.md", "docs/how-it-works.md", "docs/format.md", "docs/model-card.md", "training/README.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The names the pages use. Any checkpoint will do for those whose output they do not show.
 MODELS = {"stories260K.bin": "stories260K.bin", "stories15M.bin": "stories260K.bin"}
@@ -131,7 +132,7 @@ def test_every_file_that_is_used_is_downloaded_first() -> None:
 
 def test_shell_blocks_hold_nothing_untested() -> None:
     """The other commands need the network or are how these tests were started."""
-    known = {*commands("python -m llama2c"), *commands("curl"), "pip install .", "make test"}
+    known = {*commands("python -m llama2c"), *commands("curl"), *commands("make "), "pip install ."}
     assert set(commands("")) == known
 
 
@@ -143,8 +144,25 @@ def test_make_test_is_a_target_and_make_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = set(re.search(r"^\.PHONY: help (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
     uses = dict(line.split(maxsplit=1) for line in listed.splitlines())
-    assert set(uses) == phony == {"run", "test", "lint", "bench", "annotate", "asm", "clean"}
+    assert set(uses) == phony == {"run", "story", "test", "lint", "bench", "annotate", "asm", "clean"}
     assert all(len(use) > 20 for use in uses.values())
+
+
+# ---------------------------------------------------------------------------
+# the figures
+
+
+def test_figures_are_those_of_the_run_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line that has an aim, met or not, as results.json has it; date, machine and command too."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.delitem(sys.modules, "measure", raising=False)
+    record = importlib.import_module("measure").Record.load(ROOT / "benchmarks" / "results" / "results.json")
+    expected = [f"| {' | '.join(result.cells())} |" for result in record.results if result.bar is not None]
+    assert len(expected) >= 20
+    assert [line for line in README.splitlines() if re.search(r" \| (yes|no) \|$", line)] == expected
+    flat = " ".join(README.split())
+    for name in ("date", "cpu", "command"):
+        assert record.info[name] in flat, name
 
 
 # ---------------------------------------------------------------------------
@@ -199,7 +217,9 @@ def is_ignored(path: str, patterns: list[str]) -> bool:
     parts = path.split("/")
     if any(part.startswith(".") for part in parts):
         return True
-    for pattern in patterns:
+    if any(fnmatch.fnmatch(path, pattern[1:]) for pattern in patterns if pattern.startswith("!")):
+        return False
+    for pattern in (pattern.removeprefix("/") for pattern in patterns):
         if pattern.endswith("/"):
             if any(fnmatch.fnmatch(part, pattern[:-1]) for part in parts[:-1]):
                 return True

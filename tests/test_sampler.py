@@ -1,4 +1,4 @@
-"""The sampler against run.c's random numbers and a plain NumPy sampler, and its arguments."""
+"""The sampler against run.c's random numbers and the plain sampler of reference_text, and its arguments."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import reference_text
 
 from llama2c.sampler import Sampler
 
@@ -20,36 +21,6 @@ C_RANDOM = {
 TEMPERATURE = "temperature: expected a finite number of at least 0, found "
 
 
-def reference_sample(logits, coin, temperature, top_p=0.0, top_k=0, min_p=0.0):
-    """The definition, step by step, in float64; sorted is by probability downwards, then by id upwards."""
-    logits = np.asarray(logits, np.float64)
-    n = len(logits)
-    if temperature == 0:
-        return int(np.argmax(logits))
-    probs = np.exp((logits - logits.max()) / temperature)
-    probs /= probs.sum()
-
-    kept = np.arange(n)
-    if 0 < top_p < 1 or top_k or min_p:  # else run.c walks the vocabulary as it stands
-        kept = np.argsort(-probs.astype(np.float32), kind="stable")
-    likeliest = kept[:1]
-    if top_k:
-        kept = kept[:top_k]
-    if min_p:
-        kept = kept[probs[kept] >= min_p * probs.max()]
-    total = probs[kept].sum()
-    if 0 < top_p < 1:
-        if not (top_k or min_p):  # run.c's shortcut, which for a small top_p keeps none
-            kept = kept[probs[kept] >= (1 - top_p) / (n - 1)] if n > 1 else kept[:0]
-            kept = kept if len(kept) else likeliest
-        exceeds = np.cumsum(probs[kept]) > top_p * total
-        if exceeds.any():
-            kept = kept[: int(np.argmax(exceeds)) + 1]
-    cdf = np.cumsum(probs[kept])
-    before = coin * cdf[-1] < cdf
-    return int(kept[np.argmax(before)] if before.any() else kept[-1])
-
-
 def acceptable(logits, coin, temperature, top_p, top_k, min_p):
     """Every answer that rounding may give: the thresholds moved by a few float32 roundings either way.
 
@@ -57,7 +28,7 @@ def acceptable(logits, coin, temperature, top_p, top_k, min_p):
     """
     nudges = (1.0, 1 - 3e-6, 1 + 3e-6)
     return {
-        reference_sample(logits, coin * a, temperature, top_p * b, top_k, min(1.0, min_p * c))
+        reference_text.sample(logits, coin * a, temperature, top_p * b, top_k, min(1.0, min_p * c))
         for a, b, c in itertools.product(nudges, nudges if top_p < 1 else (1,), nudges if min_p else (1,))
     }
 

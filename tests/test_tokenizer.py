@@ -1,4 +1,4 @@
-"""The tokenizer against golden ids of the C program, and against a plain quadratic encoder written here."""
+"""The tokenizer against golden ids of the C program, and against the plain quadratic encoder of reference_text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference_text
+from reference_text import Vocabulary
 
 from llama2c.tokenizer import BOS, EOS, UNK, Tokenizer
-
-Vocabulary = list[tuple[bytes, float]]  # spelling and score of each token
 
 SPECIAL: Vocabulary = [(b"<unk>", 0.0), (b"<s>", 0.0), (b"</s>", 0.0)]
 BYTES: Vocabulary = [(b"<0x%02X>" % byte, 0.0) for byte in range(256)]
@@ -33,43 +33,6 @@ def make(folder: Path, vocabulary: Vocabulary) -> Tokenizer:
     path = folder / "tokenizer.bin"
     path.write_bytes(pack(vocabulary))
     return Tokenizer.open(path, len(vocabulary))
-
-
-def reference_encode(vocabulary: Vocabulary, text: bytes, bos: bool = True) -> list[int]:
-    """The encoder as it is described, and nothing clever: every merge looks at every pair."""
-    lookup: dict[bytes, int] = {}
-    for token, (spelling, _) in enumerate(vocabulary):
-        lookup.setdefault(spelling, token)
-    ids = [1] if bos else []
-    if text:
-        ids.append(lookup.get(b" ", ord(" ") + 3))
-    start = 0
-    while start < len(text):
-        end = start + 1
-        while end < len(text) and end - start < 4 and 0x80 <= text[end] < 0xC0:
-            end += 1
-        point = text[start:end]
-        ids += [lookup[point]] if point in lookup else [byte + 3 for byte in point]
-        start = end
-    while True:
-        pairs = []
-        for place in range(len(ids) - 1):
-            joined = lookup.get(vocabulary[ids[place]][0] + vocabulary[ids[place + 1]][0])
-            if joined is not None and vocabulary[joined][1] > -1e10:
-                pairs.append((-vocabulary[joined][1], place, joined))
-        if not pairs:
-            return ids
-        _, place, joined = min(pairs)
-        ids[place : place + 2] = [joined]
-
-
-def read_vocabulary(path: Path) -> Vocabulary:
-    data, place, vocabulary = path.read_bytes(), 4, []
-    while place < len(data):
-        score, length = struct.unpack_from("<fi", data, place)
-        vocabulary.append((data[place + 8 : place + 8 + length], score))
-        place += 8 + length
-    return vocabulary
 
 
 @pytest.fixture(params=[("tokenizer.bin", 32000), ("tok512.bin", 512)], ids=["llama2", "tok512"])
@@ -101,7 +64,7 @@ def test_golden(real: tuple[Path, int], shared: Path) -> None:
 
 def test_real_vocabularies_against_reference(real: tuple[Path, int]) -> None:
     path, vocab_size = real
-    vocabulary, tokenizer = read_vocabulary(path), Tokenizer.open(path, vocab_size)
+    vocabulary, tokenizer = reference_text.read_vocabulary(path), Tokenizer.open(path, vocab_size)
     rng = random.Random(1)
     for _ in range(150):
         tokens = b"".join(tokenizer.piece(rng.randrange(vocab_size)) for _ in range(rng.randrange(25)))
@@ -109,7 +72,7 @@ def test_real_vocabularies_against_reference(real: tuple[Path, int]) -> None:
         points = "".join(chr(block + rng.randrange(90)) for block in blocks).encode()
         letters = bytes(rng.choices(b" aehlot\n", k=60))
         for text in (tokens, points, letters, rng.randbytes(rng.randrange(60))):
-            assert tokenizer.encode(text) == reference_encode(vocabulary, text), text
+            assert tokenizer.encode(text) == reference_text.encode(vocabulary, text), text
 
 
 def test_small_vocabularies_against_reference(tmp_path: Path) -> None:
@@ -126,7 +89,7 @@ def test_small_vocabularies_against_reference(tmp_path: Path) -> None:
         for _ in range(20):
             text = b"".join(rng.choices(texts, k=rng.randrange(50)))
             for bos in (True, False):
-                assert tokenizer.encode(text, bos) == reference_encode(vocabulary, text, bos), text
+                assert tokenizer.encode(text, bos) == reference_text.encode(vocabulary, text, bos), text
 
 
 def test_growing_letters(tmp_path: Path) -> None:

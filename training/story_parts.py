@@ -104,8 +104,8 @@ OPENINGS = (
 
 @dataclass(frozen=True)
 class Nature:
-    """A side of the hero's character: what it is like, what it makes the hero do in trouble, how the hero speaks, what it "
-    "becomes."""
+    """A side of the hero's character: what it is like, what it makes the hero do in trouble, how the hero speaks, what it
+    becomes."""
 
     habit: str
     trouble: str
