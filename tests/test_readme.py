@@ -219,7 +219,7 @@ def is_ignored(path: str, patterns: list[str]) -> bool:
         return True
     if any(fnmatch.fnmatch(path, pattern[1:]) for pattern in patterns if pattern.startswith("!")):
         return False
-    for pattern in (pattern.removeprefix("/") for pattern in patterns):
+    for pattern in (pattern.removeprefix("/") for pattern in patterns):  # ours with a slash in front are folders
         if pattern.endswith("/"):
             if any(fnmatch.fnmatch(part, pattern[:-1]) for part in parts[:-1]):
                 return True
