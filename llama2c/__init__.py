@@ -32,6 +32,7 @@ if _TYPE_CHECKING:
     from .config import Config
     from .llama import Completion, Llama, Piece, load
     from .sampler import Sampler
+    from .scoring import Score
     from .tokenizer import Tokenizer
     from .transformer import KVCache, Transformer
 
@@ -45,6 +46,7 @@ _HOMES = {
     "Piece": "llama",
     "QuantizedTensor": "checkpoint",
     "Sampler": "sampler",
+    "Score": "scoring",
     "Tokenizer": "tokenizer",
     "Transformer": "transformer",
     "load": "llama",
@@ -93,6 +95,7 @@ __all__ = [
     "Piece",
     "QuantizedTensor",
     "Sampler",
+    "Score",
     "Tokenizer",
     "Transformer",
     "build_info",

@@ -26,7 +26,7 @@ import numpy as np
 from . import _kernels, build_info
 from .cache import resolve
 from .checkpoint import Checkpoint, QuantizedTensor, Weight
-from .terminal import Parser, UsageError, progress, say
+from .terminal import Parser, UsageError, markdown_table, progress, say
 from .threads import available_cores
 from .transformer import Transformer
 
@@ -343,12 +343,7 @@ class MarkdownWriter:
             self.bandwidths.setdefault((r.model, r.threads), []).extend(r.bandwidths)
 
     def end(self) -> None:
-        widths = [max(map(len, column)) for column in zip(*self.table, strict=True)]
-        header, *rows = ([f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)] for row in self.table)
-        rule = ["-" * width for width in widths[:1]] + ["-" * (width - 1) + ":" for width in widths[1:]]
-        for cells in (header, rule, *rows):
-            print(f"| {' | '.join(cells)} |")
-        print()
+        print(f"{markdown_table(self.table)}\n")
         for (model, threads), values in self.bandwidths.items():
             speed = statistics.median(values) / 1e9
             print(f"read bandwidth, as many bytes as {model}, {threads} thread{'s' * (threads > 1)}: {speed:.1f} GB/s")

@@ -1,4 +1,4 @@
-"""Llama: text in, text out. Completions, streams of pieces, chat, stop strings; the door most users take.
+"""Llama: text in, text out. Completions, streams of pieces, chat, stop strings, scores; the door most users take.
 
 Every request has a cache and a sampler of its own, so requests never influence each other.
 """
@@ -16,6 +16,7 @@ from . import generation
 from .cache import resolve
 from .checkpoint import Checkpoint
 from .sampler import Sampler, check_int
+from .scoring import Score, score_ids
 from .tokenizer import TextStream, Tokenizer
 from .transformer import Transformer
 
@@ -338,6 +339,19 @@ class Llama:
         ids = chat_ids(self.tokenizer, messages)
         pieces = _without_first_space(self.stream(ids, **options))
         return pieces if stream else _completion(pieces, len(ids))
+
+    def score(self, text: str | bytes, *, stride: int | None = None) -> Score:
+        """How likely the model finds `text`, token by token: perplexity, bits per byte.
+
+        A text longer than the context is read in windows of seq_len tokens that begin `stride` (1 to seq_len; None: half of
+        seq_len) apart. Each token is scored once: token i, where BOS is token 0, given the tokens from s to i - 1, with
+        s = stride * max(0, ceil((i - seq_len) / stride)). So it is given all before it while i <= seq_len, and later at
+        least seq_len - stride + 1; a smaller stride gives more and takes longer.
+        ValueError: an empty text, a lone surrogate, a stride out of range; TypeError: no text, a stride that is no integer.
+        """
+        ids = self.tokenizer.encode(text)
+        n_bytes = len(text.encode() if isinstance(text, str) else text)
+        return score_ids(self.transformer, ids, n_bytes, stride)
 
     def _ids(self, prompt: str | bytes | Sequence[int]) -> list[int]:
         if isinstance(prompt, (str, bytes)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -39,3 +39,11 @@ def progress(items: Iterable[T], total: int, unit: str) -> Iterable[T]:
         return items
     bar: Iterable[T] = tqdm(items, total=total, unit=unit, leave=False, dynamic_ncols=True)
     return bar
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the header first, as a Markdown table that can be read as it is; all columns but the first are numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    header, *others = ([f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)] for row in rows)
+    rule = ["-" * width for width in widths[:1]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *others))

@@ -1,0 +1,118 @@
+"""Scoring: ids in, the log-probability of each out. What perplexities and the comparison of two models are made of.
+
+A text longer than the context is read in windows that overlap; a few rows of logits are held at a time, however long it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _kernels
+from .sampler import check_int
+from .transformer import Floats, Transformer
+
+ROWS = 64  # logits held at a time: 8 MB if there are 32,000 tokens, and enough rows to read the weights once for many
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a model finds a text."""
+
+    tokens: tuple[int, ...]  # BOS first
+    logprobs: tuple[float, ...]  # ln p of each token after the first, given those before it; len(tokens) - 1 of them
+    n_bytes: int  # of the text
+
+    @property
+    def logprob(self) -> float:
+        """ln p of the whole text, the sum of `logprobs`."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(-logprob / len(logprobs)): the model was as unsure as among so many equally likely tokens."""
+        nats = -self.logprob / len(self.logprobs)
+        return math.exp(nats) if nats < 709 else math.inf  # exp(710) is more than a float can hold
+
+    @property
+    def bits_per_byte(self) -> float:
+        """-logprob / (n_bytes ln 2): also compares models whose tokens differ."""
+        return -self.logprob / (self.n_bytes * math.log(2))
+
+
+class Chunk(NamedTuple):
+    """A part of a window: ids[first:stop] go in and score the ids one further on, given all from `start` on."""
+
+    start: int
+    first: int
+    stop: int
+
+
+def choose_stride(stride: int | None, context: int) -> int:
+    """How far apart windows begin: as asked for, 1 to `context`; None: half of it. Else ValueError, or TypeError."""
+    return max(1, context // 2) if stride is None else check_int("stride", stride, 1, context)
+
+
+def plan_chunks(n_ids: int, context: int, stride: int) -> list[Chunk]:
+    """Chunks of at most ROWS rows that score each of `n_ids` ids but the first once.
+
+    Window k holds the `context` ids from k * stride on and scores what no window before it did. So id i is scored given the
+    ids from s to i - 1, where s = stride * max(0, ceil((i - context) / stride)): all of them while i <= context, then
+    context - stride + 1 to context of them. What follows an id does not change its score. 5 ids, context 2, stride 1:
+    (0, 0, 2), (1, 2, 3), (2, 3, 4). ValueError: less than two ids.
+    """
+    if n_ids < 2:
+        raise ValueError("text: expected at least one byte, found an empty text")
+    chunks: list[Chunk] = []
+    start = first = 0
+    while first < n_ids - 1:  # the last id is scored, but need not go in
+        stop = min(start + context, n_ids - 1)
+        chunks += [Chunk(start, row, min(row + ROWS, stop)) for row in range(first, stop, ROWS)]
+        first, start = stop, start + stride
+    return chunks
+
+
+class Rows(NamedTuple):
+    """What a model says of the tokens that a chunk scores; both (stop - first, vocab_size), overwritten by the next chunk."""
+
+    logits: Floats
+    logprobs: Floats
+
+
+def read_chunks(transformer: Transformer, ids: Sequence[int], chunks: Sequence[Chunk]) -> Iterator[Rows]:
+    """The rows of each chunk in turn, on one cache."""
+    cache = transformer.new_cache(max(chunk.stop - chunk.start for chunk in chunks))
+    logits = np.empty((max(chunk.stop - chunk.first for chunk in chunks), transformer.config.vocab_size), np.float32)
+    logprobs = np.empty_like(logits)
+    for start, first, stop in chunks:
+        if cache.length != first - start:  # a new window: what it begins with has been scored, and goes in for context alone
+            cache.truncate(0)
+            if first > start:
+                transformer.forward(ids[start:first], cache, out=logits[0])
+        n = stop - first
+        transformer.forward(ids[first:stop], cache, all_logits=True, out=logits[:n])
+        for i in range(n):
+            _kernels.logprobs(logits[i], logprobs[i])
+        yield Rows(logits[:n], logprobs[:n])
+
+
+def pick_logprobs(rows: Rows, ids: Sequence[int], chunk: Chunk) -> list[float]:
+    """ln p of the ids that a chunk scores. ValueError: the model computes no numbers."""
+    picked = rows.logprobs[np.arange(chunk.stop - chunk.first), ids[chunk.first + 1 : chunk.stop + 1]]
+    if not np.isfinite(picked).all():
+        raise ValueError("logits: expected numbers that make a distribution, found NaN or infinity")
+    return list(map(float, picked))
+
+
+def score_ids(transformer: Transformer, ids: Sequence[int], n_bytes: int, stride: int | None = None) -> Score:
+    """The Score of a text of `n_bytes` bytes that became these ids, BOS first. ValueError: those of Llama.score."""
+    context = transformer.config.seq_len
+    chunks = plan_chunks(len(ids), context, choose_stride(stride, context))
+    logprobs: list[float] = []
+    for chunk, rows in zip(chunks, read_chunks(transformer, ids, chunks), strict=True):
+        logprobs += pick_logprobs(rows, ids, chunk)
+    return Score(tuple(ids), tuple(logprobs), n_bytes)
