@@ -28,14 +28,14 @@ from .tokenizer import Tokenizer
 from .transformer import Floats, Transformer
 
 NOTES = """\
-perplexity is exp(-mean ln p) of the tokens, the lower the better; it compares models with the same tokenizer, bits per
-byte compares any. BOS goes in first and is not counted. A text longer than the context is read in windows that begin
---stride tokens apart; each token is scored once, given at least context - stride + 1 tokens before it: a small stride is
-exact and slow, the whole context fast and pessimistic.
+perplexity is exp(-mean ln p) of the tokens: the lower, the better the model expects the text. It compares models with the
+same tokenizer; bits per byte compares any. BOS goes in first and is not counted. A text longer than the context is read
+in windows that begin --stride tokens apart. Each token counts once, given at least context - stride + 1 tokens before it:
+with a small stride the model knows more of the text, and it takes longer.
 
---against tells what other weights cost, 8-bit ones for instance. KL is the mean of KL(MODEL || OTHER), the Kullback-Leibler
-divergence of the two distributions of the next token, in nats, with its standard error as if tokens were independent; same
-top is how often both have the same likeliest token. The shorter context of the two holds for both.
+--against tells what other weights cost, 8-bit ones for instance. KL is the mean over the tokens of KL(MODEL || OTHER), the
+Kullback-Leibler divergence of what the two expect next, in nats, with its standard error as if tokens were independent;
+"same top" is how often both have the same likeliest token. The shorter context of the two holds for both.
 
 examples:
     python -m llama2c perplexity stories15M.bin story.txt

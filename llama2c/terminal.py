@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: lines to stderr, a progress bar, and wrong command lines in one line."""
+"""What the verbs of the command line share: lines to stderr, tables, a progress bar, and wrong command lines in one line."""
 
 from __future__ import annotations
 

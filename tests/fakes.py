@@ -31,6 +31,10 @@ class FakeCache:
     def length(self) -> int:
         return len(self.tokens)
 
+    def truncate(self, length: int) -> None:
+        assert 0 <= length <= self.length
+        del self.tokens[length:]
+
 
 class FakeTransformer:
     n_threads = 1
@@ -45,16 +49,23 @@ class FakeTransformer:
         self.caches.append(FakeCache(self.config.seq_len if max_length is None else max_length))
         return self.caches[-1]
 
-    def forward(self, tokens: Sequence[int], cache: FakeCache, *, out: np.ndarray) -> np.ndarray:
+    def forward(
+        self, tokens: Sequence[int], cache: FakeCache, *, all_logits: bool = False, out: np.ndarray
+    ) -> np.ndarray:
         tokens = list(tokens)
         assert tokens
         assert all(0 <= token < self.config.vocab_size for token in tokens)
         assert cache.length + len(tokens) <= cache.max_length
         if not cache.tokens:
             cache.n_prompt = len(tokens)
-        cache.tokens += tokens
         self.steps.append(tokens)
-        out[:] = self.logits(cache)
+        if all_logits:
+            for row, token in zip(out, tokens, strict=True):
+                cache.tokens.append(token)
+                row[:] = self.logits(cache)
+        else:
+            cache.tokens += tokens
+            out[:] = self.logits(cache)
         return out
 
     def logits(self, cache: FakeCache) -> np.ndarray:

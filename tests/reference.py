@@ -165,3 +165,21 @@ class Reference:
         classifier = "wcls" if "wcls" in w or ("wcls", 0) in self.q8 else "token_embedding_table"
         logits = self.multiply(self.norm(x, w["rms_final_weight"]), classifier)
         return Result(logits, np.stack(trace, axis=1).reshape(len(x), self.config.n_layers, 4))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """ln p over the last axis, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def windowed_logits(model: Reference, ids: list[int], context: int, stride: int) -> np.ndarray:
+    """The logits about each of ids[1:], each from a forward pass of its own: (len(ids) - 1, vocab_size).
+
+    Id i is given the ids from s to i - 1, where s is the smallest multiple of the stride that leaves at most `context` of them.
+    """
+    rows = []
+    for i in range(1, len(ids)):
+        s = next(s for s in range(0, i, stride) if i - s <= context)
+        rows.append(model.forward(ids[s:i]).logits[-1])
+    return np.array(rows)

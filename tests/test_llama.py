@@ -412,6 +412,89 @@ def test_bad_messages(messages: Any, message: str) -> None:
 
 
 # ---------------------------------------------------------------------------
+# score
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "stride", "n"),
+    [
+        (64, None, 40),  # one window
+        (64, None, 62),
+        (64, None, 63),  # the last id is scored, but does not go in
+        (64, None, 64),
+        (16, None, 50),
+        (16, 8, 50),
+        (16, 1, 50),
+        (16, 5, 50),
+        (16, 16, 50),
+        (150, 30, 230),  # windows of several chunks
+        (1, None, 9),
+        (1, 1, 9),
+    ],
+)
+def test_score(seq_len: int, stride: int | None, n: int) -> None:
+    """By the definition: token i given the tokens from s on, the first window's end that reaches it."""
+    llama = fake_llama(seq_len=seq_len)
+    text = "".join(random.Random(n).choices("ab cd.", k=n))
+    score = llama.score(text, stride=stride)
+    ids = [BOS, *spell(" " + text)]
+    step = stride or max(1, seq_len // 2)
+    expected = []
+    for i in range(1, len(ids)):
+        s = step * max(0, math.ceil((i - seq_len) / step))
+        logits = np.random.default_rng(ids[s:i]).normal(0, 2, 259)  # what the fake model says after these ids
+        expected.append(logits[ids[i]] - math.log(np.exp(logits).sum()))
+    assert score.tokens == tuple(ids)
+    assert score.logprobs == pytest.approx(expected, abs=1e-5)
+    assert all(type(logprob) is float for logprob in score.logprobs)
+    assert score.n_bytes == n
+    assert score.logprob == pytest.approx(sum(expected))
+    assert score.perplexity == pytest.approx(math.exp(-sum(expected) / (n + 1)), rel=1e-5)
+    assert score.bits_per_byte == pytest.approx(-sum(expected) / math.log(2) / n)
+    steps = llama.transformer.steps  # type: ignore[attr-defined]
+    assert len(llama.transformer.caches) == 1  # type: ignore[attr-defined]
+    assert steps[0][0] == BOS and max(map(len, steps)) <= max(64, seq_len)
+
+
+def test_score_counts_bytes() -> None:
+    llama = fake_llama()
+    for text in ("żółw 🐢", "żółw 🐢".encode(), b"\xff\x00\xc5"):
+        data = text.encode() if isinstance(text, str) else text
+        score = llama.score(text)
+        assert (score.n_bytes, score.tokens) == (len(data), (BOS, *spell(b" " + data)))
+    assert llama.score("żółw 🐢") == llama.score("żółw 🐢".encode())
+    with pytest.raises(FrozenInstanceError):
+        llama.score("a").n_bytes = 2  # type: ignore[misc]
+
+
+def test_score_of_one_token() -> None:
+    llama = fake_llama(script=[259], pieces=[b" a"])
+    llama.tokenizer.encode = lambda text: [BOS, 259]  # type: ignore[method-assign]
+    score = llama.score("a")
+    assert score.tokens == (BOS, 259)
+    assert score.perplexity == pytest.approx(math.exp(-score.logprobs[0]))
+
+
+@pytest.mark.parametrize(
+    ("text", "stride", "error", "message"),
+    [
+        ("", None, ValueError, "text: expected at least one byte, found an empty text"),
+        (b"", None, ValueError, "text: expected at least one byte, found an empty text"),
+        ("a", 0, ValueError, "stride: expected an integer from 1 to 8, found 0"),
+        ("a", -1, ValueError, "stride: expected an integer from 1 to 8, found -1"),
+        ("a", 9, ValueError, "stride: expected an integer from 1 to 8, found 9"),
+        ("a", 1.0, TypeError, "stride: expected an integer, found float"),
+    ],
+)
+def test_wrong_scores(text: Any, stride: Any, error: type[Exception], message: str) -> None:
+    llama = fake_llama(seq_len=8)
+    with pytest.raises(error) as caught:
+        llama.score(text, stride=stride)
+    assert str(caught.value) == message
+    assert llama.transformer.steps == []  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------
 # loading
 
 
@@ -477,3 +560,16 @@ def test_load_a_real_model(shared: Path) -> None:
     pieces = list(llama.stream("Once upon a time", temperature=0, max_tokens=40))
     assert done.text.startswith(", there was a little girl named Lily.")
     assert "".join(piece.text for piece in pieces) == done.text
+
+
+def test_score_with_a_real_model(shared: Path) -> None:
+    llama = load(shared / "models" / "stories260K.bin", tokenizer=shared / "models" / "tok512.bin")
+    with pytest.raises(ValueError, match=r"^text: expected valid Unicode, found a lone surrogate U\+D800 at index 1$"):
+        llama.score("a\ud800")
+    with pytest.raises(TypeError, match=r"^text: expected str or bytes, found list$"):
+        llama.score([1, 2])  # type: ignore[arg-type]
+    told = llama.generate("Once upon a time", temperature=0, max_tokens=60, logprobs=1)
+    score = llama.score("Once upon a time" + told.text)
+    assert told.logprobs is not None
+    assert score.tokens[-60:] == told.tokens
+    assert score.logprobs[-60:] == told.logprobs  # the same bits

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llama2c.terminal import Parser, UsageError, progress, say
+from llama2c.terminal import Parser, UsageError, markdown_table, progress, say
 
 
 class Terminal(io.StringIO):
@@ -61,3 +61,13 @@ def test_progress_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", refuse)
     assert list(progress(iter("abc"), 3, "run")) == ["a", "b", "c"]
     assert stream.getvalue() == ""
+
+
+def test_markdown_table() -> None:
+    rows = [["model", "t/s"], ["tiny", "10.25"], ["a", ""]]
+    assert markdown_table(rows) == (
+        "| model | t/s   |\n"
+        "| ----- | ----: |\n"
+        "| tiny  | 10.25 |\n"
+        "| a     |       |"
+    )  # fmt: skip
