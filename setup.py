@@ -54,7 +54,9 @@ class BuildPy(build_py):
 
 
 OPENMP_COMPILE, OPENMP_LINK = openmp_flags()
-NUMPY = {"include_dirs": [numpy.get_include()], "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]}
+# What Cython makes fits this Python and this NumPy alone: others that build from the same folder get a place of their own.
+GENERATED = f"build/cython-{sys.implementation.cache_tag}-numpy-{numpy.__version__}"
+NUMPY = {"include_dirs": [numpy.get_include(), "llama2c"], "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]}
 
 setup(
     cmdclass={"build_py": BuildPy},
@@ -74,5 +76,6 @@ setup(
             ),
             Extension("llama2c._bpe", ["llama2c/_bpe.pyx"], extra_compile_args=EXACT),
         ],
+        build_dir=GENERATED,
     ),
 )
