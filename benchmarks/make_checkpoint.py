@@ -7,19 +7,16 @@ never meets BOS or EOS. The file is written in a stream; no more than one chunk 
 from __future__ import annotations
 
 import argparse
-import shutil
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llama2c.checkpoint import NORMS, ROPE_TABLES, Entry, header, layout
+from llama2c.checkpoint import NORMS, Entry, layout
 from llama2c.config import DIMENSIONS, Config
 from llama2c.terminal import progress
+from llama2c.writer import Floats, pack_tokenizer, write_checkpoint
 
 PRESETS = {
     "260K": Config(64, 172, 5, 8, 4, 512, 512),
@@ -31,42 +28,18 @@ PRESETS = {
 CHUNK = 1 << 22  # values made at once, or a few rows if those are more
 CLASSIFIERS = ("token_embedding_table", "wcls")
 
-Floats = NDArray[np.float32]
-
 
 def make_checkpoint(
     path: Path, config: Config, version: int = 0, seed: int = 0, group_size: int | None = None, shared_classifier: bool = True
 ) -> None:
     """Write normally distributed weights, of a size that keeps activations near 1, in the given version (0, 1 or 2)."""
     plan = layout(config, version, shared_classifier, group_size)
-    free = shutil.disk_usage(path.parent).free
-    if plan.file_size > free:
-        raise OSError(f"{path}: expected {plan.file_size / 1e6:.0f} MB of free disk, found {free / 1e6:.0f} MB")
-    matrices = [(n, entry, i) for n, entry in enumerate(plan.entries) for i in range(entry.n_matrices)]
-    unfinished = path.with_name(path.name + ".part")  # a run that is ended leaves no broken checkpoint under the name
-    try:
-        with unfinished.open("wb") as file:
-            file.write(header(config, version, shared_classifier, group_size))
-            for number, entry, i in progress(matrices, len(matrices), "matrix"):
-                if i == 0:
-                    rng = np.random.default_rng([seed, number])
-                write_matrix(file, entry, rng)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    streams = {entry.name: np.random.default_rng([seed, number]) for number, entry in enumerate(plan.entries)}
 
+    def numbers(entry: Entry, _: int) -> Iterator[Floats]:
+        return chunks(entry, streams[entry.name])
 
-def write_matrix(file: BinaryIO, entry: Entry, rng: np.random.Generator) -> None:
-    scales = []
-    for chunk in chunks(entry, rng):
-        if entry.group_size is None:
-            file.write(chunk.astype("<f4").tobytes())
-            continue
-        values, group_scales = quantize(chunk, entry.group_size)
-        file.write(values.tobytes())
-        scales.append(group_scales)
-    for group_scales in scales:
-        file.write(group_scales.astype("<f4").tobytes())
+    write_checkpoint(path, plan, numbers, lambda tasks: progress(tasks, len(tasks), "matrix"))
 
 
 def chunks(entry: Entry, rng: np.random.Generator) -> Iterator[Floats]:
@@ -77,9 +50,7 @@ def chunks(entry: Entry, rng: np.random.Generator) -> Iterator[Floats]:
         step = -(-step // entry.group_size) * entry.group_size
     for first in range(0, rows, step):
         count = min(step, rows - first)
-        if entry.name == ROPE_TABLES:
-            yield np.zeros((count, columns), np.float32)
-        elif entry.name in NORMS:
+        if entry.name in NORMS:
             yield np.ones((count, columns), np.float32)
         else:
             chunk = rng.standard_normal((count, columns), np.float32) * np.float32(columns**-0.5)
@@ -95,21 +66,11 @@ def silence_special_tokens(rows: Floats) -> None:
     rows[2] = rows[4] / 2
 
 
-def quantize(matrix: Floats, group_size: int) -> tuple[NDArray[np.int8], Floats]:
-    """Q8_0 as llama2.c exports it: scale = max|w| / 127 of each group, values rounded half to even."""
-    groups = matrix.reshape(-1, group_size)
-    scales = np.abs(groups).max(1, keepdims=True) / np.float32(127)
-    return np.rint(groups / scales).astype(np.int8), scales
-
-
 def make_tokenizer(path: Path, vocab_size: int) -> None:
     """A tokenizer.bin with the special and byte tokens and enough made-up words for `vocab_size` tokens."""
     spellings = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " "]
     spellings += [f" w{i}" for i in range(vocab_size - len(spellings))]
-    with path.open("wb") as file:
-        file.write(struct.pack("<i", max(map(len, spellings))))
-        for i, spelling in enumerate(spellings[:vocab_size]):
-            file.write(struct.pack("<fi", -float(i), len(spelling)) + spelling.encode())
+    path.write_bytes(pack_tokenizer([(spelling.encode(), -float(i)) for i, spelling in enumerate(spellings[:vocab_size])]))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -108,7 +108,7 @@ def test_a_broken_off_run_leaves_nothing(maker: ModuleType, tmp_path: Path, monk
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(maker, "write_matrix", interrupt)
+    monkeypatch.setattr(maker, "chunks", interrupt)
     with pytest.raises(KeyboardInterrupt):
         maker.make_checkpoint(tmp_path / "m.bin", CONFIG)
     assert list(tmp_path.iterdir()) == []

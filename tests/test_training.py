@@ -298,14 +298,6 @@ def test_exported_model_computes_what_pytorch_does(training: SimpleNamespace, ru
     assert np.abs(found - expected).max() < (0.05 if version == 2 else 2e-5) * np.abs(expected).max()
 
 
-def test_quantized_weights(training: SimpleNamespace) -> None:
-    """Scales are max / 127, halves go to the even number, and a group of zeros stays one."""
-    matrix = np.array([[127, 2.5, -3.5, 0.4], [0, 0, 0, 0], [-1, 0.5, 0.25, 0]], np.float32)
-    values, scales = training.export.quantize(matrix, 4)
-    assert values.tolist() == [[127, 2, -4, 0], [0, 0, 0, 0], [-127, 64, 32, 0]]
-    np.testing.assert_array_equal(scales, np.array([1, 0, np.float32(1) / np.float32(127)], np.float32))
-
-
 def test_export_errors(training: SimpleNamespace, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = training.train.load_model(run / "checkpoint.pt")
     config = training.model.Config(32, 48, 1, 4, 2, VOCAB_SIZE, 16)
