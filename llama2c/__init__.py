@@ -30,6 +30,7 @@ if not any(_Path(__file__).with_name("_kernels" + suffix).exists() for suffix in
 if _TYPE_CHECKING:
     from .checkpoint import Checkpoint, QuantizedTensor
     from .config import Config
+    from .convert import export
     from .llama import Completion, Llama, Piece, load
     from .sampler import Sampler
     from .scoring import Score
@@ -49,6 +50,7 @@ _HOMES = {
     "Score": "scoring",
     "Tokenizer": "tokenizer",
     "Transformer": "transformer",
+    "export": "convert",
     "load": "llama",
 }
 
@@ -99,5 +101,6 @@ __all__ = [
     "Tokenizer",
     "Transformer",
     "build_info",
+    "export",
     "load",
 ]

@@ -115,6 +115,7 @@ VERBS = {
     "bench": Verb("llama2c.bench", "measure how many tokens a second a model reads and writes here"),
     "download": Verb("llama2c.hub", "fetch a model from the Hugging Face hub, with its tokenizer"),
     "perplexity": Verb("llama2c.perplexity", "tell how likely a model finds a text, and compare two models"),
+    "export": Verb("llama2c.convert", "turn weights of others into a file for llama2c, quantise one, or turn it back"),
 }
 
 USAGE = "usage: python -m llama2c [MODEL] [flags]\n       python -m llama2c VERB ... (VERB --help tells more)"

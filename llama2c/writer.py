@@ -11,7 +11,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,13 @@ CHUNK = 1 << 20  # values that are looked at and rounded at once
 
 Floats: TypeAlias = NDArray[np.float32]
 Numbers: TypeAlias = Callable[[Entry, int], Iterable[Floats]]
-Task: TypeAlias = tuple[Entry, int]
-Track: TypeAlias = Callable[[Sequence[Task]], Iterable[Task]]
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """Something that gives the same items, and may count them while they are taken."""
+
+    def __call__(self, items: Sequence[T], /) -> Iterable[T]: ...
 
 
 class Rounding(NamedTuple):
@@ -92,7 +97,7 @@ def write_checkpoint(path: Path, plan: Layout, numbers: Numbers, track: Track = 
     worst = Rounding(0.0, "")
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         file.write(start)
-        for entry, i in track([(entry, i) for entry in plan.entries for i in range(entry.n_matrices)]):
+        for entry, i in track([(e, i) for e in plan.entries for i in range(e.n_matrices)]):
             error = write_matrix(file, entry, i, [] if entry.name == ROPE_TABLES else numbers(entry, i))
             if error > worst.error:
                 worst = Rounding(error, f"{entry.name}[{i}]" if len(entry.shape) > 2 else entry.name)
@@ -143,8 +148,9 @@ def quantize(values: Floats, group_size: int) -> tuple[NDArray[np.int8], Floats]
     A group of zeros stays one, with scale 0.
     """
     groups = values.reshape(-1, group_size)
-    scales: Floats = np.abs(groups).max(1) / np.float32(127)
-    quotients = groups / np.where(scales > 0, scales, np.float32(1))[:, np.newaxis]
+    scales: Floats = np.divide(np.abs(groups).max(1), 127, dtype=np.float32)
+    divisors = np.where(scales > 0, scales, 1)[:, np.newaxis]
+    quotients: Floats = np.divide(groups, divisors, dtype=np.float32)
     np.rint(quotients, out=quotients)
     np.clip(quotients, -127, 127, out=quotients)  # a scale that is nearly 0 has lost digits
     return quotients.astype(np.int8), scales

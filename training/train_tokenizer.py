@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import struct
 import sys
 from itertools import islice
 from pathlib import Path
@@ -18,10 +17,9 @@ import sentencepiece
 from data import read_stories
 
 from llama2c import Tokenizer
+from llama2c.tokenizer_model import pack
 
 N_CHECKED = 1000  # stories
-SPECIAL = ("<unk>", "\n<s>\n", "\n</s>\n")  # ids 0 to 2, spelled as llama2.c does
-SPACE = "\u2581"  # sentencepiece's spelling of a space
 
 
 def train(text: Path, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
@@ -50,17 +48,6 @@ def train(text: Path, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def pack(processor: sentencepiece.SentencePieceProcessor) -> bytes:
-    """The content of a tokenizer.bin: the longest spelling's length, then score, length and spelling of each token."""
-    spellings = [processor.id_to_piece(i).replace(SPACE, " ") for i in range(processor.vocab_size())]
-    spellings[: len(SPECIAL)] = SPECIAL
-    encoded = [spelling.encode() for spelling in spellings]
-    tokens = [
-        struct.pack("<fi", processor.get_score(i), len(spelling)) + spelling for i, spelling in enumerate(encoded)
-    ]
-    return struct.pack("<i", max(map(len, encoded))) + b"".join(tokens)
-
-
 def check(tokenizer: Tokenizer, processor: sentencepiece.SentencePieceProcessor, text: Path) -> int:
     """Encode and decode the first stories of `text` with both; return how many. ValueError: they disagree."""
     n = 0
@@ -83,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     unfinished = options.path.with_name(options.path.name + ".tmp")
     try:
         processor = train(options.text, options.vocab_size)
-        unfinished.write_bytes(pack(processor))
+        unfinished.write_bytes(pack(processor.serialized_model_proto())[0])
         n = check(Tokenizer.open(unfinished, options.vocab_size), processor, options.text)
         os.replace(unfinished, options.path)
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: what sentencepiece raises
