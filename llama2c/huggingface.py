@@ -16,9 +16,9 @@ import numpy as np
 
 from .checkpoint import ROPE_TABLES, tensor_shapes
 from .config import Config
-from .source import WHOLE, Names, Source, Stored, from_tensors, make_config, read_json, require, widened
+from .source import WHOLE, Names, Raw, Source, Stored, from_tensors, make_config, read_json, require
 from .tokenizer import BOS, EOS
-from .writer import Floats, Track, check_space, replacing
+from .writer import Track, check_space, replacing
 
 _LAYER = "model.layers.{}."
 NAMES = Names(
@@ -42,12 +42,12 @@ SAFETENSORS_DTYPES = {"F32": ("float32", "<f4"), "F16": ("float16", "<f2"), "BF1
 ROPE_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")  # that transformers knows, beside "default"
 
 
-def paired(rows: Floats, head_size: int) -> Floats:
+def paired(rows: Raw, head_size: int) -> Raw:
     """Rows 0, h, 1, h + 1, ... of each head, h its half: wq or wk from Hugging Face's order into llama2.c's."""
     return rows.reshape(-1, 2, head_size // 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def halved(rows: Floats, head_size: int) -> Floats:
+def halved(rows: Raw, head_size: int) -> Raw:
     """Rows 0, 2, 4, ..., then 1, 3, 5, ... of each head: the way back."""
     return rows.reshape(-1, head_size // 2, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
@@ -63,11 +63,11 @@ def from_folder(folder: Path) -> Source:
     config = read_config(path, settings)
     tensors = read_tensors(folder)
 
-    def prepare(name: str, values: Floats) -> Floats:
-        return paired(values, config.head_size) if name in ("wq", "wk") else values
+    def order(rows: Raw) -> Raw:
+        return paired(rows, config.head_size)
 
     tied = settings.get("tie_word_embeddings", NAMES.spelled("wcls", 0) not in tensors)
-    return from_tensors(folder, config, NAMES, tensors, tied is True, rope_scaling(path, settings), prepare)
+    return from_tensors(folder, config, NAMES, tensors, tied is True, rope_scaling(path, settings), {"wq": order, "wk": order})
 
 
 def read_config(path: Path, settings: Mapping[str, Any]) -> Config:
@@ -174,11 +174,10 @@ def stored(content: np.memmap[Any, Any], start: int, dtype: str, shape: Sequence
     """One tensor, as the header says: its numbers begin data_offsets[0] bytes after `start`."""
     name, code = SAFETENSORS_DTYPES.get(dtype, (dtype, ""))
 
-    def load() -> Floats:
-        array: Any = np.ndarray(tuple(shape), code, content, start + data_offsets[0])
-        return widened(array) if name == "bfloat16" else array.astype(np.float32, copy=False)
+    def raw() -> Raw:
+        return np.ndarray(tuple(shape), code, content, start + data_offsets[0])
 
-    return Stored(name, tuple(shape), load)
+    return Stored(name, tuple(shape), raw)
 
 
 # ---------------------------------------------------------------------------

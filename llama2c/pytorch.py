@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .source import Names, Source, Stored, from_tensors, make_config, read_json, require, widened
-from .writer import Floats
+from .source import Names, Raw, Source, Stored, from_tensors, make_config, read_json, require
 
 _LAYER = "layers.{}."
 NAMES = Names(
@@ -115,22 +114,20 @@ def joined(path: Path, name: str, parts: Sequence[Any], dim: int) -> Stored:
         if any(part.shape[rest] != shape[rest] for part in parts):
             raise ValueError(f"{path}: {name}: expected parts that fit together, found {[tuple(part.shape) for part in parts]}")
 
-    def load_all() -> Floats:
-        arrays = [as_floats(part) for part in parts]
+    def raw() -> Raw:
+        arrays = [as_array(part) for part in parts]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis)
 
-    return Stored(dtype, tuple(shape), load_all)
+    return Stored(dtype, tuple(shape), raw)
 
 
-def as_floats(tensor: Any) -> Floats:
-    """A tensor of a type in source.DTYPES, in fp32; NumPy has no bfloat16."""
+def as_array(tensor: Any) -> Raw:
+    """The numbers of a tensor, not copied; those of bfloat16 as their bits."""
     import torch
 
     tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        return widened(tensor.contiguous().view(torch.int16).numpy().view(np.uint16))
-    values: Floats = tensor.numpy().astype(np.float32, copy=False)
-    return values
+    array: Raw = tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    return array
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ from .writer import Floats
 
 WHOLE = ("token_embedding_table", "rms_final_weight", "wcls")  # one for the model; of the others there is one for each layer
 DTYPES = ("float32", "float16", "bfloat16")  # that are read
-CLASSIFIERS_COMPARED = 256  # rows at a time
+N_ROWS_COMPARED = 256  # of two classifiers, at a time
+
+Raw: TypeAlias = NDArray[Any]  # numbers as they are stored; bfloat16, which NumPy lacks, as uint16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +64,11 @@ class Stored(NamedTuple):
 
     dtype: str  # "float32", or what the file calls it if it is none of DTYPES
     shape: tuple[int, ...]
-    load: Callable[[], Floats]
+    raw: Callable[[], Raw]
+
+    def floats(self, order: Callable[[Raw], Raw] | None = None) -> Floats:
+        """All of it in fp32, brought into another order before it is larger."""
+        return as_floats(self.raw() if order is None else order(self.raw()), self.dtype)
 
 
 class Names(NamedTuple):
@@ -82,9 +88,11 @@ def from_tensors(
     tensors: Mapping[str, Stored],
     tied: bool = False,
     rope_scaling: Mapping[str, Any] | None = None,
-    prepare: Callable[[str, Floats], Floats] = lambda name, values: values,
+    orders: Mapping[str, Callable[[Raw], Raw]] | None = None,
 ) -> Source:
-    """A Source of tensors that were found; `prepare` brings one into llama2c's order. `tied`: there need be no classifier.
+    """A Source of tensors that were found. `orders`: how those, by llama2c's names, get into its order, that are in another.
+
+    `tied`: there need be no classifier.
 
     ValueError: a tensor is missing, is one too many, or has another shape or type than the config says.
     """
@@ -104,11 +112,11 @@ def from_tensors(
         raise ValueError(f"{path}: expected the {len(expected)} tensors of a Llama model, found one more: {surplus}")
 
     def read(name: str, layer: int) -> Floats:
-        return prepare(name, tensors[names.spelled(name, layer)].load())
+        return tensors[names.spelled(name, layer)].floats((orders or {}).get(name))
 
-    shared = not has_classifier or same_values(read("wcls", 0), read("token_embedding_table", 0))
+    classifier, embedding = names.patterns["wcls"], names.patterns["token_embedding_table"]
+    shared = not has_classifier or same_values(tensors[classifier], tensors[embedding])
     if tied and not shared:
-        classifier, embedding = names.patterns["wcls"], names.patterns["token_embedding_table"]
         raise ValueError(f"{path}: {classifier}: expected the values of {embedding}, as they are tied, found others")
     return Source(path, config, shared, read, rope_scaling)
 
@@ -122,15 +130,18 @@ def check_tensor(path: Path, name: str, stored: Stored | None, shape: tuple[int,
         raise ValueError(f"{path}: {name}: expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, found {stored.dtype}")
 
 
-def same_values(a: Floats, b: Floats) -> bool:
-    """Whether two matrices are equal, NaN for NaN; a few rows at a time, as most differ in the first."""
-    rows = range(0, len(a), CLASSIFIERS_COMPARED)
-    return all(np.array_equal(a[i : i + CLASSIFIERS_COMPARED], b[i : i + CLASSIFIERS_COMPARED], equal_nan=True) for i in rows)
+def same_values(a: Stored, b: Stored) -> bool:
+    """Whether two matrices of one shape are equal; a few rows at a time, as most differ in the first."""
+    raw_a, raw_b = a.raw(), b.raw()
+    blocks = [slice(first, first + N_ROWS_COMPARED) for first in range(0, len(raw_a), N_ROWS_COMPARED)]
+    return all(np.array_equal(as_floats(raw_a[rows], a.dtype), as_floats(raw_b[rows], b.dtype)) for rows in blocks)
 
 
-def widened(bits: NDArray[np.uint16]) -> Floats:
-    """bfloat16, given as its bits, in fp32: the same bits with 16 zeros behind them."""
-    wide = bits.astype(np.uint32)
+def as_floats(raw: Raw, dtype: str) -> Floats:
+    """Numbers in fp32. bfloat16 is the upper half of it, so its bits get 16 zeros behind them."""
+    if dtype != "bfloat16":
+        return raw.astype(np.float32, copy=False)
+    wide = raw.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
 

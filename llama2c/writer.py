@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .checkpoint import ROPE_TABLES, Entry, Layout, header
 from .config import Config
 
-CHUNK = 1 << 20  # values that are looked at and rounded at once
+CHUNK = 1 << 16  # values that are looked at and rounded at once; they stay in the cache
 
 Floats: TypeAlias = NDArray[np.float32]
 Numbers: TypeAlias = Callable[[Entry, int], Iterable[Floats]]
