@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> None:
         check_place(tokenizer_path)
         beside = task.source.path if task.source.path.is_dir() else task.source.path.parent
         tokenizer = tokenizer_model.convert(beside / "tokenizer.model", task.source.config.vocab_size)
-        with replacing(tokenizer_path) as unfinished:  # both or none
+        with replacing(tokenizer_path, len(tokenizer)) as unfinished:  # both or none
             unfinished.write_bytes(tokenizer)
             exported = task.write(bar)
     tell(exported)

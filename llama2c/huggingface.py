@@ -18,7 +18,7 @@ from .checkpoint import ROPE_TABLES, tensor_shapes
 from .config import Config
 from .source import WHOLE, Names, Raw, Source, Stored, from_tensors, make_config, read_json, require
 from .tokenizer import BOS, EOS
-from .writer import Track, check_space, replacing
+from .writer import Track, replacing
 
 _LAYER = "model.layers.{}."
 NAMES = Names(
@@ -194,8 +194,7 @@ def write_folder(folder: Path, source: Source, track: Track = iter) -> int:
     size = len(start) + sum(4 * int(np.prod(shape)) for _, _, _, shape in tensors)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder}: expected a new or an empty folder, found one that is not")
-    check_space(folder, size)
-    with replacing(folder) as unfinished:
+    with replacing(folder, size) as unfinished:
         unfinished.mkdir(exist_ok=True)
         (unfinished / "config.json").write_text(json.dumps(hf_settings(source), indent=2) + "\n", encoding="ascii")
         with (unfinished / "model.safetensors").open("wb") as file:

@@ -44,13 +44,16 @@ class Rounding(NamedTuple):
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, size: int) -> Iterator[Path]:
     """A name beside `path` for a file or a folder, which takes its place at the end; after an error nothing is left of it.
 
-    What is mapped under the old name stays as it is. OSError: one line.
+    What is mapped under the old name stays as it is. OSError, one line: there is no room for `size` bytes, or no way to write.
     """
     unfinished = path.with_name(path.name + ".part")
     try:
+        free = shutil.disk_usage(path.absolute().parent).free
+        if size > free:
+            raise OSError(f"{path}: expected {size / 1e6:.1f} MB of free disk, found {free / 1e6:.1f} MB")
         yield unfinished
         os.replace(unfinished, path)
     except OSError as error:
@@ -64,13 +67,6 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
         with contextlib.suppress(OSError):
             unfinished.unlink()
-
-
-def check_space(path: Path, size: int) -> None:
-    """OSError if a file of `size` bytes cannot fit where `path` is."""
-    free = shutil.disk_usage(path.absolute().parent).free
-    if size > free:
-        raise OSError(f"{path}: expected {size / 1e6:.0f} MB of free disk, found {free / 1e6:.0f} MB")
 
 
 # ---------------------------------------------------------------------------
@@ -93,9 +89,8 @@ def write_checkpoint(path: Path, plan: Layout, numbers: Numbers, track: Track = 
     OSError: the file cannot be written; ValueError: the format cannot hold the config, or a value is not finite.
     """
     start = header(plan.config, plan.version, plan.shared_classifier, plan.group_size)
-    check_space(path, plan.file_size)
     worst = Rounding(0.0, "")
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
+    with replacing(path, plan.file_size) as unfinished, unfinished.open("wb") as file:
         file.write(start)
         for entry, i in track([(e, i) for e in plan.entries for i in range(e.n_matrices)]):
             error = write_matrix(file, entry, i, [] if entry.name == ROPE_TABLES else numbers(entry, i))

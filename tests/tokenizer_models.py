@@ -1,0 +1,49 @@
+"""Tokenizers for tests: SentencePiece's tokenizer.model, and the tokenizer.bin it should become, written from the formats.
+
+Shares no code with llama2c: what it writes checks what llama2c reads.
+"""
+
+from __future__ import annotations
+
+import struct
+
+Piece = tuple[str, float, int]  # spelling, score, kind: 1 text, 2 unknown, 3 control, 6 byte
+
+
+def pieces(vocab_size: int) -> list[Piece]:
+    """<unk>, BOS, EOS and the bytes, then made-up words, the first of them " t"."""
+    fixed: list[Piece] = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    fixed += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    return fixed + [("\u2581t" if i == 0 else f"\u2581é{i:x}", -float(i), 1) for i in range(vocab_size - len(fixed))]
+
+
+def varint(number: int) -> bytes:
+    out = b""
+    while number > 127:
+        out += bytes([number & 127 | 128])
+        number >>= 7
+    return out + bytes([number])
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field that is a string or a message."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def model(tokens: list[Piece], kind: int = 2) -> bytes:
+    """A tokenizer.model. Text is the kind that is not written; fields of no interest stand between the others."""
+    out = b""
+    for spelling, score, piece_kind in tokens:
+        piece = field(1, spelling.encode()) + b"\x15" + struct.pack("<f", score)
+        out += field(1, piece + (b"\x18" + varint(piece_kind) if piece_kind != 1 else b""))
+    trainer = field(1, b"corpus.txt") + b"\x18" + varint(kind) + b"\x20" + varint(32000) + b"\x55" + struct.pack("<f", 0.75)
+    normalizer = field(1, b"identity") + b"\x18\x00"
+    return out + field(2, trainer) + field(3, normalizer) + b"\x49" + bytes(8) + varint(300 << 3) + b"\x01"
+
+
+def tokenizer_bin(tokens: list[Piece]) -> bytes:
+    spelled = [("\n<s>\n", 0.0), ("\n</s>\n", 0.0)]
+    spelled = [(tokens[0][0], 0.0), *spelled, *((spelling.replace("\u2581", " "), score) for spelling, score, _ in tokens[3:])]
+    encoded = [(spelling.encode(), score) for spelling, score in spelled]
+    out = struct.pack("<i", max(len(spelling) for spelling, _ in encoded))
+    return out + b"".join(struct.pack("<fi", score, len(spelling)) + spelling for spelling, score in encoded)
