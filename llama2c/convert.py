@@ -137,7 +137,10 @@ class Task:
         if self.plan is None:
             size = huggingface.write_folder(self.out, self.source, track)
             return Exported(self.out, None, None, size, Rounding(0.0, ""))
-        rounding = write_checkpoint(self.out, self.plan, self.source.numbers, track)
+        try:
+            rounding = write_checkpoint(self.out, self.plan, self.source.numbers, track)
+        except ValueError as error:
+            raise ValueError(f"{self.source.path}: {error}") from None
         return Exported(self.out, self.plan.version, self.plan.group_size, self.plan.file_size, rounding)
 
 

@@ -63,7 +63,8 @@ def from_shards(
 ) -> Source:
     """A model whose matrices are cut into as many parts as there are shards. The tensors say what the settings leave out."""
     require(settings_path, settings, ("dim", "n_layers", "n_heads"))
-    scaling = {"rope_type": "llama3"} if settings.get("use_scaled_rope") else None
+    if settings.get("use_scaled_rope"):
+        raise ValueError(f"{settings_path}: use_scaled_rope: expected false, as its factors are not in the file, found true")
     parts = [{str(name).removeprefix(COMPILED): tensor for name, tensor in shard.items()} for shard in shards]
     tensors = {}
     for name in dict.fromkeys(name for part in parts for name in part):
@@ -85,7 +86,7 @@ def from_shards(
         rope_theta=settings.get("rope_theta", 10000.0),
         norm_eps=settings.get("norm_eps", 1e-5),
     )
-    return from_tensors(path, config, NAMES, tensors, rope_scaling=scaling)
+    return from_tensors(path, config, NAMES, tensors)
 
 
 def n_rows(path: Path, tensors: Mapping[str, Stored], name: str) -> int:
