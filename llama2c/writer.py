@@ -53,7 +53,7 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
     try:
         free = shutil.disk_usage(path.absolute().parent).free
         if size > free:
-            raise OSError(f"{path}: expected {size / 1e6:.1f} MB of free disk, found {free / 1e6:.1f} MB")
+            raise OSError(f"{path}: expected {size / 1e6:.0f} MB of free disk, found {free / 1e6:.0f} MB")
         yield unfinished
         os.replace(unfinished, path)
     except OSError as error:
