@@ -165,7 +165,7 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
     except OSError as error:
         raise type(error)(f"{path}: expected a readable file, found: {error.strerror or error}") from None
     content = np.memmap(path, np.uint8, "r")
-    (size,) = struct.unpack("<Q", content[:8])
+    (size,) = struct.unpack("<Q", content[:8].tobytes())
     entries = json.loads(content[8 : 8 + size].tobytes())
     return {name: stored(content, 8 + size, **entry) for name, entry in entries.items() if name != "__metadata__"}
 
