@@ -56,7 +56,7 @@ asm: $(VENV)/plain.stamp ## after a change in simd/: are the inner loops vectori
 clean: ## to start afresh: removes .venv and everything that was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	rm -f llama2c/*.so
-	find llama2c tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find llama2c tests benchmarks training -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The build requirements of pyproject.toml: with them here, a build need not start from nothing in an environment of its own.
 $(BIN)/cython:

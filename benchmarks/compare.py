@@ -78,12 +78,12 @@ class Comparison:
             return
         kind, n = label(shape, group_size), self.n_decode
         command = our_program(path, self.tokenizer, self.n_threads)
-        for program in self.programs(path):
+        for program in self.programs(path, bool(group_size)):
             flags = ("-n", str(n))
             note = same_text(command, program, flags, exact=not group_size)
             self.take("decode", kind, program.name, rate_of(command, flags), rate_of(program, flags), note=note, c=True)
         ours = Ours(path, self.n_threads)
-        for peer in self.peers(path, ours):
+        for peer in self.peers(path, bool(group_size), ours):
             self.take("decode", kind, peer.name, settled(lambda: ours.decode(n)), settled(decode_of(peer, n)))
         self.take("decode", kind, "read bandwidth", lambda: ours.decode(n), self.bandwidth(path))
 
@@ -95,11 +95,11 @@ class Comparison:
         ours = Ours(path, self.n_threads)
         our_prefill = settled(lambda: ours.prefill(n), 5)
         command = our_program(path, self.tokenizer, self.n_threads)
-        for program in self.programs(path):
+        for program in self.programs(path, bool(group_size)):
             prompt = ("-i", "x" * (n - 2))  # with BOS and the leading space n tokens, a byte each
             note = same_text(command, program, (*prompt, "-n", str(n + 9)), exact=not group_size)
             self.take("prefill", kind, program.name, our_prefill, rate_of(program, (*prompt, "-n", str(n))), note=note, c=True)
-        for peer in self.peers(path, ours):
+        for peer in self.peers(path, bool(group_size), ours):
             self.take("prefill", kind, peer.name, our_prefill, settled(prefill_of(peer, n), 5))
         if not group_size:
             self.take("prefill", kind, "SGEMM", our_prefill, settled(self.sgemm(ours.transformer.config), 5))
@@ -111,7 +111,7 @@ class Comparison:
         tokenizer = self.folder / "tokenizer512.bin"
         make_tokenizer(tokenizer, PRESETS["260K"].vocab_size)
         ours = our_program(path, tokenizer, self.n_threads)
-        for program in self.programs(path, tokenizer):
+        for program in self.programs(path, False, tokenizer):
             note = same_text(ours, program, ("-n", "256"), exact=True)
             measure, theirs = whole_of(ours), whole_of(program)
             self.take("whole run less start-up", "260K fp32", program.name, measure, theirs, 1.3, note=note, c=True)
@@ -157,7 +157,7 @@ class Comparison:
         if not (path := self.wanted("first token, memory", shape)):
             return
         work = label(shape)
-        ours, theirs = our_program(path, self.tokenizer, self.n_threads), self.programs(path)
+        ours, theirs = our_program(path, self.tokenizer, self.n_threads), self.programs(path, False)
         commands = {p.name: ([*p.command, "-n"], p.environment) for p in (ours, *theirs)}
         first = {name: timed([*command, "1"], environment) for name, (command, environment) in commands.items()}
         memory = {name: peak([*command, "17"], environment) for name, (command, environment) in commands.items()}
@@ -218,15 +218,13 @@ class Comparison:
             make_checkpoint(path, config, 2 if group_size else 0, 0, group_size)
         return path
 
-    def programs(self, path: Path, tokenizer: Path | None = None) -> list[Program]:
+    def programs(self, path: Path, quantized: bool, tokenizer: Path | None = None) -> list[Program]:
         """The C programs that can read this checkpoint."""
-        quantized = "_q" in path.stem
         chosen = {name: binary for name, binary in self.c_programs.items() if is_quantized(name) == quantized}
         return [Program(n, [str(b)], path, tokenizer or self.tokenizer, self.n_threads) for n, b in chosen.items()]
 
-    def peers(self, path: Path, ours: Ours) -> Iterator[Any]:
+    def peers(self, path: Path, quantized: bool, ours: Ours) -> Iterator[Any]:
         """The installed peers for this checkpoint, one after the other; those whose logits are not ours are left out."""
-        quantized = "_q" in path.stem
         for make in self.packages:
             if quantized and make.name != "llama.cpp":
                 continue

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,23 +31,11 @@ def ids(n: int, vocab_size: int = 1 << 30) -> list[int]:
     return [token % vocab_size for token in range(5, 5 + n)]
 
 
-class Peer(Protocol):
-    """A model in this process, on a number of threads. Speeds are in tokens a second."""
-
-    name: str
-
-    def logits(self, tokens: list[int]) -> Floats:
-        """float32 (vocab_size,) after the last token, from an empty context."""
-
-    def decode(self, n_tokens: int) -> float:
-        """Tokens made one by one from an empty context, the first step not counted."""
-
-    def prefill(self, n_tokens: int) -> float:
-        """Prompt tokens, until the logits after the last of them are there."""
-
-
 class InProcess:
-    """What all peers in this process share: they differ in how they empty the context and take tokens."""
+    """A model in this process, on a number of threads: what all of them share. Speeds are in tokens a second.
+
+    They differ in how they empty the context and take tokens.
+    """
 
     name: str
     vocab_size: int
@@ -60,10 +48,12 @@ class InProcess:
         raise NotImplementedError
 
     def logits(self, tokens: list[int]) -> Floats:
+        """float32 (vocab_size,) after the last token, from an empty context."""
         self.clear()
         return self.feed(tokens).copy()
 
     def decode(self, n_tokens: int) -> float:
+        """Tokens made one by one from an empty context, the first step not counted."""
         self.clear()
         self.feed([1])
         start = time.perf_counter()
@@ -72,6 +62,7 @@ class InProcess:
         return (n_tokens - 1) / (time.perf_counter() - start)
 
     def prefill(self, n_tokens: int) -> float:
+        """Prompt tokens, until the logits after the last of them are there."""
         self.clear()
         tokens = ids(n_tokens, self.vocab_size)
         start = time.perf_counter()

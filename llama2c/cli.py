@@ -103,7 +103,6 @@ FLAGS = (
 BY_NAME = {name: flag for flag in FLAGS for name in (flag.short, flag.long) if name}
 
 
-
 class Verb(NamedTuple):
     """Something else than a story, told by the first argument; `module` has run(argv). A file of that name is ./NAME."""
 

@@ -48,9 +48,7 @@ HEROES = {
 }
 CHILDREN = "girl boy"
 GROWN = "farmer owl horse cow"  # helpers that may be called old
-SMALL = "mouse bird frog hedgehog squirrel"  # heroes that a duck or a goose can carry
 FLYERS = "bird owl crow"
-SWIMMERS = "duck frog turtle"
 
 LOVES = (
     "run in the tall grass|look at the clouds|sing little songs|play in the garden|look for pretty stones|sit in the warm sun"
