@@ -16,7 +16,7 @@ EXACT = ["-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fvis
 
 X86 = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mprefer-vector-width=512".split(),
-    "avx2": "-mavx2 -mfma".split(),
+    "avx2": "-mavx2 -mfma -mf16c".split(),
 }
 LEVELS = {"x86_64": X86, "amd64": X86, "aarch64": {"neon": []}, "arm64": {"neon": []}}
 HEADERS = sorted(map(str, Path("llama2c/simd").glob("*.h")))

@@ -29,8 +29,8 @@ from measure import Curve, Measure, Record, Result, compared, peak_memory, secon
 from peers import PACKAGES, Ours, Program, ids, installed, is_quantized, our_program
 
 from llama2c import bench
-from llama2c.checkpoint import layout
 from llama2c.config import Config
+from llama2c.layout import layout
 from llama2c.threads import available_cores
 
 SAME = 8  # words at least that a Q8_0 text must share: where one value rounds the other way, all that follows may differ

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2c.checkpoint import NORMS, Entry, layout
 from llama2c.config import DIMENSIONS, Config
+from llama2c.layout import NORMS, Entry, layout
 from llama2c.terminal import progress
 from llama2c.writer import Floats, pack_tokenizer, write_checkpoint
 

@@ -28,24 +28,28 @@ if not any(_Path(__file__).with_name("_kernels" + suffix).exists() for suffix in
     __path__ = list(_installed.submodule_search_locations)
 
 if _TYPE_CHECKING:
-    from .checkpoint import Checkpoint, QuantizedTensor
-    from .config import Config
+    from .checkpoint import Checkpoint
+    from .config import Config, RopeScaling
     from .convert import export
     from .llama import Completion, Llama, Piece, load
     from .sampler import Sampler
     from .scoring import Score
+    from .tensors import BFloat16Tensor, Layers, QuantizedTensor
     from .tokenizer import Tokenizer
     from .transformer import KVCache, Transformer
 
 # Where each name comes from. They are imported when first used: the command line has a word to say before NumPy is loaded.
 _HOMES = {
+    "BFloat16Tensor": "tensors",
     "Checkpoint": "checkpoint",
     "Completion": "llama",
     "Config": "config",
     "KVCache": "transformer",
+    "Layers": "tensors",
     "Llama": "llama",
     "Piece": "llama",
-    "QuantizedTensor": "checkpoint",
+    "QuantizedTensor": "tensors",
+    "RopeScaling": "config",
     "Sampler": "sampler",
     "Score": "scoring",
     "Tokenizer": "tokenizer",
@@ -89,13 +93,16 @@ def build_info() -> dict[str, object]:
 
 
 __all__ = [
+    "BFloat16Tensor",
     "Checkpoint",
     "Completion",
     "Config",
     "KVCache",
+    "Layers",
     "Llama",
     "Piece",
     "QuantizedTensor",
+    "RopeScaling",
     "Sampler",
     "Score",
     "Tokenizer",

@@ -7,6 +7,7 @@ Nothing here opens a file, knows a text, or keeps anything between two calls but
 """
 
 import os
+from math import lcm
 from operator import index
 
 cimport numpy as cnp
@@ -22,7 +23,7 @@ cnp.import_array()
 
 
 cdef extern from "simd/kernels.h" nogil:
-    enum: QUERY_TILE
+    enum: QUERY_TILE, FLOAT32, FLOAT16, BFLOAT16, Q8_0
 
     ctypedef struct q8_matrix:
         const int8_t *values
@@ -43,9 +44,10 @@ cdef extern from "simd/kernels.h" nogil:
         void (*softmax)(float *x, int64_t n) noexcept nogil
         void (*exp_logits)(float *out, const float *x, int64_t n, float divisor) noexcept nogil
         void (*swiglu)(float *gate, const float *up, int64_t n) noexcept nogil
-        void (*rotate)(float *x, const float *table, int64_t n) noexcept nogil
-        void (*matmul)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
-                       const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) noexcept nogil
+        void (*rotate)(float *out, const float *x, const float *table, int64_t n_pairs, int64_t step, int64_t apart) noexcept nogil
+        void (*widen)(float *out, const void *w, int type, int64_t n) noexcept nogil
+        void (*matmul)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows, const void *w, int type,
+                       int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) noexcept nogil
         void (*quantize)(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n, int64_t size) noexcept nogil
         void (*matmul_q8)(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows,
                           const q8_matrix *w, int64_t first, int64_t n_out, int64_t n, int add, void *pack) noexcept nogil
@@ -164,7 +166,8 @@ compiler = LLAMA2C_COMPILER.decode()
 # ---------------------------------------------------------------------------------------------- weights and ranges
 
 cdef struct Matrix:
-    const float *weights  # (rows, columns), or NULL where q8 holds them
+    int type  # FLOAT32, FLOAT16, BFLOAT16; or Q8_0, where q8 holds the weights
+    const char *weights  # (rows, columns)
     q8_matrix q8
     int64_t rows, columns
 
@@ -179,21 +182,26 @@ cdef enum:
     UNIT = 16  # outputs are dealt to threads in runs of whole units, so that no tile is cut
 
 
-cdef inline int64_t share_start(int64_t n, int part, int parts) noexcept nogil:
+cdef inline int64_t item_size(int type) noexcept nogil:
+    """Bytes of one number, of all types but Q8_0."""
+    return 4 if type == FLOAT32 else 2
+
+
+cdef inline int64_t share_start(int64_t n, int part, int parts, int64_t unit=UNIT) noexcept nogil:
     """Where part `part` of `parts` begins when n outputs are dealt out in whole units."""
-    cdef int64_t units = (n + UNIT - 1) // UNIT, start = units * part // parts * UNIT
+    cdef int64_t units = (n + unit - 1) // unit, start = units * part // parts * unit
     return start if start < n else n
 
 
 cdef void multiply(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows, const Matrix *w,
-                   int part, int parts, bint add, void *pack) noexcept nogil:
+                   int part, int parts, bint add, void *pack, int64_t unit=UNIT) noexcept nogil:
     """out[r, o] (+)= x[r] . w[o] for this part's outputs. OUT out (n_rows, rows of w); IN x (n_rows, columns) or its Q8_0."""
-    cdef int64_t start = share_start(w.rows, part, parts), stop = share_start(w.rows, part + 1, parts)
+    cdef int64_t start = share_start(w.rows, part, parts, unit), stop = share_start(w.rows, part + 1, parts, unit)
     if start == stop:
         return
-    if w.weights != NULL:
-        level.matmul(out + start, out_stride, x, w.columns, n_rows, w.weights + start * w.columns, w.columns,
-                     stop - start, w.columns, add, pack)
+    if w.type != Q8_0:
+        level.matmul(out + start, out_stride, x, w.columns, n_rows, w.weights + start * w.columns * item_size(w.type), w.type,
+                     w.columns, stop - start, w.columns, add, pack)
     else:
         level.matmul_q8(out + start, out_stride, xq, n_rows, &w.q8, start, stop - start, w.columns, add, pack)
 
@@ -203,6 +211,8 @@ cdef void multiply(float *out, int64_t out_stride, const float *x, const q8_rows
 cdef struct Step:
     # the model
     int64_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_size, q_dim, kv_dim, vocab_size, group_size
+    int64_t pair_step, pair_apart  # where the pairs that RoPE turns stand in a head of wq's and wk's outputs: see kernels.h
+    int64_t key_unit             # threads share keys in such units, so that none cuts a pair
     float norm_eps
     const Layer *layers
     const float *rms_final_weight
@@ -272,8 +282,8 @@ cdef void embed_row(const Step *s, int64_t row) noexcept nogil:
     cdef int64_t i, first = s.tokens[row] * s.dim
     cdef float *x = s.x + row * s.dim
     cdef float scale
-    if s.embedding.weights != NULL:
-        memcpy(x, s.embedding.weights + first, s.dim * sizeof(float))
+    if s.embedding.type != Q8_0:
+        level.widen(x, s.embedding.weights + first * item_size(s.embedding.type), s.embedding.type, s.dim)
         return
     for i in range(s.dim):  # group_size divides dim: a group never straddles two tokens
         if i % s.group_size == 0:
@@ -282,39 +292,29 @@ cdef void embed_row(const Step *s, int64_t row) noexcept nogil:
 
 
 cdef void project(const Step *s, int64_t layer, int part, int parts, int64_t slot, void *pack) noexcept nogil:
-    """This part's queries, keys and values; each part turns what it made (a unit never cuts a pair) and files its keys."""
+    """This part's queries, keys and values. The keys are turned on their way into the cache, the queries when they are used."""
     cdef const Layer *w = &s.layers[layer]
     cdef q8_rows xq = quantized(s, slot, s.dim)
     cdef const float *x = s.xb + slot * s.dim
     cdef float *k
-    cdef float *v
     cdef const float *angles
     cdef int64_t row, start, stop, at, size, head, offset, place
     multiply(s.q, s.q_dim, x, &xq, s.n_rows, &w.wq, part, parts, False, pack)
-    multiply(s.kv, 2 * s.kv_dim, x, &xq, s.n_rows, &w.wk, part, parts, False, pack)
-    multiply(s.kv + s.kv_dim, 2 * s.kv_dim, x, &xq, s.n_rows, &w.wv, part, parts, False, pack)
+    multiply(s.kv, 2 * s.kv_dim, x, &xq, s.n_rows, &w.wk, part, parts, False, pack, s.key_unit)
+    multiply(s.kv + s.kv_dim, 2 * s.kv_dim, x, &xq, s.n_rows, &w.wv, part, parts, False, pack, s.key_unit)
     for row in range(s.n_rows):
         angles = s.rope + s.positions[row] * s.head_size
-        start = share_start(s.q_dim, part, parts)
-        stop = share_start(s.q_dim, part + 1, parts)
-        while start < stop:  # head by head, as far as they are ours
-            at = start % s.head_size
-            size = min(s.head_size - at, stop - start)
-            level.rotate(s.q + row * s.q_dim + start, angles + at, size)
-            start += size
         k = s.kv + row * 2 * s.kv_dim
-        v = k + s.kv_dim
-        start = share_start(s.kv_dim, part, parts)
-        stop = share_start(s.kv_dim, part + 1, parts)
-        while start < stop:
+        start = share_start(s.kv_dim, part, parts, s.key_unit)
+        stop = share_start(s.kv_dim, part + 1, parts, s.key_unit)
+        while start < stop:  # head by head, as far as they are ours
             head = start // s.head_size
             at = start % s.head_size
             size = min(s.head_size - at, stop - start)
-            level.rotate(k + start, angles + at, size)
             offset = (layer * s.n_kv_heads + head) * s.capacities[row] + s.positions[row]
             place = offset * s.head_size + at
-            memcpy(s.keys[row] + place, k + start, size * sizeof(float))
-            memcpy(s.values[row] + place, v + start, size * sizeof(float))
+            level.rotate(s.keys[row] + place, k + start, angles + at, size // 2, s.pair_step, s.pair_apart)
+            memcpy(s.values[row] + place, k + s.kv_dim + start, size * sizeof(float))
             start += size
 
 
@@ -331,7 +331,7 @@ cdef void attend(const Step *s, int64_t layer, int64_t task, int thread) noexcep
         row = (start + i) // group
         lengths[i] = s.positions[row] + 1
         places[i] = row * s.q_dim + (kv_head * group + (start + i) % group) * hs
-        memcpy(queries + i * hs, s.q + places[i], hs * sizeof(float))
+        level.rotate(queries + i * hs, s.q + places[i], s.rope + s.positions[row] * hs, hs // 2, s.pair_step, s.pair_apart)
     row = start // group
     level.attention(out, queries, size, lengths, s.keys[row] + base, s.values[row] + base, hs,
                     s.scores + thread * QUERY_TILE * s.score_stride, s.score_stride)
@@ -486,15 +486,23 @@ cdef int64_t checked_group_size(object size) except -1:
 
 
 cdef Matrix as_matrix(object weights, str name, tuple shape, int64_t group_size) except *:
-    """The kernels' view of one (rows, columns) matrix: float32, or an object with values, scales and group_size."""
+    """The kernels' view of one (rows, columns) matrix: float32 or float16; bfloat16 as an object with `bits`; Q8_0, for which
+    alone group_size is not 0, as one with values, scales and group_size."""
     cdef Matrix m
     memset(&m, 0, sizeof(m))
     m.rows, m.columns = shape
     if group_size == 0:
-        m.weights = <const float *>cnp.PyArray_DATA(checked(weights, name, np.float32, shape))
+        if hasattr(weights, "bits"):
+            m.type, array = BFLOAT16, checked(weights.bits, f"{name}.bits", np.uint16, shape)
+        elif getattr(weights, "dtype", None) == np.float16:
+            m.type, array = FLOAT16, checked(weights, name, np.float16, shape)
+        else:
+            m.type, array = FLOAT32, checked(weights, name, np.float32, shape)
+        m.weights = <const char *>cnp.PyArray_DATA(array)
         return m
-    if weights.group_size != group_size:
-        raise ValueError(f"{name}: expected group_size {group_size}, found {weights.group_size}")
+    m.type = Q8_0
+    if getattr(weights, "group_size", None) != group_size:
+        raise ValueError(f"{name}: expected group_size {group_size}, found {getattr(weights, 'group_size', None)}")
     if m.rows * m.columns % group_size:
         raise ValueError(f"{name}: expected group_size to divide {shape[0]} x {shape[1]}, found {group_size}")
     values = checked(weights.values, f"{name}.values", np.int8, shape)
@@ -612,8 +620,10 @@ LAYER_WEIGHTS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 cdef class Model:
     """Weights as the kernels see them: addresses, checked once against the shape of the model. Read-only, for any thread.
 
-    config: the fields of llama2c.Config. weights: name -> float32 array in C order, or for Q8_0 an object with `values`
-    (int8), `scales` (float32) and `group_size`; the names and shapes are those of docs/format.md.
+    config: the fields of llama2c.Config. weights: by name; norms float32; matrices (those of layers as a sequence with `shape`)
+    float32 or float16 arrays, for bfloat16 an object with `bits` (uint16), for Q8_0, which then all are, one with `values` (int8),
+    `scales` (float32) and `group_size`; all in C order, with the names and shapes of docs/format.md.
+    half_split: the rows of a head in wq and wk are the first halves of the pairs that RoPE turns, then the second halves.
     Raises TypeError or ValueError for what does not fit.
     """
 
@@ -624,7 +634,7 @@ cdef class Model:
     def __dealloc__(self):
         free(self.layers)
 
-    def __init__(self, config, weights):
+    def __init__(self, config, weights, bint half_split=False):
         cdef Step *s = &self.step
         cdef int64_t layer, gs
         memset(s, 0, sizeof(Step))
@@ -632,6 +642,9 @@ cdef class Model:
         s.dim, s.hidden_dim, s.n_layers = config.dim, config.hidden_dim, config.n_layers
         s.n_heads, s.n_kv_heads, s.head_size = config.n_heads, config.n_kv_heads, config.head_size
         s.q_dim, s.kv_dim, s.vocab_size = s.n_heads * s.head_size, s.n_kv_heads * s.head_size, config.vocab_size
+        s.pair_step, s.pair_apart, s.key_unit = 2, 1, UNIT
+        if half_split:
+            s.pair_step, s.pair_apart, s.key_unit = 1, s.head_size // 2, lcm(UNIT, s.head_size)
         s.norm_eps = config.norm_eps
         embedding = weights["token_embedding_table"]
         gs = s.group_size = checked_group_size(embedding.group_size) if hasattr(embedding, "group_size") else 0
@@ -767,12 +780,17 @@ def swiglu(float[::1] gate not None, const float[::1] up not None):
         level.swiglu(&gate[0], &up[0], gate.shape[0])
 
 
-def rotate(float[::1] x not None, const float[:, ::1] table not None):
-    """Turn the pairs (x[2i], x[2i + 1]) by the angle of table[i] = (cos, sin); IN OUT x: float32 (n,), IN table (n / 2, 2)."""
-    if table.shape[1] != 2 or 2 * table.shape[0] != x.shape[0]:
-        raise ValueError(f"rotate: expected a table ({x.shape[0] / 2:g}, 2), found ({table.shape[0]}, {table.shape[1]})")
-    if x.shape[0]:
-        level.rotate(&x[0], &table[0, 0], x.shape[0])
+def rotate(float[::1] out not None, const float[::1] x not None, const float[:, ::1] table not None, bint half_split=False):
+    """(out[2i], out[2i + 1]) = (x[2i], x[2i + 1]), or with half_split (x[i], x[i + n / 2]), turned by table[i] = (cos, sin).
+
+    OUT out, IN x: float32 (n,), two buffers; IN table (n / 2, 2).
+    """
+    cdef int64_t n_pairs = x.shape[0] // 2
+    if table.shape[1] != 2 or 2 * table.shape[0] != x.shape[0] or out.shape[0] != x.shape[0]:
+        raise ValueError(f"rotate: expected out ({x.shape[0]},) and a table ({x.shape[0] / 2:g}, 2), found "
+                         f"({out.shape[0]},) and ({table.shape[0]}, {table.shape[1]})")
+    if n_pairs:
+        level.rotate(&out[0], &x[0], &table[0, 0], n_pairs, 1 if half_split else 2, n_pairs if half_split else 1)
 
 
 cdef char *allocate_packs(int parts, int64_t size) except NULL:
@@ -782,23 +800,20 @@ cdef char *allocate_packs(int parts, int64_t size) except NULL:
     return packs
 
 
-def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, const float[:, ::1] w not None, n_threads=1):
-    """out[r, o] = x[r] . w[o]; OUT out (n_rows, n_out), IN x (n_rows, n), IN w (n_out, n), float32."""
-    cdef Matrix m
+def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, w not None, n_threads=1):
+    """out[r, o] = x[r] . w[o]; OUT out float32 (n_rows, n_out), IN x float32 (n_rows, n), IN w (n_out, n) float32, float16, or
+    bfloat16 as an object with `bits`."""
+    cdef Matrix m = as_matrix(w, "w", (out.shape[1], x.shape[1]), 0)
     cdef int part = 0, parts = checked_threads(n_threads)
     cdef int64_t n_rows = x.shape[0], size
     cdef char *packs
-    if x.shape[1] != w.shape[1] or out.shape[0] != x.shape[0] or out.shape[1] != w.shape[0]:
-        raise ValueError(f"matmul: expected ({x.shape[0]}, {x.shape[1]}) by ({w.shape[0]}, {x.shape[1]}) into "
-                         f"({x.shape[0]}, {w.shape[0]}), found w ({w.shape[0]}, {w.shape[1]}) and "
-                         f"out ({out.shape[0]}, {out.shape[1]})")
+    if out.shape[0] != x.shape[0]:
+        raise ValueError(f"matmul: expected out ({x.shape[0]}, {out.shape[1]}), found ({out.shape[0]}, {out.shape[1]})")
     if out.shape[0] == 0 or out.shape[1] == 0:
         return
     if x.shape[1] == 0:
         out[:] = 0
         return
-    memset(&m, 0, sizeof(m))
-    m.weights, m.rows, m.columns = &w[0, 0], w.shape[0], w.shape[1]
     size = matmul_pack_size(x.shape[1]) // 64 * 64 + 64
     packs = allocate_packs(parts, size)
     for part in prange(parts, nogil=True, num_threads=parts, schedule="static"):

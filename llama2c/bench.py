@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import datetime
 import json
-import math
 import os
 import platform
 import statistics
@@ -25,7 +24,8 @@ import numpy as np
 
 from . import _kernels, build_info
 from .cache import resolve
-from .checkpoint import Checkpoint, QuantizedTensor, Weight
+from .checkpoint import Checkpoint
+from .tensors import count
 from .terminal import Parser, UsageError, markdown_table, progress, say
 from .threads import available_cores
 from .transformer import Transformer
@@ -175,8 +175,7 @@ class Result:
 def measure(checkpoint: Checkpoint, tests: list[Work], thread_counts: Sequence[int | None], rounds: int) -> list[Result]:
     """Every test on every number of threads, in turn: one round to warm up, then `rounds`."""
     size, params = weigh(checkpoint)
-    kind = "fp32" if checkpoint.group_size is None else "Q8_0"
-    name = f"{Path(checkpoint.path).stem} {kind}"
+    name = f"{Path(checkpoint.path).stem} {checkpoint.kind}"
     memory = np.ones(max(1, size // 4), np.float32)
     runs: list[tuple[Result, Runner]] = []
     for threads in thread_counts:
@@ -231,11 +230,7 @@ def read_bandwidth(memory: np.ndarray[Any, np.dtype[np.float32]], n_threads: int
 def weigh(checkpoint: Checkpoint) -> tuple[int, int]:
     """(bytes, numbers) of a model's weights; a shared classifier counts once."""
     own = [w for name, w in checkpoint.weights.items() if name != "wcls" or not checkpoint.shared_classifier]
-    return sum(map(weight_bytes, own)), sum(math.prod(weight.shape) for weight in own)
-
-
-def weight_bytes(weight: Weight) -> int:
-    return weight.values.nbytes + weight.scales.nbytes if isinstance(weight, QuantizedTensor) else weight.nbytes
+    return sum(weight.nbytes for weight in own), sum(map(count, own))
 
 
 def read_per_token(checkpoint: Checkpoint, test: Work) -> float:
@@ -243,7 +238,7 @@ def read_per_token(checkpoint: Checkpoint, test: Work) -> float:
     size, _ = weigh(checkpoint)
     c = checkpoint.config
     if not checkpoint.shared_classifier:  # of the embeddings a step reads one row alone
-        size -= weight_bytes(checkpoint.weights["token_embedding_table"])
+        size -= checkpoint.weights["token_embedding_table"].nbytes
     return size / test.batch + 2 * 4 * c.n_layers * c.kv_dim * (test.depth + test.n_tokens / 2)
 
 

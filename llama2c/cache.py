@@ -10,6 +10,8 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from .folder import CONFIG
+
 BUNDLED = Path(__file__).with_name("bundled") / "tales1M.bin"  # docs/model-card.md says what it is
 
 
@@ -76,12 +78,13 @@ def find_source(name: str) -> Source | None:
 def resolve(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     """The path of a model given by path or by name: "stories15M" -> ~/.cache/llama2c/stories15M/stories15M.bin.
 
-    None is the bundled one. A file of that name comes first; what is no name is taken for a path. FileNotFoundError: it is not
-    downloaded.
+    None is the bundled one. A file of that name, or a folder with config.json, comes first; what is no name is taken for a
+    path. FileNotFoundError: it is not downloaded.
     """
     if model is None:
         return BUNDLED
-    source = find_source(model) if isinstance(model, str) and not os.path.isfile(model) else None
+    here = os.path.isfile(model) or os.path.isfile(os.path.join(model, CONFIG))
+    source = find_source(model) if isinstance(model, str) and not here else None
     if source is None:
         return model
     if not source.path.is_file():

@@ -380,9 +380,9 @@ def open_trace(name: str) -> contextlib.AbstractContextManager[TextIO]:
 
 def describe(checkpoint: Checkpoint, tokenizer_path: str, llama: Llama, seed: int) -> None:
     c = checkpoint.config
-    kind = "fp32" if checkpoint.group_size is None else f"Q8_0 in groups of {checkpoint.group_size}"
+    groups = "" if checkpoint.group_size is None else f" in groups of {checkpoint.group_size}"
     say(f"version {__version__}, instruction set {_kernels.isa}, threads: {llama.transformer.n_threads}")
-    say(f"model: {checkpoint.path}, format v{checkpoint.version}, {kind}")
+    say(f"model: {checkpoint.path}, format {checkpoint.format}, {checkpoint.kind}{groups}")
     shape = ", ".join(f"{name} {getattr(c, name)}" for name in DIMENSIONS)
     say(f"shape: {shape}, classifier {'' if checkpoint.shared_classifier else 'not '}shared")
     say(f"tokenizer: {tokenizer_path}")

@@ -11,6 +11,41 @@ from dataclasses import dataclass
 DIMENSIONS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 ROPE_THETA = 10000.0
 NORM_EPS = 1e-5
+ROPE_TYPES = ("linear", "llama3")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How the rotary frequencies of a model are lowered for a longer context, under the names of Hugging Face.
+
+    "linear" divides all of them by `factor` and needs nothing else. "llama3" (Llama 3.1 and later) divides those whose
+    wavelength is more than original_max_position_embeddings / low_freq_factor, leaves those alone whose wavelength is less than
+    original_max_position_embeddings / high_freq_factor, and blends in between.
+
+    Raises ValueError for a value that breaks a rule, TypeError for one of another type.
+    """
+
+    rope_type: str  # "linear" or "llama3"
+    factor: float
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None  # positions the model was first trained on
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in ROPE_TYPES:
+            raise ValueError(f"rope_type: expected {' or '.join(ROPE_TYPES)}, found {self.rope_type!r}")
+        _check_positive("factor", self.factor)
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if self.rope_type == "linear":
+            for name in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: expected none for rope_type linear, found {getattr(self, name)!r}")
+            return
+        _check_positive("low_freq_factor", low)
+        _check_positive("high_freq_factor", high)
+        if not low < high:  # type: ignore[operator]
+            raise ValueError(f"high_freq_factor: expected more than low_freq_factor = {low}, found {high}")
+        _check_dimension("original_max_position_embeddings", self.original_max_position_embeddings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +65,7 @@ class Config:
     head_size: int = 0  # elements of one head; 0 stands for dim / n_heads
     rope_theta: float = ROPE_THETA
     norm_eps: float = NORM_EPS
+    rope_scaling: RopeScaling | None = None  # None: the frequencies as they are
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
@@ -46,6 +82,8 @@ class Config:
             raise ValueError(f"head_size: expected an even number, found {self.head_size}")
         _check_positive("rope_theta", self.rope_theta)
         _check_positive("norm_eps", self.norm_eps)
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise TypeError(f"rope_scaling: expected a RopeScaling or None, found {type(self.rope_scaling).__name__}")
 
     @property
     def kv_dim(self) -> int:
@@ -53,15 +91,15 @@ class Config:
         return self.n_kv_heads * self.head_size
 
 
-def _check_dimension(name: str, value: int) -> None:
-    if type(value) is not int:  # a bool is not a size either
+def _check_dimension(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, found {value!r}")
     if not 0 < value < 2**31:
         raise ValueError(f"{name}: expected a positive number below 2**31, found {value}")
 
 
-def _check_positive(name: str, value: float) -> None:
-    if type(value) not in (int, float):
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a float, found {value!r}")
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name}: expected a finite positive number, found {value}")

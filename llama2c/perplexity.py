@@ -107,7 +107,7 @@ def read_text(name: str) -> bytes:
 
 def name_of(checkpoint: Checkpoint) -> str:
     """As bench calls it: "stories15M fp32"."""
-    return f"{Path(checkpoint.path).stem} {'fp32' if checkpoint.group_size is None else 'Q8_0'}"
+    return f"{Path(checkpoint.path).stem} {checkpoint.kind}"
 
 
 # ---------------------------------------------------------------------------

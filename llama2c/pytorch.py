@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .source import Names, Raw, Source, Stored, from_tensors, make_config, read_json, require
+from .foreign import Names, Stored, check_tensors, make_config, read_json, require
+from .source import Source
+from .tensors import Floats, Raw, as_floats, as_weight
 
 _LAYER = "layers.{}."
 NAMES = Names(
@@ -86,7 +88,13 @@ def from_shards(
         rope_theta=settings.get("rope_theta", 10000.0),
         norm_eps=settings.get("norm_eps", 1e-5),
     )
-    return from_tensors(path, config, NAMES, tensors)
+    shared = check_tensors(path, config, NAMES, tensors, tied=False)
+
+    def read(name: str, layer: int) -> Floats:
+        tensor = tensors[NAMES.spelled(name, layer)]
+        return as_floats(as_weight(tensor.raw(), tensor.dtype))
+
+    return Source(path, config, shared, read)
 
 
 def n_rows(path: Path, tensors: Mapping[str, Stored], name: str) -> int:

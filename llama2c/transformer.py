@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from . import _kernels
 from .checkpoint import Checkpoint
-from .config import Config
+from .config import Config, RopeScaling
 from .threads import decide_n_threads
 
 Floats: TypeAlias = "NDArray[np.float32]"
@@ -70,7 +70,7 @@ class Transformer:
     def __init__(self, checkpoint: Checkpoint, n_threads: int | None = None) -> None:
         self.config = checkpoint.config
         self.n_threads = decide_n_threads(n_threads, count_weights(checkpoint.config))
-        self._model = _kernels.Model(checkpoint.config, checkpoint.weights)
+        self._model = _kernels.Model(checkpoint.config, checkpoint.weights, checkpoint.half_split)
         self._frequencies = rotary_frequencies(checkpoint.config)
         self._rope: Floats = np.empty((0, self.config.head_size // 2, 2), np.float32)
         self._free_scratch: list[_kernels.Scratch] = []
@@ -218,10 +218,25 @@ def count_weights(config: Config) -> int:
 def rotary_frequencies(config: Config) -> NDArray[np.float64]:
     """theta^(-i / head_size) for even i, (head_size / 2,): radians a position. Su et al. 2021, section 3.2.2.
 
-    By decimal arithmetic, which gives the same digits on every machine; a libm's pow does not.
+    By decimal arithmetic, which gives the same digits on every machine; a libm's pow does not. Where the model has a
+    rope_scaling, they are lowered by it.
     """
     with localcontext() as context:
         context.prec = 40
         log_theta = Decimal(config.rope_theta).ln()
         exponents = [-log_theta * i / config.head_size for i in range(0, config.head_size, 2)]
-        return np.array([float(exponent.exp()) for exponent in exponents])
+        frequencies = [float(exponent.exp()) for exponent in exponents]
+    if config.rope_scaling is not None:
+        frequencies = [scale_frequency(frequency, config.rope_scaling) for frequency in frequencies]
+    return np.array(frequencies)
+
+
+def scale_frequency(frequency: float, scaling: RopeScaling) -> float:
+    """A rotary frequency as a model with this scaling has it. "llama3" as in the reference code of Llama 3.1."""
+    if scaling.rope_type == "linear":
+        return frequency / scaling.factor
+    low, high, original = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings
+    assert low is not None and high is not None and original is not None  # RopeScaling has seen to it
+    turns = original * frequency / (2 * math.pi)  # that the pair makes in the context of the first training
+    kept = min(1.0, max(0.0, (turns - low) / (high - low)))
+    return (1 - kept) * frequency / scaling.factor + kept * frequency

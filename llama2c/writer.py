@@ -1,6 +1,6 @@
 """Files written in llama2.c's formats: checkpoints in a stream, whatever the numbers come from, and tokenizer.bin.
 
-The other half of checkpoint.py, which says which bytes belong where. A file gets its name only when it is whole.
+layout.py says which bytes belong where. A file gets its name only when it is whole.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import ROPE_TABLES, Entry, Layout, header
 from .config import Config
+from .layout import ROPE_TABLES, Entry, Layout, header
+from .tensors import Floats, Raw, as_floats, as_weight
 
 CHUNK = 1 << 16  # values that are looked at and rounded at once; they stay in the cache
 
-Floats: TypeAlias = NDArray[np.float32]
 Numbers: TypeAlias = Callable[[Entry, int], Iterable[Floats]]
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Track(Protocol):
 
 
 class Rounding(NamedTuple):
-    """How far a value of the file is from what it stands for, where that is farthest. Without Q8_0: 0, nowhere."""
+    """How far a value of the file is from what it stands for, where that is farthest. Where nothing is rounded: 0, nowhere."""
 
     error: float
     tensor: str  # "w2[3]": that of layer 3
@@ -88,44 +88,64 @@ def write_checkpoint(path: Path, plan: Layout, numbers: Numbers, track: Track = 
 
     OSError: the file cannot be written; ValueError: the format cannot hold the config, or a value is not finite.
     """
-    start = header(plan.config, plan.version, plan.shared_classifier, plan.group_size)
+    start = header(plan)
     worst = Rounding(0.0, "")
     with replacing(path, plan.file_size) as unfinished, unfinished.open("wb") as file:
         file.write(start)
         for entry, i in track([(e, i) for e in plan.entries for i in range(e.n_matrices)]):
-            error = write_matrix(file, entry, i, [] if entry.name == ROPE_TABLES else numbers(entry, i))
-            if error > worst.error:
-                worst = Rounding(error, f"{entry.name}[{i}]" if len(entry.shape) > 2 else entry.name)
+            name = f"{entry.name}[{i}]" if len(entry.shape) > 2 else entry.name
+            if entry.name == ROPE_TABLES:
+                write_zeros(file, entry.nbytes)
+            elif entry.group_size is None:
+                worst = max(worst, write_floats(file, name, entry.n_values, numbers(entry, i), entry.dtype))
+            else:
+                worst = max(worst, write_q8(file, name, entry.n_values, numbers(entry, i), entry.group_size))
     return worst
 
 
-def write_matrix(file: BinaryIO, entry: Entry, i: int, arrays: Iterable[Floats]) -> float:
-    """Matrix i of an entry: fp32 values, or int8 values and then their scales. The largest rounding error of its values.
+def write_zeros(file: BinaryIO, n_bytes: int) -> None:
+    for first in range(0, n_bytes, CHUNK):
+        file.write(bytes(min(CHUNK, n_bytes - first)))
 
-    What the arrays do not fill is filled with zeros: the rotary tables of v0, which have none.
-    """
-    n_written, error = 0, 0.0
+
+def write_floats(file: BinaryIO, name: str, n_values: int, arrays: Iterable[Floats], dtype: str) -> Rounding:
+    """The `n_values` values of a matrix as float32, float16 or bfloat16. ValueError: other values, or some it cannot hold."""
+    error = 0.0
+    for values in checked_pieces(name, n_values, arrays):
+        narrowed = narrow(values, dtype)
+        if dtype != "float32":
+            back = as_floats(as_weight(narrowed, dtype))
+            if not np.isfinite(back).all():
+                raise ValueError(f"{name}: expected weights that {dtype} holds, found {values[~np.isfinite(back)][0]}")
+            error = max(error, float(np.abs(values - back).max()))
+        file.write(narrowed.data)
+    return Rounding(error, name if error else "")
+
+
+def write_q8(file: BinaryIO, name: str, n_values: int, arrays: Iterable[Floats], group_size: int) -> Rounding:
+    """The values of one matrix as int8, then their scales."""
+    error = 0.0
     all_scales: list[Floats] = []
-    for values in pieces(arrays, entry.group_size or 1):
-        if not np.isfinite(values).all():
-            place = f" in layer {i}" if len(entry.shape) > 2 else ""
-            raise ValueError(f"{entry.name}: expected finite weights, found {values[~np.isfinite(values)][0]}{place}")
-        n_written += values.size
-        if entry.group_size is None:
-            file.write(values.astype("<f4", copy=False).data)
-            continue
-        rounded, scales = quantize(values, entry.group_size)
+    for values in checked_pieces(name, n_values, arrays, group_size):
+        rounded, scales = quantize(values, group_size)
         file.write(rounded.data)
         all_scales.append(scales.astype("<f4", copy=False))
         error = max(error, float(np.abs(values.reshape(rounded.shape) - rounded * scales[:, np.newaxis]).max()))
     for scales in all_scales:
         file.write(scales.data)
-    if entry.name == ROPE_TABLES:
-        for first in range(0, entry.n_values, CHUNK):
-            file.write(bytes(4 * min(CHUNK, entry.n_values - first)))
-    elif n_written != entry.n_values:
-        raise ValueError(f"{entry.name}: expected {entry.n_values} values, found {n_written}")
-    return error
+    return Rounding(error, name if error else "")
+
+
+def checked_pieces(name: str, n_values: int, arrays: Iterable[Floats], group_size: int = 1) -> Iterator[Floats]:
+    """`pieces`, each of finite numbers and all together `n_values`; else ValueError."""
+    n_found = 0
+    for values in pieces(arrays, group_size):
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name}: expected finite weights, found {values[~np.isfinite(values)][0]}")
+        n_found += values.size
+        yield values
+    if n_found != n_values:
+        raise ValueError(f"{name}: expected {n_values} values, found {n_found}")
 
 
 def pieces(arrays: Iterable[Floats], group_size: int) -> Iterator[Floats]:
@@ -135,6 +155,17 @@ def pieces(arrays: Iterable[Floats], group_size: int) -> Iterator[Floats]:
         values = np.ascontiguousarray(array, np.float32).reshape(-1)
         for first in range(0, values.size, step):
             yield values[first : first + step]
+
+
+def narrow(values: Floats, dtype: str) -> Raw:
+    """fp32 numbers as they are stored in a type, rounded half to even; what is too large for it is infinite."""
+    if dtype == "float32":
+        return values.astype("<f4", copy=False)
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            return values.astype("<f2")
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
 
 
 def quantize(values: Floats, group_size: int) -> tuple[NDArray[np.int8], Floats]:

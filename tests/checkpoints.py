@@ -5,6 +5,7 @@ Shares no code with llama2c: what it writes checks what llama2c reads.
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,13 @@ Arrays = dict[str, np.ndarray]
 
 def random_weights(config: Any, rng: np.random.Generator, shared_classifier: bool = True) -> Arrays:
     """fp32 arrays under llama2c's names, scaled so that a forward pass stays finite; wcls if not shared."""
-    c, kv_dim = config, config.dim // config.n_heads * config.n_kv_heads
+    c, q_dim, kv_dim = config, config.n_heads * config.head_size, config.n_kv_heads * config.head_size
     shapes = {
         "token_embedding_table": (c.vocab_size, c.dim),
-        "wq": (c.n_layers, c.dim, c.dim),
+        "wq": (c.n_layers, q_dim, c.dim),
         "wk": (c.n_layers, kv_dim, c.dim),
         "wv": (c.n_layers, kv_dim, c.dim),
-        "wo": (c.n_layers, c.dim, c.dim),
+        "wo": (c.n_layers, c.dim, q_dim),
         "w1": (c.n_layers, c.hidden_dim, c.dim),
         "w2": (c.n_layers, c.dim, c.hidden_dim),
         "w3": (c.n_layers, c.hidden_dim, c.dim),
@@ -57,8 +58,37 @@ def quantize(matrix: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarra
     return values.astype(np.int8).reshape(matrix.shape), scales.astype("<f4")
 
 
-def parts(config: Any, version: int, weights: Arrays, group_size: int | None = None) -> list[bytes]:
-    """The file in pieces: the header, then one for each tensor."""
+def narrow(array: np.ndarray, dtype: str) -> np.ndarray:
+    """fp32 numbers as float16, or as the bits of bfloat16: the nearest, or the even one of two that are as near."""
+    if dtype == "float16":
+        return array.astype("<f2")
+    bits = array.view("<u4")
+    low, rest = bits >> 16, bits & 0xFFFF
+    return (low + ((rest > 0x8000) | ((rest == 0x8000) & (low % 2 == 1)))).astype("<u2")
+
+
+def widen(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The way back: what a stored number stands for, in fp32."""
+    return array.astype("<f4") if dtype == "float16" else (array.astype("<u4") << 16).view("<f4")
+
+
+def header_v3(config: Any, tied: bool, dtype: str, group_size: int | None) -> dict[str, Any]:
+    """What the header of version 3 says."""
+    names = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len", "head_size")
+    said: dict[str, Any] = {name: getattr(config, name) for name in (*names, "rope_theta", "norm_eps")}
+    keys = ("rope_type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    s = config.rope_scaling
+    said["rope_scaling"] = None if s is None else {key: getattr(s, key) for key in keys}
+    return {**said, "shared_classifier": tied, "dtype": dtype, "group_size": group_size}
+
+
+def pack_v3(said: Any) -> bytes:
+    """The 1024 bytes of such a header."""
+    return (struct.pack("<Ii", 0x616B3432, 3) + json.dumps(said).encode()).ljust(1024, b" ")
+
+
+def parts(config: Any, version: int, weights: Arrays, group_size: int | None = None, dtype: str = "float32") -> list[bytes]:
+    """The file in pieces: the header, then one for each tensor. `dtype` counts in version 3 alone; q8_0 has a group_size."""
     c, tied = config, "wcls" not in weights
     sizes = [c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, c.vocab_size, c.seq_len]
     if version == 0:
@@ -66,25 +96,32 @@ def parts(config: Any, version: int, weights: Arrays, group_size: int | None = N
         rope_tables = np.full(c.seq_len * c.dim // c.n_heads, np.nan, "<f4")  # must never be looked at
         tensors = {**weights, "-": rope_tables}
         return [struct.pack("<7i", *sizes), *(tensors[name].tobytes() for name in V0 if name in tensors)]
-    head = struct.pack("<Ii7iB", 0x616B3432, version, *sizes, tied)
-    if version == 2:
-        head += struct.pack("<i", group_size)
-    out = [head + bytes(256 - len(head))]
+    if version == 3:
+        out = [pack_v3(header_v3(config, tied, dtype, group_size))]
+    else:
+        head = struct.pack("<Ii7iB", 0x616B3432, version, *sizes, tied)
+        if version == 2:
+            head, dtype = head + struct.pack("<i", group_size), "q8_0"
+        out = [head + bytes(256 - len(head))]
     for name in V1:
         if name not in weights:
             continue
         tensor = weights[name]
-        if version == 1 or name.startswith("rms_"):
+        if dtype == "float32" or name.startswith("rms_"):
             out.append(tensor.tobytes())
+        elif dtype != "q8_0":
+            out.append(narrow(tensor, dtype).tobytes())
         else:
             matrices = [quantize(m, group_size or 0) for m in tensor.reshape(-1, *tensor.shape[-2:])]
             out.append(b"".join(values.tobytes() + scales.tobytes() for values, scales in matrices))
     return out
 
 
-def write(path: Path, config: Any, version: int, weights: Arrays, group_size: int | None = None) -> Path:
+def write(
+    path: Path, config: Any, version: int, weights: Arrays, group_size: int | None = None, dtype: str = "float32"
+) -> Path:
     """Write a checkpoint file; the classifier is shared if `weights` has no wcls."""
-    path.write_bytes(b"".join(parts(config, version, weights, group_size)))
+    path.write_bytes(b"".join(parts(config, version, weights, group_size, dtype)))
     return path
 
 
@@ -95,6 +132,7 @@ def read_v2(path: Path) -> tuple[dict[str, int], Arrays, dict[tuple[str, int], t
     assert (magic, version) == (0x616B3432, 2)
     names = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
     sizes = {**dict(zip(names, numbers, strict=True)), "group_size": group_size}
+    sizes["head_size"] = sizes["dim"] // sizes["n_heads"]
     dim, hidden_dim, n_layers = sizes["dim"], sizes["hidden_dim"], sizes["n_layers"]
     kv_dim = dim // sizes["n_heads"] * sizes["n_kv_heads"]
     shapes = {"wq": (dim, dim), "wk": (kv_dim, dim), "wv": (kv_dim, dim), "wo": (dim, dim)}

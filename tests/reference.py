@@ -89,6 +89,17 @@ def q8_product(x: np.ndarray, values: np.ndarray, scales: np.ndarray, group_size
     return out
 
 
+def scaled(frequencies: np.ndarray, scaling: Any) -> np.ndarray:
+    """Rotary frequencies of a longer context: all divided, or (llama3) the long waves divided and the short ones kept."""
+    if scaling.rope_type == "linear":
+        return frequencies / scaling.factor
+    waves, original = 2 * np.pi / frequencies, scaling.original_max_position_embeddings
+    longest, shortest = original / scaling.low_freq_factor, original / scaling.high_freq_factor
+    smooth = (original / waves - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blended = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+    return np.where(waves > longest, frequencies / scaling.factor, np.where(waves < shortest, frequencies, blended))
+
+
 class Result(NamedTuple):
     logits: np.ndarray  # (n_tokens, vocab_size)
     trace: np.ndarray  # (n_tokens, n_layers, 4): norm and mean of the residual after attention, and after the feed-forward
@@ -128,17 +139,20 @@ class Reference:
         return table.reshape(values.shape)[tokens].astype(self.dtype)
 
     def norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        return weight.astype(self.dtype) * x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + self.dtype(1e-5))
+        eps = self.dtype(getattr(self.config, "norm_eps", 1e-5))
+        return weight.astype(self.dtype) * x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
 
     def rotate(self, x: np.ndarray) -> np.ndarray:
-        """(n_tokens, heads, head_size): the pairs (i, i + 1) turned by position * 10000^(-i / head_size)."""
-        angles = np.arange(len(x))[:, None] * 10000.0 ** (-np.arange(0, x.shape[2], 2) / x.shape[2])
+        """(n_tokens, heads, head_size): the pairs (i, i + 1) turned by position * theta^(-i / head_size)."""
+        theta, scaling = (getattr(self.config, name, None) for name in ("rope_theta", "rope_scaling"))
+        frequencies = (theta or 10000.0) ** (-np.arange(0, x.shape[2], 2) / x.shape[2])
+        angles = np.arange(len(x))[:, None] * (frequencies if scaling is None else scaled(frequencies, scaling))
         turned = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)[:, None, :]
         return np.stack([turned.real, turned.imag], axis=-1).reshape(x.shape).astype(self.dtype)
 
     def attend(self, x: np.ndarray, layer: int) -> np.ndarray:
         c, n = self.config, len(x)
-        head_size = c.dim // c.n_heads
+        head_size = c.head_size
         q = self.rotate(self.multiply(x, "wq", layer).reshape(n, c.n_heads, head_size))
         k = self.rotate(self.multiply(x, "wk", layer).reshape(n, c.n_kv_heads, head_size))
         v = self.multiply(x, "wv", layer).reshape(n, c.n_kv_heads, head_size)
@@ -147,7 +161,7 @@ class Reference:
         scores = np.where(np.tri(n, dtype=bool), scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
-        return np.einsum("hts,shd->thd", weights, v).reshape(n, c.dim)
+        return np.einsum("hts,shd->thd", weights, v).reshape(n, c.n_heads * head_size)
 
     def forward(self, tokens: list[int]) -> Result:
         """Everything for a sequence that starts at position 0."""

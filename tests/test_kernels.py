@@ -5,7 +5,6 @@ Runs on whichever level was chosen; test_same_bits runs it again on the others.
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal, localcontext
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +17,12 @@ from reference import F32, fma, tree_sum
 
 from llama2c import _kernels
 from llama2c.config import Config
+from llama2c.tensors import BFloat16Tensor
 from llama2c.transformer import rotary_frequencies
 
 SIZES = [1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 48, 63, 64, 100, 172, 255, 256, 300]
 REFUSED = (TypeError, ValueError)
+UNIT = 16  # outputs that threads do not share
 
 
 def rng_of(*seed: int) -> np.random.Generator:
@@ -177,19 +178,23 @@ def test_rotate(n: int) -> None:
     x, angles = normal(rng, n), rng.uniform(-9, 9, n // 2)
     table = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(F32)
     turned = x.astype(float).view(complex) * np.exp(1j * angles)
-    _kernels.rotate(x, table)
-    np.testing.assert_allclose(x, turned.view(float), atol=1e-6)
+    out = np.empty_like(x)
+    _kernels.rotate(out, x, table)
+    np.testing.assert_allclose(out, turned.view(float), atol=1e-6)
+    in_halves = np.concatenate([x[0::2], x[1::2]])
+    again = np.empty_like(x)
+    _kernels.rotate(again, in_halves, table, True)  # other places, the same bits
+    np.testing.assert_array_equal(again, out)
     quarter = np.tile(F32([0, 1]), (n // 2, 1))
-    before = x.copy()
-    _kernels.rotate(x, quarter)  # (a, b) -> (-b, a)
-    np.testing.assert_array_equal(x.reshape(-1, 2), np.stack([-before[1::2], before[0::2]], axis=1))
+    _kernels.rotate(out, x, quarter)  # (a, b) -> (-b, a)
+    np.testing.assert_array_equal(out.reshape(-1, 2), np.stack([-x[1::2], x[0::2]], axis=1))
 
 
-# ---------------------------------------------------------------------------------------------- fp32 matrix product
+# ---------------------------------------------------------------------------------------------- matrix product
 
 
-def product(x: np.ndarray, w: np.ndarray, n_threads: int = 1) -> np.ndarray:
-    out = np.full((len(x), len(w)), 777, F32)
+def product(x: np.ndarray, w: Any, n_threads: int = 1) -> np.ndarray:
+    out = np.full((len(x), w.shape[0]), 777, F32)
     _kernels.matmul(out, x, w, n_threads)
     return out
 
@@ -251,6 +256,50 @@ def test_matmul_of_long_rows_and_of_many(n: int) -> None:
         assert_same(product(x[:n_rows], w, 1 + n_rows % 3), alone[:n_rows])
     off = np.concatenate([[F32(0)], w.ravel()])[1:].reshape(w.shape)  # four bytes off, as in a file
     assert_same(product(x, off, 2), alone)
+
+
+def half_size(w: np.ndarray, dtype: str) -> tuple[Any, np.ndarray]:
+    """fp32 weights as a kernel takes them in another type, and what these stand for in fp32."""
+    stored = checkpoints.narrow(w, dtype)
+    return stored if dtype == "float16" else BFloat16Tensor(stored), checkpoints.widen(stored, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("n", [*SIZES, 513, 1040, 1376])
+def test_matmul_of_half_size_weights_is_that_of_the_same_numbers_in_fp32(n: int, dtype: str) -> None:
+    rng = rng_of(n)
+    x, (w, wide) = normal(rng, 70, n), half_size(normal(rng, 2 * UNIT + 5, n), dtype)
+    for n_rows in (1, 2, 3, 4, 5, 19, 21, 70):
+        for n_threads in (1, 2, 3):
+            np.testing.assert_array_equal(product(x[:n_rows], w, n_threads), product(x[:n_rows], wide, n_threads))
+    assert_same(product(x[:2], w), reference.dot(x[:2], wide))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("n_rows", [1, 2])
+def test_every_number_of_16_bits_is_widened_exactly(n_rows: int, dtype: str) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)[:, None]
+    w = bits.view(np.float16) if dtype == "float16" else BFloat16Tensor(bits)
+    with np.errstate(invalid="ignore"):
+        expected = checkpoints.widen(w if dtype == "float16" else bits, dtype)
+    found = product(np.ones((n_rows, 1), F32), w)
+    np.testing.assert_array_equal(found, np.broadcast_to(expected.T, found.shape))  # NaN to NaN, 0 to 0
+    subnormal = expected[np.isfinite(expected) & (expected != 0)]
+    assert np.abs(subnormal).min() == {"float16": 2**-24, "bfloat16": 2**-133}[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_size_weights_at_any_byte(dtype: str) -> None:
+    rng = rng_of(3)
+    x, (w, _) = normal(rng, 25, 37), half_size(normal(rng, 21, 37), dtype)
+    stored = w if dtype == "float16" else w.bits
+    buffer = np.zeros(stored.nbytes + 1, np.uint8)
+    off = np.ndarray(stored.shape, stored.dtype, buffer, 1)
+    off[:] = stored
+    assert not off.flags.aligned
+    for n_rows in (1, 2, 25):
+        moved = product(x[:n_rows], off if dtype == "float16" else BFloat16Tensor(off))
+        np.testing.assert_array_equal(moved, product(x[:n_rows], w))
 
 
 def test_matmul_keeps_nan_and_infinity_where_they_belong() -> None:
@@ -639,7 +688,7 @@ def good_arguments() -> dict[str, list[Any]]:
         "read_all": [a, 2],
         "softmax": [a],
         "swiglu": [a, b],
-        "rotate": [a, normal(rng, 8, 2)],
+        "rotate": [c, a, normal(rng, 8, 2)],
         "matmul": [*m, 2],
         "quantize": [m[1], 4],
         "matmul_q8": [m[0], m[1], random_q8(rng, 5, 16, 8), 2],
@@ -774,9 +823,12 @@ def test_messages_say_what_was_expected_and_found() -> None:
     a, m = np.zeros(4, F32), np.zeros((2, 4), F32)
     with pytest.raises(ValueError, match=r"^rmsnorm: expected three equal lengths, found 4, 3, 4$"):
         _kernels.rmsnorm(a, a[:3].copy(), a, 1e-5)
-    message = "matmul: expected (2, 4) by (3, 4) into (2, 3), found w (3, 4) and out (2, 4)"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=r"^w: expected shape \(4, 4\), found \(3, 4\)$"):
         _kernels.matmul(m.copy(), m, np.zeros((3, 4), F32))
+    with pytest.raises(ValueError, match=r"^matmul: expected out \(3, 2\), found \(2, 2\)$"):
+        _kernels.matmul(np.zeros((2, 2), F32), np.zeros((3, 4), F32), m)
+    with pytest.raises(TypeError, match=r"^w.bits: expected uint16, found int16$"):
+        _kernels.matmul(np.zeros((2, 2), F32), m, SimpleNamespace(bits=np.zeros((2, 4), np.int16)))
     with pytest.raises(ValueError, match=r"^group_size: expected 1 to 65536, found 0$"):
         _kernels.quantize(m, 0)
     with pytest.raises(ValueError, match=r"^n_threads: expected 1 to 4096, found 0$"):

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import folders
 import numpy as np
 import pytest
 
 import llama2c
 from llama2c import _kernels
 from llama2c.checkpoint import Checkpoint
-from llama2c.config import Config
+from llama2c.config import Config, RopeScaling
+from llama2c.convert import export
 from llama2c.generation import generate
 from llama2c.sampler import Sampler
 from llama2c.transformer import Transformer
@@ -30,14 +32,20 @@ from llama2c.transformer import Transformer
 pytestmark = pytest.mark.filterwarnings("ignore:n_threads=. is more than:RuntimeWarning")
 
 # name -> (config, group_size). Sizes of no multiple of 16, heads below, at and above 16, groups below and above 16 a row.
+# fp16 and bf16 are files of version 3; names that begin with folder are folders of Hugging Face.
 MODELS: dict[str, tuple[Config, int | None]] = {
     "fp32": (Config(60, 148, 2, 6, 2, 203, 320), None),
     "fp32_wide_heads": (Config(152, 100, 2, 4, 1, 90, 320), None),
+    "fp16": (Config(60, 148, 2, 6, 2, 203, 320), None),
+    "bf16": (Config(60, 148, 2, 6, 2, 203, 320, 24, 5e5, 1e-6, RopeScaling("llama3", 8.0, 1.0, 4.0, 64)), None),
+    "folder_fp32": (Config(60, 148, 2, 6, 2, 203, 320), None),
+    "folder_bf16": (Config(60, 148, 2, 6, 2, 203, 320, 24, 5e5, 1e-6, RopeScaling("llama3", 8.0, 1.0, 4.0, 64)), None),
     "q8_32": (Config(96, 608, 2, 6, 3, 203, 320), 32),
     "q8_64": (Config(192, 320, 2, 4, 2, 101, 320), 64),
     "q8_straddling": (Config(64, 172, 2, 8, 4, 203, 320), 64),
     "q8_odd": (Config(60, 148, 2, 6, 2, 203, 320), 12),
 }
+HALF_SIZE = {"fp16": "float16", "bf16": "bfloat16"}
 N_TOKENS = 41
 
 
@@ -46,8 +54,13 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, found = tmp_path_factory.mktemp("models"), {}
     for name, (config, group_size) in MODELS.items():
         weights = checkpoints.random_weights(config, np.random.default_rng(config.dim), shared_classifier=config.dim != 152)
-        version = 0 if group_size is None else 2
-        found[name] = checkpoints.write(folder / f"{name}.bin", config, version, weights, group_size)
+        if name.startswith("folder"):
+            found[name] = folders.write_model(folder / name, config, weights, bfloat16=name == "folder_bf16")
+        elif name in HALF_SIZE:
+            found[name] = checkpoints.write(folder / f"{name}.bin", config, 3, weights, None, HALF_SIZE[name])
+        else:
+            version = 0 if group_size is None else 2
+            found[name] = checkpoints.write(folder / f"{name}.bin", config, version, weights, group_size)
     return found
 
 
@@ -75,6 +88,22 @@ def expected(paths: dict[str, Path]) -> dict[str, np.ndarray]:
 def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def test_a_folder_gives_the_bits_of_the_file_with_the_same_weights(expected: dict[str, np.ndarray]) -> None:
+    """Its pairs stand in another order, which must not show."""
+    assert_same(expected["folder_fp32"], expected["fp32"])
+    assert_same(expected["folder_bf16"], expected["bf16"])
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_half_size_weights_give_the_bits_of_the_same_numbers_in_fp32(
+    tmp_path: Path, paths: dict[str, Path], expected: dict[str, np.ndarray], name: str
+) -> None:
+    export(paths[name], tmp_path / "wide.bin", "float32", 3)
+    transformer = Transformer(Checkpoint.open(tmp_path / "wide.bin"), n_threads=1)
+    assert transformer.config == MODELS[name][0]
+    assert_same(transformer.forward(tokens_of(name), transformer.new_cache(), all_logits=True), expected[name])
 
 
 # ---------------------------------------------------------------------------------------------- threads, cuts, company

@@ -12,7 +12,7 @@ from pathlib import Path
 from model import Llama, weight_arrays
 from train import load_model
 
-from llama2c.checkpoint import layout
+from llama2c.layout import layout
 from llama2c.writer import check_group_size, write_checkpoint
 
 

@@ -11,6 +11,9 @@
 
 enum { QUERY_TILE = 8 }; /* the most queries that attention() takes at once */
 
+/* How the numbers of a matrix are stored. The half-size ones become fp32 as they are loaded, which is exact. */
+enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0 };
+
 /* A Q8_0 matrix of n columns: `values` row after row, one scale for each `group_size` consecutive values (fp32, at any byte). */
 typedef struct {
     const int8_t *values;
@@ -47,13 +50,17 @@ typedef struct {
     /* gate = silu(gate) * up, both (n,) */
     void (*swiglu)(float *gate, const float *up, int64_t n);
 
-    /* Turn the pairs (x[i], x[i + 1]) by the angles whose (cos, sin) are in table (n / 2, 2); x is (n,). */
-    void (*rotate)(float *x, const float *table, int64_t n);
+    /* (out[2 i], out[2 i + 1]) = the pair (x[step i], x[step i + apart]) turned by the angle whose (cos, sin) is table[i], for
+     * i < n_pairs. llama2.c has pairs side by side (step 2, apart 1), Hugging Face in the halves of a head (step 1, apart n_pairs). */
+    void (*rotate)(float *out, const float *x, const float *table, int64_t n_pairs, int64_t step, int64_t apart);
 
-    /* out[r, o] (+)= x[r] . w[o] for r < n_rows, o < n_out; vectors of n; added to out if `add`. `pack` is scratch of
-     * matmul_pack_size(n) bytes, aligned to 64, or NULL to do without. */
+    /* out = w, n numbers of `type` (not Q8_0) at any address, in fp32. */
+    void (*widen)(float *out, const void *w, int type, int64_t n);
+
+    /* out[r, o] (+)= x[r] . w[o] for r < n_rows, o < n_out; vectors of n; added to out if `add`. w is of `type` (not Q8_0), at any
+     * address. `pack` is scratch of matmul_pack_size(n) bytes, aligned to 64; with FLOAT32 it may be NULL. */
     void (*matmul)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
-                   const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack);
+                   const void *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack);
 
     /* One row of n activations to Q8_0 in groups of group_size. */
     void (*quantize)(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n, int64_t group_size);

@@ -18,6 +18,7 @@ enum { PASS_ROWS = 96 };      /* unless those were fewer rows than this */
 enum { PACK_ROWS = 20 };      /* rows from which on it pays to copy the weights of a tile */
 enum { FETCH_AHEAD = 16384 }; /* bytes: how far ahead of its reading decode asks for weights */
 enum { IN_CACHE = 1 << 17 };  /* bytes of weights below which it does not */
+#define SIZE_OF(type) ((type) == FLOAT32 ? 4 : 2)
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define JOIN_(a, b) a##b
@@ -51,6 +52,18 @@ static inline void store_up_to(float *p, reg a, int64_t left) {
         reg_store(p, a);
     else
         reg_store_part(p, a, (int)left);
+}
+
+/* The same of a matrix whose numbers are of `type`, a constant. */
+INLINE reg load_weights(const char *w, int type, int64_t left) {
+    uint16_t padded[LANES] = {0};
+    if (type == FLOAT32)
+        return load_up_to((const float *)w, left);
+    if (left <= 0)
+        return reg_zero();
+    if (left < LANES)
+        w = memcpy(padded, w, sizeof(*padded) * (size_t)left);
+    return type == FLOAT16 ? reg_load_f16(w) : reg_load_bf16(w);
 }
 
 INLINE float fused(float a, float b, float c) {
@@ -230,15 +243,37 @@ static void rmsnorm(float *out, const float *x, const float *weight, int64_t n, 
 }
 
 /* Fused in the open: GCC 12 turns a * c - b * s beside a * s + b * c into a fused vfmaddsub in spite of -ffp-contract=off. */
-static void rotate(float *x, const float *table, int64_t n) {
-    for (int64_t i = 0; i + 1 < n; i += 2) {
-        float a = x[i], b = x[i + 1], c = table[i], s = table[i + 1];
-        x[i] = fused(a, c, -(b * s));
-        x[i + 1] = fused(a, s, b * c);
+INLINE void rotate_pairs(float *restrict out, const float *restrict x, const float *restrict table, int64_t n_pairs,
+                         int64_t step, int64_t apart) {
+    for (int64_t i = 0; i < n_pairs; i++) {
+        float a = x[step * i], b = x[step * i + apart], c = table[2 * i], s = table[2 * i + 1];
+        out[2 * i] = fused(a, c, -(b * s));
+        out[2 * i + 1] = fused(a, s, b * c);
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- fp32 matrix product */
+static void rotate(float *out, const float *x, const float *table, int64_t n_pairs, int64_t step, int64_t apart) {
+    if (step == 2)
+        rotate_pairs(out, x, table, n_pairs, 2, 1);
+    else
+        rotate_pairs(out, x, table, n_pairs, 1, apart);
+}
+
+/* ---------------------------------------------------------------------------------------------- matrix product in fp32 */
+
+INLINE void widen_type(float *out, const char *w, int type, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES)
+        store_up_to(out + i, load_weights(w + i * SIZE_OF(type), type, n - i), n - i);
+}
+
+static void widen(float *out, const void *w, int type, int64_t n) {
+    if (type == FLOAT32)
+        memcpy(out, w, sizeof(float) * (size_t)n);
+    else if (type == FLOAT16)
+        widen_type(out, w, FLOAT16, n);
+    else
+        widen_type(out, w, BFLOAT16, n);
+}
 
 /* acc[r * outs + o] (+)= the 16 lanes of x[r] . w[o]; the accumulators of a part stay in registers where rows and outs are
  * constant. Output o is w_stride after output o - 1, and its next 16 elements are w_step after these. On the way, `fetches`
@@ -295,7 +330,9 @@ INLINE void dot_tile_rows(float acc[][16], int resume, const float *x, int64_t x
 
 /* acc[o] = the 16 lanes of x . w[o], for outputs that are read side by side: with one alone, each step would wait for the last.
  * Asking for what lies `ahead` bytes (0: not) makes better use of the memory than the hardware's own foresight. */
-INLINE void dot_streams(float acc[][16], const float *x, const float *w, int64_t w_stride, int outs, int64_t n, int ahead) {
+INLINE void dot_streams(float acc[][16], const float *x, const char *w, int type, int64_t w_stride, int outs, int64_t n,
+                        int ahead) {
+    const int64_t size = SIZE_OF(type), row = w_stride * size;
     reg a[4][PARTS], xv[PARTS];
     UNROLL for (int o = 0; o < outs; o++)
         UNROLL for (int p = 0; p < PARTS; p++)
@@ -306,9 +343,9 @@ INLINE void dot_streams(float acc[][16], const float *x, const float *w, int64_t
             xv[p] = reg_load(x + k + p * LANES);
         UNROLL for (int o = 0; o < outs; o++) {
             if (ahead)
-                __builtin_prefetch((const char *)(w + o * w_stride + k) + ahead, 0, 2);
+                __builtin_prefetch(w + o * row + k * size + ahead, 0, 2);
             UNROLL for (int p = 0; p < PARTS; p++)
-                a[o][p] = reg_fma(xv[p], reg_load(w + o * w_stride + k + p * LANES), a[o][p]);
+                a[o][p] = reg_fma(xv[p], load_weights(w + o * row + (k + p * LANES) * size, type, LANES), a[o][p]);
         }
     }
     if (k < n)
@@ -316,7 +353,7 @@ INLINE void dot_streams(float acc[][16], const float *x, const float *w, int64_t
             int64_t left = n - k - p * LANES;
             xv[p] = load_up_to(x + k + p * LANES, left);
             UNROLL for (int o = 0; o < outs; o++)
-                a[o][p] = reg_fma(xv[p], load_up_to(w + o * w_stride + k + p * LANES, left), a[o][p]);
+                a[o][p] = reg_fma(xv[p], load_weights(w + o * row + (k + p * LANES) * size, type, left), a[o][p]);
         }
     UNROLL for (int o = 0; o < outs; o++)
         UNROLL for (int p = 0; p < PARTS; p++)
@@ -329,22 +366,23 @@ static void dot_edge(float acc[][16], const float *x, int64_t x_stride, int64_t 
     for (int64_t r = 0; r < rows; r++) {
         int o = 0;
         for (; o + 2 <= outs; o += 2)
-            dot_streams(acc + r * outs + o, x + r * x_stride, w + o * w_stride, w_stride, 2, n, 0);
+            dot_streams(acc + r * outs + o, x + r * x_stride, (const char *)(w + o * w_stride), FLOAT32, w_stride, 2, n, 0);
         if (o < outs)
-            dot_streams(acc + r * outs + o, x + r * x_stride, w + o * w_stride, w_stride, 1, n, 0);
+            dot_streams(acc + r * outs + o, x + r * x_stride, (const char *)(w + o * w_stride), FLOAT32, w_stride, 1, n, 0);
     }
 }
 
 /* One row against all the outputs, `streams` rows of weights (1, 2 or 4) at a time, asking for what lies `ahead` bytes. */
-INLINE void matvec_streams(float *out, const float *x, const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add,
-                           int streams, int ahead) {
+INLINE void matvec_streams(float *out, const float *x, const char *w, int type, int64_t w_stride, int64_t n_out, int64_t n,
+                           int add, int streams, int ahead) {
+    const int64_t row = w_stride * SIZE_OF(type);
     float acc[16][16] __attribute__((aligned(64))), sums[16];
     for (int64_t o = 0; o < n_out; o += 16) {
         int outs = n_out - o < 16 ? (int)(n_out - o) : 16, i = 0;
         for (; i + streams <= outs; i += streams)
-            dot_streams(acc + i, x, w + (o + i) * w_stride, w_stride, streams, n, ahead);
+            dot_streams(acc + i, x, w + (o + i) * row, type, w_stride, streams, n, ahead);
         for (; i < outs; i++)
-            dot_streams(acc + i, x, w + (o + i) * w_stride, w_stride, 1, n, ahead);
+            dot_streams(acc + i, x, w + (o + i) * row, type, w_stride, 1, n, ahead);
         if (outs < 16)
             memset(acc + outs, 0, sizeof(acc[0]) * (size_t)(16 - outs));
         sum16(sums, acc);
@@ -355,13 +393,23 @@ INLINE void matvec_streams(float *out, const float *x, const float *w, int64_t w
 
 /* In the cache the chains of additions are what takes time, and those of several rows overlap. Memory is read best in one
  * stream, far enough ahead. */
-static void matvec(float *out, const float *x, const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add) {
-    if (n_out * n * (int64_t)sizeof(float) >= IN_CACHE)
-        matvec_streams(out, x, w, w_stride, n_out, n, add, 1, FETCH_AHEAD);
+INLINE void matvec_type(float *out, const float *x, const char *w, int type, int64_t w_stride, int64_t n_out, int64_t n,
+                        int add) {
+    if (n_out * n * SIZE_OF(type) >= IN_CACHE)
+        matvec_streams(out, x, w, type, w_stride, n_out, n, add, 1, FETCH_AHEAD);
     else if (n <= LONG_ROW)
-        matvec_streams(out, x, w, w_stride, n_out, n, add, 4, 0);
+        matvec_streams(out, x, w, type, w_stride, n_out, n, add, 4, 0);
     else
-        matvec_streams(out, x, w, w_stride, n_out, n, add, 2, 0);
+        matvec_streams(out, x, w, type, w_stride, n_out, n, add, 2, 0);
+}
+
+static void matvec(float *out, const float *x, const void *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add) {
+    if (type == FLOAT32)
+        matvec_type(out, x, w, FLOAT32, w_stride, n_out, n, add);
+    else if (type == FLOAT16)
+        matvec_type(out, x, w, FLOAT16, w_stride, n_out, n, add);
+    else
+        matvec_type(out, x, w, BFLOAT16, w_stride, n_out, n, add);
 }
 
 /* out[r, o] (+)= sums[r * outs + o], for the first `used` of the outs. */
@@ -391,33 +439,45 @@ static void store_sums(float *out, int64_t out_stride, float acc[][16], int64_t 
         store_rows(out, out_stride, sums, rows, outs, used, add);
 }
 
-/* TILE_OUTS rows of w as one stream of whole cache lines, 16 elements of each in turn, zeros where there are none. */
-static void pack_tile(float *packed, const float *w, int64_t w_stride, int outs, int64_t n) {
+/* TILE_OUTS rows of w as one stream of whole cache lines of fp32, 16 elements of each in turn, zeros where there are none. */
+INLINE void pack_type(float *packed, const char *w, int type, int64_t row, int outs, int64_t n) {
     for (int64_t k = 0; k < n; k += 16, packed += 16 * TILE_OUTS)
         UNROLL for (int o = 0; o < TILE_OUTS; o++)
             UNROLL for (int p = 0; p < PARTS; p++) {
                 int64_t at = k + p * LANES;
-                reg_store(packed + 16 * o + p * LANES, o < outs ? load_up_to(w + o * w_stride + at, n - at) : reg_zero());
+                reg new = o < outs ? load_weights(w + o * row + at * SIZE_OF(type), type, n - at) : reg_zero();
+                reg_store(packed + 16 * o + p * LANES, new);
             }
+}
+
+static void pack_tile(float *packed, const char *w, int type, int64_t row, int outs, int64_t n) {
+    if (type == FLOAT32)
+        pack_type(packed, w, FLOAT32, row, outs, n);
+    else if (type == FLOAT16)
+        pack_type(packed, w, FLOAT16, row, outs, n);
+    else
+        pack_type(packed, w, BFLOAT16, row, outs, n);
 }
 
 /* Tile by tile of TILE_OUTS outputs, whose weights serve all the rows. A tile and the x that stream by should stay in the first
  * cache: long rows are taken in stretches, and the accumulators of up to ROW_BLOCK rows wait from one to the next. Where
  * there are many rows, the weights are copied first, since a file seldom aligns them to cache lines; at 4 bytes off, say,
- * each load reads two. On the way, the next tile is fetched from memory, spread over the tiles below each other. */
+ * each load reads two. Half-size weights always are, and widened by it. On the way, the next tile is fetched from memory, spread
+ * over the tiles below each other. */
 static void matmul_tiles(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
-                         const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add, float *pack) {
+                         const char *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add, float *pack) {
     float acc[ROW_BLOCK * TILE_OUTS][16] __attribute__((aligned(64)));
     int64_t n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS, n_stretches = (n + STRETCH - 1) / STRETCH;
     int64_t stretch = ((n + n_stretches - 1) / n_stretches + 15) / 16 * 16, block = n_stretches == 1 ? 2 * TILE_ROWS : ROW_BLOCK;
     int fetches = n_tiles < TILE_OUTS ? (int)((TILE_OUTS + n_tiles - 1) / n_tiles) : 1;
-    float *packed = n_rows >= PACK_ROWS ? pack : NULL;
+    int64_t row = w_stride * SIZE_OF(type);
+    float *packed = type != FLOAT32 || n_rows >= PACK_ROWS ? pack : NULL;
     for (int64_t o = 0; o < n_out; o += TILE_OUTS) {
         int outs = n_out - o < TILE_OUTS ? (int)(n_out - o) : TILE_OUTS;
-        const float *tile = w + o * w_stride;
-        const char *next = (const char *)(tile + TILE_OUTS * w_stride), *end = (const char *)(tile + 2 * TILE_OUTS * w_stride);
+        const float *tile = (const float *)(w + o * row); /* read only where it is not packed */
+        const char *next = w + (o + TILE_OUTS) * row, *end = next + TILE_OUTS * row;
         if (packed)
-            pack_tile(packed, tile, w_stride, outs, n);
+            pack_tile(packed, w + o * row, type, row, outs, n);
         for (int64_t r = 0, rows; r < n_rows; r += rows) {
             rows = n_rows - r < block ? n_rows - r : block;
             float *to = out + r * out_stride + o;
@@ -446,16 +506,16 @@ static void matmul_tiles(float *out, int64_t out_stride, const float *x, int64_t
 
 /* One pass over the weights, or several with fewer rows where all of x would not stay in the second cache. */
 static void matmul(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
-                   const float *w, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) {
+                   const void *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) {
     if (n_rows == 1) {
-        matvec(out, x, w, w_stride, n_out, n, add);
+        matvec(out, x, w, type, w_stride, n_out, n, add);
         return;
     }
     int64_t most = CACHED_X / n > PASS_ROWS ? CACHED_X / n : PASS_ROWS, n_passes = (n_rows + most - 1) / most;
     int64_t pass = ((n_rows + n_passes - 1) / n_passes + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     for (int64_t r = 0; r < n_rows; r += pass)
         matmul_tiles(out + r * out_stride, out_stride, x + r * x_stride, x_stride, n_rows - r < pass ? n_rows - r : pass,
-                     w, w_stride, n_out, n, add, pack);
+                     w, type, w_stride, n_out, n, add, pack);
 }
 
 /* ---------------------------------------------------------------------------------------------- attention */
@@ -524,7 +584,8 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
         for (int64_t i = 0; i < n_queries; i++)
             short_scores(scores + i * score_stride, queries + i * head_size, keys, lengths[i], head_size);
     else
-        matmul(scores, score_stride, queries, head_size, n_queries, keys, head_size, lengths[n_queries - 1], head_size, 0, NULL);
+        matmul(scores, score_stride, queries, head_size, n_queries,
+               keys, FLOAT32, head_size, lengths[n_queries - 1], head_size, 0, NULL);
     for (int64_t i = 0; i < n_queries; i++) {
         float *row = scores + i * score_stride;
         sums[i] = exp_and_sum(row, lengths[i], max_of(row, lengths[i]), scale);
@@ -549,5 +610,5 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
 #include "loops_q8.h"
 
 const kernel_table JOIN(llama2c_, LEVEL) = {
-    TEXT(LEVEL), rmsnorm, sum, argmax, softmax, exp_logits, swiglu, rotate, matmul, quantize, matmul_q8, attention,
+    TEXT(LEVEL), rmsnorm, sum, argmax, softmax, exp_logits, swiglu, rotate, widen, matmul, quantize, matmul_q8, attention,
 };

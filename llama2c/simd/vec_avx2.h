@@ -22,6 +22,11 @@ static inline reg reg_max(reg a, reg b) { return _mm256_max_ps(a, b); }
 static inline reg reg_min(reg a, reg b) { return _mm256_min_ps(a, b); }
 static inline reg reg_shl23(reg a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23)); }
 
+static inline reg reg_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+static inline reg reg_load_bf16(const void *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+}
+
 static inline reg reg_load_part(const float *p, int count) {
     static const int32_t ones_then_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
     __m256i mask = _mm256_loadu_si256((const __m256i *)(ones_then_zeros + 8 - count));

@@ -22,6 +22,11 @@ static inline reg reg_max(reg a, reg b) { return _mm512_max_ps(a, b); }
 static inline reg reg_min(reg a, reg b) { return _mm512_min_ps(a, b); }
 static inline reg reg_shl23(reg a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23)); }
 
+static inline reg reg_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+static inline reg reg_load_bf16(const void *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
+}
+
 /* The first `count` (below LANES) floats, zeros after them. */
 static inline reg reg_load_part(const float *p, int count) {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);

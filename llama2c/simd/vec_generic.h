@@ -37,3 +37,19 @@ static inline reg reg_fma(reg a, reg b, reg c) {
     return a * b + c;
 #endif
 }
+
+static inline reg reg_load_bf16(const void *p) {
+    uint16_t half[LANES];
+    memcpy(half, p, sizeof half);
+    return (reg)((reg_bits){half[0], half[1], half[2], half[3]} << 16);
+}
+/* The exponent of fp16 counts from 15, that of fp32 from 127: moved into place, a number is too small by 2^112, exactly, those
+ * below the smallest normal one too. Infinity and NaN have all bits of the exponent set in both. */
+static inline reg reg_load_f16(const void *p) {
+    uint16_t half[LANES];
+    memcpy(half, p, sizeof half);
+    reg_bits bits = {half[0], half[1], half[2], half[3]};
+    reg_bits magnitude = (reg_bits)((reg)((bits & 0x7fff) << 13) * reg_set1(0x1p112f));
+    reg_bits special = (reg_bits)((bits & 0x7c00) == 0x7c00);
+    return (reg)(magnitude | (special & 0x7f800000) | (bits & 0x8000) << 16);
+}

@@ -21,3 +21,8 @@ static inline reg reg_fma(reg a, reg b, reg c) { return vfmaq_f32(c, a, b); }
 static inline reg reg_max(reg a, reg b) { return vmaxq_f32(a, b); }
 static inline reg reg_min(reg a, reg b) { return vminq_f32(a, b); }
 static inline reg reg_shl23(reg a) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 23)); }
+
+static inline reg reg_load_f16(const void *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+static inline reg reg_load_bf16(const void *p) {
+    return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vreinterpret_u16_u8(vld1_u8(p))), 16));
+}

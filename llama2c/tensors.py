@@ -1,0 +1,132 @@
+"""The kinds of arrays that weights come in, and each of them in fp32. NumPy knows neither bfloat16 nor Q8_0.
+
+Nothing here is computed with; the kernels take every kind as it lies.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float32]
+Raw: TypeAlias = NDArray[Any]  # numbers as they are stored: fp32, fp16, or the bits of bfloat16 as uint16
+FLOAT_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}  # how NumPy reads the bytes of each
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedTensor:
+    """A Q8_0 tensor: element i of a matrix, counted row by row, is values[i] * scales[i // group_size].
+
+    A group may run over the end of a row into the next one, never over the end of a matrix.
+    """
+
+    values: NDArray[np.int8]  # (..., rows, cols); each matrix is contiguous
+    scales: Floats  # (..., rows * cols / group_size); may lie at any byte
+    group_size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.scales.nbytes
+
+    def __getitem__(self, layer: int) -> QuantizedTensor:
+        """One matrix of a stack."""
+        return QuantizedTensor(self.values[layer], self.scales[layer], self.group_size)
+
+    def dequantize(self) -> Floats:
+        """A new fp32 array of this shape."""
+        groups = self.values.reshape(*self.scales.shape, self.group_size)
+        product: Floats = np.multiply(groups, self.scales[..., np.newaxis], dtype=np.float32)
+        return product.reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BFloat16Tensor:
+    """A bfloat16 tensor: each number is the upper half of an fp32 one."""
+
+    bits: NDArray[np.uint16]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.bits.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.bits.nbytes
+
+    def __getitem__(self, part: Any) -> BFloat16Tensor:
+        """One matrix of a stack, or some rows of a matrix."""
+        return BFloat16Tensor(self.bits[part])
+
+    def widen(self) -> Floats:
+        """A new fp32 array of this shape, with the same numbers."""
+        wide = self.bits.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+
+
+Matrix: TypeAlias = "Floats | NDArray[np.float16] | BFloat16Tensor | QuantizedTensor"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layers:
+    """One matrix of each layer, wherever each lies: what a stack of them would be, without a copy."""
+
+    matrices: tuple[Matrix, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.matrices), *self.matrices[0].shape)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(matrix.nbytes for matrix in self.matrices)
+
+    def __getitem__(self, layer: int) -> Matrix:
+        return self.matrices[layer]
+
+
+Weight: TypeAlias = "Matrix | Layers"
+
+
+def as_weight(raw: Raw, dtype: str) -> Matrix:
+    """The array of stored numbers as one of the kinds above."""
+    return BFloat16Tensor(raw) if dtype == "bfloat16" else raw
+
+
+def as_floats(weight: Weight) -> Floats:
+    """The numbers of a weight in fp32: itself if it is that already, else a new array."""
+    if isinstance(weight, QuantizedTensor):
+        return weight.dequantize()
+    if isinstance(weight, BFloat16Tensor):
+        return weight.widen()
+    if isinstance(weight, Layers):
+        return np.stack([as_floats(matrix) for matrix in weight.matrices])
+    return weight.astype(np.float32, copy=False)
+
+
+def count(weight: Weight) -> int:
+    """How many numbers a weight has."""
+    return math.prod(weight.shape)
+
+
+# ---------------------------------------------------------------------------
+# The rows of wq and wk stand in one of two orders. RoPE turns pairs of a head's elements: llama2.c has them side by side,
+# (2i, 2i + 1); Hugging Face in two halves, (i, i + head_size / 2).
+
+
+def paired(rows: Raw, head_size: int) -> Raw:
+    """Rows 0, h, 1, h + 1, ... of each head, h its half: wq or wk from Hugging Face's order into llama2.c's."""
+    return rows.reshape(-1, 2, head_size // 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def halved(rows: Raw, head_size: int) -> Raw:
+    """Rows 0, 2, 4, ..., then 1, 3, 5, ... of each head: the way back."""
+    return rows.reshape(-1, head_size // 2, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
