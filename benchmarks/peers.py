@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2c.checkpoint import Checkpoint, QuantizedTensor
+from llama2c.checkpoint import Checkpoint
 from llama2c.config import Config
+from llama2c.tensors import as_floats
 from llama2c.transformer import Transformer
 
 Floats = NDArray[np.float32]
@@ -299,7 +300,7 @@ def halves(matrix: Floats, n_heads: int) -> Floats:
 def state_of(checkpoint: Checkpoint) -> dict[str, Floats]:
     """The weights under the names of transformers' LlamaForCausalLM, fp32."""
     c, w = checkpoint.config, checkpoint.weights
-    dense: Any = {name: v.dequantize() if isinstance(v, QuantizedTensor) else np.array(v) for name, v in w.items()}
+    dense = {name: as_floats(weight).copy() for name, weight in w.items()}  # PyTorch warns of arrays that are read-only
     state = {"model.embed_tokens.weight": dense["token_embedding_table"], "lm_head.weight": dense["wcls"]}
     state["model.norm.weight"] = dense["rms_final_weight"]
     for layer in range(c.n_layers):
@@ -338,7 +339,7 @@ def write_gguf(checkpoint: Checkpoint, path: Path, quantized: bool) -> None:
     writer.add_token_types([6 if 3 <= i < 259 else 3 if i < 3 else 1 for i in range(c.vocab_size)])
 
     def add(name: str, weight: Any, matrix: bool) -> None:
-        array = weight.dequantize() if isinstance(weight, QuantizedTensor) else np.ascontiguousarray(weight)
+        array = as_floats(weight)
         if matrix and quantized:
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)

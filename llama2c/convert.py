@@ -115,7 +115,7 @@ class Exported:
 
     path: Path
     version: int | None
-    dtype: str  # of the matrices; in a folder of all tensors
+    dtype: str  # of the matrices
     group_size: int | None  # q8_0 alone
     size: int  # bytes
     rounding: Rounding  # the largest error of a dtype that rounds, and the tensor it is in

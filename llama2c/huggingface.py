@@ -8,25 +8,40 @@ import struct
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .folder import CONFIG, NAMES, SAFETENSORS_DTYPES
 from .foreign import tensor_names
+from .layout import NORMS
 from .source import Source
 from .tensors import halved
 from .tokenizer import BOS, EOS
 from .writer import Rounding, Track, replacing, write_floats
 
 
+class Tensor(NamedTuple):
+    """A tensor to be written."""
+
+    spelled: str
+    name: str  # llama2c's
+    layer: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * (4 if self.dtype == "float32" else 2)
+
+
 def write_folder(folder: Path, source: Source, dtype: str = "float32", track: Track = iter) -> tuple[int, Rounding]:
     """Write config.json and model.safetensors into a new folder, a matrix after another; how many bytes, and what was rounded.
 
-    dtype: float32, float16 or bfloat16, of all tensors. OSError: the folder is there and holds something, or it cannot be
-    written; ValueError: a value is not finite, or too large for dtype.
+    dtype: float32, float16 or bfloat16, of all matrices; norms are float32, as in files. OSError: the folder is there and holds
+    something, or it cannot be written; ValueError: a value is not finite, or too large for dtype.
     """
-    tensors = list_tensors(source)
-    start = safetensors_header(tensors, dtype)
-    size = len(start) + sum(item_size(dtype) * math.prod(shape) for _, _, _, shape in tensors)
+    tensors = list_tensors(source, dtype)
+    start = safetensors_header(tensors)
+    size = len(start) + sum(tensor.nbytes for tensor in tensors)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder}: expected a new or an empty folder, found one that is not")
     worst = Rounding(0.0, "")
@@ -35,35 +50,32 @@ def write_folder(folder: Path, source: Source, dtype: str = "float32", track: Tr
         (unfinished / CONFIG).write_text(json.dumps(hf_settings(source, dtype), indent=2) + "\n", encoding="ascii")
         with (unfinished / "model.safetensors").open("wb") as file:
             file.write(start)
-            for spelled, name, layer, shape in track(tensors):
-                values = source.read(name, layer)
-                ordered = halved(values, source.config.head_size) if name in ("wq", "wk") else values
-                worst = max(worst, write_floats(file, spelled, math.prod(shape), [ordered], dtype))
+            for tensor in track(tensors):
+                values = source.read(tensor.name, tensor.layer)
+                if tensor.name in ("wq", "wk"):
+                    values = halved(values, source.config.head_size)
+                worst = max(worst, write_floats(file, tensor.spelled, math.prod(tensor.shape), [values], tensor.dtype))
     return size, worst
 
 
-def item_size(dtype: str) -> int:
-    return 4 if dtype == "float32" else 2
-
-
-def list_tensors(source: Source) -> list[tuple[str, str, int, tuple[int, ...]]]:
-    """The tensors of a folder in their order: their spelling, llama2c's name and layer, the shape."""
+def list_tensors(source: Source, dtype: str) -> list[Tensor]:
+    """The tensors of a folder in their order."""
     return [
-        (NAMES.spelled(name, layer), name, layer, shape)
+        Tensor(NAMES.spelled(name, layer), name, layer, shape, "float32" if name in NORMS else dtype)
         for name, (n_tensors, shape) in tensor_names(source.config).items()
         if name != "wcls" or not source.shared_classifier
         for layer in range(n_tensors)
     ]
 
 
-def safetensors_header(tensors: Iterable[tuple[str, str, int, tuple[int, ...]]], dtype: str) -> bytes:
+def safetensors_header(tensors: Iterable[Tensor]) -> bytes:
     """The bytes before the numbers: a length and JSON, filled up with spaces so that the numbers are aligned."""
-    code = next(code for code, name in SAFETENSORS_DTYPES.items() if name == dtype)
+    codes = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
     end = 0
-    for spelled, _, _, shape in tensors:
-        begin, end = end, end + item_size(dtype) * math.prod(shape)
-        entries[spelled] = {"dtype": code, "shape": shape, "data_offsets": (begin, end)}
+    for tensor in tensors:
+        begin, end = end, end + tensor.nbytes
+        entries[tensor.spelled] = {"dtype": codes[tensor.dtype], "shape": tensor.shape, "data_offsets": (begin, end)}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text

@@ -641,7 +641,7 @@ def header(version: int = 1, *, magic: int = 0x616B3432, tied: int = 0, group_si
         (lambda good: header(n_kv_heads=3) + good[256:], "n_kv_heads: expected a divisor of n_heads = 4, found 3"),
         (lambda good: header(dim=12) + good[256:], "head_size: expected an even number, found 3"),
         (lambda good: header(magic=0x616B3433) + good[256:], "magic number 0x616b3432 not found"),
-        (lambda good: header(3) + good[256:], "version: expected one of 1, 2, found 3"),
+        (lambda good: header(7) + good[256:], "version: expected one of 1, 2, 3, found 7"),
         (lambda good: header(tied=2) + good[256:], "tied flag: expected 0 or 1, found 2"),
         (lambda good: header(2, group_size=0) + good[256:], "group_size: expected a divisor of dim = 16, found 0"),
         (lambda good: header(2, group_size=5) + good[256:], "group_size: expected a divisor of dim = 16, found 5"),
