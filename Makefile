@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 MODEL =
 ARGS =
 C =
-SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.py llama2c/*.pyx llama2c/*.pyi llama2c/simd/* llama2c/bundled/*)
+SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.py llama2c/*.pyx llama2c/*.pyi llama2c/*.h llama2c/simd/* llama2c/bundled/*)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LEVEL =
 

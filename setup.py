@@ -69,7 +69,7 @@ setup(
             Extension(
                 "llama2c._kernels",
                 ["llama2c/_kernels.pyx"],
-                depends=[*HEADERS, *SOURCES],
+                depends=[*HEADERS, *SOURCES, "llama2c/team.h"],
                 extra_compile_args=[*EXACT, *OPENMP_COMPILE],
                 extra_link_args=OPENMP_LINK,
                 **NUMPY,
