@@ -553,6 +553,8 @@ cdef object writable(object array, str name, object dtype, tuple shape):
     checked(array, name, dtype, shape)
     if not array.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, found a read-only one")
+    if not array.flags.aligned:  # weights may lie at any byte, as files have them; what we write may not
+        raise ValueError(f"{name}: expected an array at an address for {np.dtype(dtype).name}, found {array.ctypes.data:#x}")
     return array
 
 
