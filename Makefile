@@ -8,11 +8,12 @@ BIN = $(VENV)/bin
 MODEL =
 ARGS =
 C =
-SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.py llama2c/*.pyx llama2c/*.pyi llama2c/simd/* llama2c/bundled/*)
+SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.py llama2c/*.pyx llama2c/*.pyi llama2c/*.h llama2c/simd/* llama2c/bundled/*)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LEVEL =
+MINUTES = 10
 
-.PHONY: help run story test lint bench annotate asm clean
+.PHONY: help run story test lint sanitize races valgrind soak bench annotate asm clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name use; do printf '%-9s %s\n' "$$name" "$$use"; done
@@ -29,6 +30,31 @@ test: $(VENV)/test.stamp ## after every change: all tests, against the installed
 lint: $(VENV)/lint.stamp ## before every commit: ruff for style and slips, mypy for types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# What the sanitizers are told, and why, is in docs/reliability.md. Each has an environment and a build of its own. The C++
+# library is named too: one that comes later, with an extension, would throw past the sanitizer.
+PRELOAD = LD_PRELOAD="`$(CC) -print-file-name=lib$(1).so` `$(CC) -print-file-name=libstdc++.so`" PYTHONMALLOC=malloc
+SANITIZED = build/address,undefined
+THREADED = build/thread
+RACES = tests/test_kernels.py tests/test_same_bits.py tests/test_transformer.py tests/test_processes.py
+
+sanitize: ## before a release, and after a change in C or Cython: all tests, or ARGS, with the address and UB sanitizers
+	@LLAMA2C_SANITIZE=address,undefined $(MAKE) --no-print-directory VENV=$(SANITIZED)/venv $(SANITIZED)/venv/test.stamp
+	LLAMA2C_SANITIZE=address,undefined $(call PRELOAD,asan) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	    UBSAN_OPTIONS=print_stacktrace=1 $(SANITIZED)/venv/bin/pytest -p no:cacheprovider $(ARGS)
+
+races: ## after a change of what threads share: the tests with threads, or ARGS, with the thread sanitizer
+	@LLAMA2C_SANITIZE=thread $(MAKE) --no-print-directory VENV=$(THREADED)/venv $(THREADED)/venv/test.stamp
+	LLAMA2C_SANITIZE=thread $(call PRELOAD,tsan) TSAN_OPTIONS=halt_on_error=1:suppressions=tests/sanitizers/thread.supp \
+	    $(THREADED)/venv/bin/pytest -p no:cacheprovider $(or $(ARGS),$(RACES))
+
+valgrind: $(VENV)/test.stamp ## before a release: kernels, files and texts in valgrind, which also sees what was never set; slow
+	LLAMA2C_ISA=generic OPENBLAS_NUM_THREADS=1 PYTHONMALLOC=malloc valgrind --quiet --error-exitcode=99 --leak-check=no \
+	    --suppressions=tests/sanitizers/valgrind.supp $(BIN)/python -m pytest -p no:cacheprovider \
+	    $(or $(ARGS),tests/test_kernels.py tests/test_checkpoint.py tests/test_tokenizer.py)
+
+soak: $(VENV)/test.stamp ## before a release: decode for MINUTES=10, and see whether memory grows or the output changes
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(MODEL)
 
 bench: $(VENV)/bench.stamp ## to compare with others, figures and pictures: make bench C="run=../llama2.c/run runq=../llama2.c/runq"
 	$(BIN)/python benchmarks/compare.py $(addprefix --c ,$(C)) --folder build/checkpoints -o benchmarks/results $(ARGS)
@@ -70,6 +96,6 @@ $(VENV)/hub.stamp: EXTRA = [hub]
 
 # The .py files that an earlier build left are removed first, or a module that is deleted would still be installed.
 $(VENV)/%.stamp: $(SOURCES) | $(BIN)/cython
-	@rm -f build/lib*/llama2c/*.py
+	@rm -f build/lib*/llama2c/*.py build/*/lib*/llama2c/*.py
 	$(PIP) --no-build-isolation '.$(EXTRA)'
 	@touch $@

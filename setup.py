@@ -1,5 +1,6 @@
 """The compiled parts: the extensions, and the inner loops once for each instruction set. All else is in pyproject.toml."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -21,6 +22,17 @@ X86 = {
 LEVELS = {"x86_64": X86, "amd64": X86, "aarch64": {"neon": []}, "arm64": {"neon": []}}
 HEADERS = sorted(map(str, Path("llama2c/simd").glob("*.h")))
 SOURCES = sorted(map(str, Path("llama2c/simd").glob("*.c")))
+
+# LLAMA2C_SANITIZE names one of these: a build for `make sanitize` and `make races`, in a folder of its own. What a sanitizer
+# finds ends the process. The thread sanitizer does not know GCC's OpenMP: there, a file of the tests takes its place.
+CHECKED = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+SANITIZERS = {
+    "": [],
+    "address,undefined": [*CHECKED, "-fsanitize=address,undefined,float-cast-overflow"],
+    "thread": [*CHECKED, "-fsanitize=thread", "-DLLAMA2C_PLAIN_THREADS"],
+}
+SANITIZE = os.environ.get("LLAMA2C_SANITIZE", "")
+checks = SANITIZERS[SANITIZE]
 levels = {**LEVELS.get(platform.machine().lower(), {}), "generic": []}
 
 
@@ -54,27 +66,34 @@ class BuildPy(build_py):
 
 
 OPENMP_COMPILE, OPENMP_LINK = openmp_flags()
+REGIONS = []
+if SANITIZE == "thread":
+    OPENMP_LINK, REGIONS = ["-pthread"], ["tests/sanitizers/regions.c"]
 # What Cython makes fits this Python and this NumPy alone: others that build from the same folder get a place of their own.
-GENERATED = f"build/cython-{sys.implementation.cache_tag}-numpy-{numpy.__version__}"
+BUILD = f"build/{SANITIZE}" if SANITIZE else "build"
+GENERATED = f"{BUILD}/cython-{sys.implementation.cache_tag}-numpy-{numpy.__version__}"
 NUMPY = {"include_dirs": [numpy.get_include(), "llama2c"], "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]}
 
 setup(
     cmdclass={"build_py": BuildPy},
+    options={"build": {"build_base": BUILD}},
     libraries=[
-        (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*EXACT, *flags], "obj_deps": {"": HEADERS}})
+        (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*EXACT, *flags, *checks], "obj_deps": {"": HEADERS}})
         for name, flags in {"dispatch": [], **levels}.items()
     ],
     ext_modules=cythonize(
         [
             Extension(
                 "llama2c._kernels",
-                ["llama2c/_kernels.pyx"],
-                depends=[*HEADERS, *SOURCES],
-                extra_compile_args=[*EXACT, *OPENMP_COMPILE],
-                extra_link_args=OPENMP_LINK,
+                ["llama2c/_kernels.pyx", *REGIONS],
+                depends=[*HEADERS, *SOURCES, "llama2c/team.h"],
+                extra_compile_args=[*EXACT, *OPENMP_COMPILE, *checks],
+                extra_link_args=[*OPENMP_LINK, *checks],
                 **NUMPY,
             ),
-            Extension("llama2c._bpe", ["llama2c/_bpe.pyx"], extra_compile_args=EXACT),
+            Extension(
+                "llama2c._bpe", ["llama2c/_bpe.pyx"], extra_compile_args=[*EXACT, *checks], extra_link_args=checks
+            ),
         ],
         build_dir=GENERATED,
     ),

@@ -7,14 +7,17 @@ Nothing here opens a file, knows a text, or keeps anything between two calls but
 """
 
 import os
+import re
+import warnings
 from math import lcm
 from operator import index
 
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport parallel, prange, threadid
 from libc.math cimport log
 from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 import numpy as np
@@ -133,6 +136,15 @@ cdef extern from *:
     void meet "llama2c_meet" (llama2c_barrier *barrier) noexcept nogil
     void *aligned_alloc "llama2c_alloc" (size_t size) noexcept nogil
 
+cdef extern from "team.h" nogil:
+    ctypedef struct llama2c_team:
+        int size, most
+
+    int llama2c_threaded, llama2c_forked, llama2c_forks
+    llama2c_team *llama2c_this_team()
+    int llama2c_watch_forks()
+    int llama2c_try_threads(int n, size_t stack)
+
 
 # ---------------------------------------------------------------------------------------------- the level, chosen at import
 
@@ -161,6 +173,69 @@ levels = choose_level()
 isa = level.name.decode()
 openmp = bool(LLAMA2C_OPENMP)
 compiler = LLAMA2C_COMPILER.decode()
+
+
+# ---------------------------------------------------------------------------------------------- how many threads there can be
+
+cdef size_t stack_size() except? 0:
+    """The bytes of stack that the OpenMP runtime gives a thread, from the environment as it was at import; 0: the default."""
+    wanted = os.environ.get("OMP_STACKSIZE", "").strip() or os.environ.get("GOMP_STACKSIZE", "").strip()
+    number = re.fullmatch(r"(\d+)\s*([bkmg]?)", wanted.lower())
+    return min(int(number[1]) << {"b": 0, "k": 10, "": 10, "m": 20, "g": 30}[number[2]], 1 << 62) if number else 0
+
+
+cdef size_t thread_stack = stack_size()
+cdef bint told_of_fork = False
+if llama2c_watch_forks():
+    raise MemoryError("no room to register what is done at a fork")
+
+
+cdef inline int usable_threads(int n_threads) except -1:
+    """How many threads a parallel region can have that asks for `n_threads`. Before each of them."""
+    cdef llama2c_team *team = llama2c_this_team()
+    if n_threads == team.size or n_threads == 1 and team.size:
+        return n_threads
+    return new_team(n_threads, team)
+
+
+cdef int new_team(int n_threads, llama2c_team *team) except -1:
+    """A first region, or one of another size than the last: whatever the runtime will need now is tried first."""
+    global told_of_fork
+    global llama2c_threaded
+    cdef int started
+    cdef size_t room
+    cdef void *memory
+    if llama2c_forked and n_threads > 1:
+        if not told_of_fork:
+            told_of_fork = True
+            warnings.warn("llama2c ran on several threads before this process was forked: it runs on one here "
+                          "(multiprocessing's start methods 'spawn' and 'forkserver' are not bound to that)",
+                          RuntimeWarning, stacklevel=4)
+        n_threads = 1
+    if team.most and n_threads > team.most:
+        n_threads = team.most
+    if n_threads == team.size or n_threads == 1 and team.size:
+        return n_threads
+    if n_threads > max(team.size, 1):
+        with nogil:
+            started = llama2c_try_threads(n_threads - 1, thread_stack)
+        if started < 0:
+            raise MemoryError(f"no room to start {n_threads} threads")
+        if started < n_threads - 1:
+            message = (f"n_threads={n_threads}: expected to start {n_threads - 1} threads beside this one, "
+                       f"found that {started} can be")
+            n_threads = team.most = started + 1
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+    room = 65536 + 4096 * <size_t>n_threads  # more than the runtime asks for, which ends the process when it gets none
+    memory = malloc(room)
+    free(memory)
+    if memory == NULL:
+        raise MemoryError(f"no room for the {room} bytes that the OpenMP runtime may need")
+    if n_threads > 1 or not team.size:
+        team.size = n_threads
+    if n_threads > 1:
+        llama2c_threaded = 1
+    return n_threads
 
 
 # ---------------------------------------------------------------------------------------------- weights and ranges
@@ -370,9 +445,20 @@ cdef void trace_row(const Step *s, int64_t layer, int64_t row, int which) noexce
     s.trace[(row * s.n_layers + layer) * 4 + 2 * which + 1] = <float>(total / s.dim)
 
 
-cdef void run_step(const Step *s, int n_threads) noexcept nogil:
-    """All layers, then the logits, in one parallel region. A barrier stands wherever a phase reads what another thread wrote:
-    five in a layer where the step has one row."""
+cdef int64_t SOON = 1 << 31  # multiply-adds
+
+
+cdef int64_t layers_at_once(const Step *s, int64_t n_positions, int n_threads) noexcept nogil:
+    """How many layers a step takes before it looks for signals: as many as one thread computes in about a tenth of a second."""
+    cdef int64_t weights = s.dim * (2 * s.q_dim + 2 * s.kv_dim + 3 * s.hidden_dim)
+    # Reading a weight from memory costs about what using it 16 times does.
+    cdef int64_t work = weights * (s.n_rows + 16) + 2 * s.n_rows * n_positions * s.q_dim
+    return max(1, SOON * n_threads // work)
+
+
+cdef void run_layers(const Step *s, int64_t first, int64_t stop, int n_threads) noexcept nogil:
+    """Some layers, and with the last one the logits, in one parallel region. A barrier stands wherever a phase reads what
+    another thread wrote: five in a layer where the step has one row."""
     cdef int64_t i = 0, layer = 0, slot = 0, tasks = s.n_tiles * s.n_kv_heads
     cdef int part = 0, thread = 0
     cdef bint alone = s.n_rows == 1
@@ -383,10 +469,11 @@ cdef void run_step(const Step *s, int n_threads) noexcept nogil:
         thread = threadid()
         slot = thread if alone else 0
         pack = s.packs + thread * s.pack_size
-        for i in prange(s.n_rows, schedule="static"):
-            embed_row(s, i)
-        meet(&barrier)
-        for layer in range(s.n_layers):
+        if first == 0:
+            for i in prange(s.n_rows, schedule="static"):
+                embed_row(s, i)
+            meet(&barrier)
+        for layer in range(first, stop):
             if alone:
                 norm_row(s, s.x, s.layers[layer].rms_att_weight, slot)
             else:
@@ -432,7 +519,7 @@ cdef void run_step(const Step *s, int n_threads) noexcept nogil:
             if s.trace != NULL:
                 for i in prange(s.n_rows, schedule="static"):
                     trace_row(s, layer, i, 1)
-        if s.n_logits:
+        if stop == s.n_layers and s.n_logits:
             for i in prange(s.n_logits, schedule="static"):
                 norm_row(s, s.x + s.logit_rows[i] * s.dim, s.rms_final_weight, i)
             meet(&barrier)
@@ -466,6 +553,8 @@ cdef object writable(object array, str name, object dtype, tuple shape):
     checked(array, name, dtype, shape)
     if not array.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, found a read-only one")
+    if not array.flags.aligned:  # weights may lie at any byte, as files have them; what we write may not
+        raise ValueError(f"{name}: expected an array at an address for {np.dtype(dtype).name}, found {array.ctypes.data:#x}")
     return array
 
 
@@ -514,10 +603,15 @@ cdef Matrix as_matrix(object weights, str name, tuple shape, int64_t group_size)
 
 
 cdef class KVBuffer:
-    """The keys and values of one sequence: two float32 arrays (n_layers, n_kv_heads, capacity, head_size)."""
+    """The keys and values of one sequence: two float32 arrays (n_layers, n_kv_heads, capacity, head_size).
+
+    length: positions filled so far; kept for the caller.
+    """
 
     cdef readonly object keys, values
     cdef readonly int64_t capacity
+    cdef public int64_t length
+    cdef int taken  # 0, or how many forks this process was away from its first ancestor, and 1, when a Claim took it
     cdef float *key_data
     cdef float *value_data
 
@@ -527,6 +621,49 @@ cdef class KVBuffer:
         self.keys, self.values, self.capacity = keys, values, keys.shape[2]
         self.key_data = <float *>cnp.PyArray_DATA(keys)
         self.value_data = <float *>cnp.PyArray_DATA(values)
+
+
+cdef class Claim:
+    """What one call has taken for itself, so that no other can use it meanwhile. Each method is done whole: a signal comes
+    before or after it, never between two of its buffers. What was taken in a process is free in a fork of it."""
+
+    cdef list buffers
+    cdef int mark
+
+    def take(self, list buffers not None):
+        """Take these KVBuffers, all or none; ValueError if one is taken already, or named twice."""
+        cdef KVBuffer buffer
+        cdef int mark = llama2c_forks + 1
+        if self.buffers is not None:
+            raise ValueError("claim: expected one that holds nothing, found one in use")
+        self.buffers, self.mark = [], mark
+        try:
+            for buffer in buffers:
+                if buffer.taken == mark:
+                    raise ValueError("cache: expected one that no other step uses, found one in use")
+                buffer.taken = mark
+                self.buffers.append(buffer)
+        except BaseException:
+            self.release()
+            raise
+
+    def advance(self, list counts not None):
+        """Add one count to the length of each buffer, in the order in which they were taken."""
+        cdef KVBuffer buffer
+        cdef int64_t count
+        if len(counts) != len(self.buffers):
+            raise ValueError(f"counts: expected {len(self.buffers)}, found {len(counts)}")
+        for buffer, count in zip(self.buffers, counts):
+            buffer.length += count
+
+    def release(self):
+        """Give back what was taken, if anything was."""
+        cdef KVBuffer buffer
+        if self.buffers is not None:
+            for buffer in self.buffers:
+                if buffer.taken == self.mark:
+                    buffer.taken = 0
+            self.buffers = None
 
 
 cdef class Scratch:
@@ -686,8 +823,8 @@ cdef class Model:
         """
         cdef Step *s
         cdef KVBuffer buffer
-        cdef int64_t rows = 0, row = 0, last = 0, position, token, group, tile, first, at, i
-        checked_threads(n_threads)
+        cdef int64_t rows = 0, row = 0, last = 0, position, token, group, tile, first, at, i, layer, at_once
+        n_threads = usable_threads(checked_threads(n_threads))
         for tokens, position, buffer in sequences:
             if buffer is None:
                 raise TypeError("cache: expected a KVBuffer, found None")
@@ -740,8 +877,13 @@ cdef class Model:
                 s.n_tiles += 1
                 first += tile
             row += len(tokens)
-        with nogil:
-            run_step(s, n_threads)
+        at_once = layers_at_once(s, last, n_threads)
+        for layer in range(0, s.n_layers, at_once):
+            if layer:
+                PyErr_CheckSignals()
+                n_threads = usable_threads(n_threads)  # a signal handler may have done anything
+            with nogil:
+                run_layers(s, layer, min(layer + at_once, s.n_layers), n_threads)
 
 
 # ---------------------------------------------------------------------------------------------- what Python sees: kernels
@@ -757,11 +899,12 @@ def rmsnorm(float[::1] out not None, const float[::1] x not None, const float[::
 def read_all(const float[::1] x not None, n_threads=1):
     """Read x, float32 (n,), once with n_threads threads, each a stretch of its own; -> the sum. For measuring memory."""
     cdef int64_t n = x.shape[0]
-    cdef int part = 0, parts = checked_threads(n_threads)
+    cdef int part = 0, parts = checked_threads(n_threads), team
     cdef double total = 0
     if n == 0:
         return 0.0
-    for part in prange(parts, nogil=True, num_threads=parts, schedule="static"):
+    team = usable_threads(parts)
+    for part in prange(parts, nogil=True, num_threads=team, schedule="static"):
         total += level.sum(&x[0] + share_start(n, part, parts), share_start(n, part + 1, parts) - share_start(n, part, parts))
     return total
 
@@ -804,7 +947,7 @@ def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, w not Non
     """out[r, o] = x[r] . w[o]; OUT out float32 (n_rows, n_out), IN x float32 (n_rows, n), IN w (n_out, n) float32, float16, or
     bfloat16 as an object with `bits`."""
     cdef Matrix m = as_matrix(w, "w", (out.shape[1], x.shape[1]), 0)
-    cdef int part = 0, parts = checked_threads(n_threads)
+    cdef int part = 0, parts = checked_threads(n_threads), team
     cdef int64_t n_rows = x.shape[0], size
     cdef char *packs
     if out.shape[0] != x.shape[0]:
@@ -815,8 +958,9 @@ def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, w not Non
         out[:] = 0
         return
     size = matmul_pack_size(x.shape[1]) // 64 * 64 + 64
+    team = usable_threads(parts)
     packs = allocate_packs(parts, size)
-    for part in prange(parts, nogil=True, num_threads=parts, schedule="static"):
+    for part in prange(parts, nogil=True, num_threads=team, schedule="static"):
         multiply(&out[0, 0], m.rows, &x[0, 0], NULL, n_rows, &m, part, parts, False, packs + part * size)
     free(packs)
 
@@ -853,7 +997,7 @@ def matmul_q8(float[:, ::1] out not None, const float[:, ::1] x not None, w, n_t
     cdef int64_t size = checked_group_size(w.group_size), n_rows = x.shape[0], n = x.shape[1], pack_size
     cdef Matrix m = as_matrix(w, "w", (w.values.shape[0], n), size)
     cdef q8_rows rows
-    cdef int part = 0, parts = checked_threads(n_threads)
+    cdef int part = 0, parts = checked_threads(n_threads), team
     cdef char *packs
     if out.shape[0] != n_rows or out.shape[1] != m.rows:
         raise ValueError(f"matmul_q8: expected out ({n_rows}, {m.rows}), found ({out.shape[0]}, {out.shape[1]})")
@@ -868,8 +1012,9 @@ def matmul_q8(float[:, ::1] out not None, const float[:, ::1] x not None, w, n_t
     rows.offsets = <int32_t *>cnp.PyArray_DATA(offsets)
     rows.n_groups = scales.shape[1]
     pack_size = q8_pack_size(n, rows.n_groups) // 64 * 64 + 64
+    team = usable_threads(parts)
     packs = allocate_packs(parts, pack_size)
-    for part in prange(parts, nogil=True, num_threads=parts, schedule="static"):
+    for part in prange(parts, nogil=True, num_threads=team, schedule="static"):
         multiply(&out[0, 0], m.rows, NULL, &rows, n_rows, &m, part, parts, False, packs + part * pack_size)
     free(packs)
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 from decimal import Decimal, localcontext
 from operator import index
-from threading import Lock
 from typing import TypeAlias
 
 import numpy as np
@@ -25,13 +24,15 @@ Floats: TypeAlias = "NDArray[np.float32]"
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
 Part: TypeAlias = "tuple[list[int], int, _kernels.KVBuffer]"  # ids, the position of the first, where keys and values go
 
-MAX_ROWS = 256  # rows of one step: enough to read the weights once for many rows, short enough to react to Ctrl-C between two
+MAX_ROWS = 256  # rows of one step: enough to read the weights once for many
+MIN_ROWS = 32  # below this, rows wait for weights
+MAX_WORK = 1 << 32  # multiply-adds of a thread in one layer, some tenths of a second: signals are looked for between two layers
 
 
 class KVCache:
     """The keys and values of one sequence, and how many of its positions are filled. For one step at a time."""
 
-    __slots__ = ("_buffer", "_in_use", "_length", "max_length")
+    __slots__ = ("_buffer", "max_length")
 
     def __init__(self, config: Config, max_length: int) -> None:
         shape = (config.n_layers, config.n_kv_heads, max_length, config.head_size)
@@ -41,23 +42,21 @@ class KVCache:
             size = 2 * 4 * math.prod(shape)
             raise MemoryError(f"max_length: expected room for a cache of {max_length} positions, {size} bytes") from None
         self.max_length = max_length
-        self._length = 0
-        self._in_use = Lock()
 
     def __repr__(self) -> str:
-        return f"KVCache(length={self._length}, max_length={self.max_length})"
+        return f"KVCache(length={self.length}, max_length={self.max_length})"
 
     @property
     def length(self) -> int:
         """Positions filled so far; the next forward() continues there."""
-        return self._length
+        return self._buffer.length
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on, to go on from an earlier one."""
         length = index(length)
-        if not 0 <= length <= self._length:
-            raise ValueError(f"length: expected 0 to {self._length}, found {length}")
-        self._length = length
+        if not 0 <= length <= self.length:
+            raise ValueError(f"length: expected 0 to {self.length}, found {length}")
+        self._buffer.length = length
 
 
 class Transformer:
@@ -74,6 +73,7 @@ class Transformer:
         self._frequencies = rotary_frequencies(checkpoint.config)
         self._rope: Floats = np.empty((0, self.config.head_size // 2, 2), np.float32)
         self._free_scratch: list[_kernels.Scratch] = []
+        self._rows_per_step = rows_per_step(checkpoint.config, self.n_threads)
 
     def new_cache(self, max_length: int | None = None) -> KVCache:
         """An empty cache for up to `max_length` positions, 1 to seq_len (None: seq_len)."""
@@ -97,7 +97,7 @@ class Transformer:
         The tokens take the positions from cache.length on. The result is `out` if that is given, else a new array.
         trace, (n_tokens, n_layers, 4), receives the norm and mean of the residual stream after attention and after the
         feed-forward. ValueError: an id outside the vocabulary, no tokens, or more than the cache has room for; TypeError: ids
-        that are no integers. After an error, or an interrupt, the cache is as it was.
+        that are no integers. After an error the cache is as it was; after an interrupt too, or all was done: its length tells.
         """
         shape = (len(tokens), self.config.vocab_size) if all_logits else (self.config.vocab_size,)
         out = self._output(shape, out)
@@ -126,28 +126,24 @@ class Transformer:
         self, sequences: Sequence[tuple[Tokens, KVCache]], logits: Floats, all_logits: bool, trace: Floats | None
     ) -> None:
         """All steps for these sequences; logits (rows that are wanted, vocab_size) are filled in order."""
-        held: list[KVCache] = []
+        claim = _kernels.Claim()
         try:
-            parts: list[Part] = []
-            for tokens, cache in sequences:
-                if not cache._in_use.acquire(blocking=False):
-                    raise ValueError("cache: expected one that no other step uses, found one in use")
-                held.append(cache)
-                parts.append((self._checked_tokens(tokens, cache), cache._length, cache._buffer))
+            claim.take([cache._buffer for _, cache in sequences])
+            parts: list[Part] = [
+                (self._checked_tokens(tokens, cache), cache.length, cache._buffer) for tokens, cache in sequences
+            ]
             if not parts:
                 return
             rope = self._rope_up_to(max(position + len(ids) for ids, position, _ in parts))
             first_row = first_logit = 0
-            for step, wanted in plan_steps(parts, all_logits):
+            for step, wanted in plan_steps(parts, all_logits, self._rows_per_step):
                 last_row, last_logit = first_row + sum(len(ids) for ids, _, _ in step), first_logit + len(wanted)
                 traced = None if trace is None else trace[first_row:last_row]
                 self._step(step, rope, wanted, logits[first_logit:last_logit], traced)
                 first_row, first_logit = last_row, last_logit
-            for cache, (ids, _, _) in zip(held, parts, strict=True):
-                cache._length += len(ids)
+            claim.advance([len(ids) for ids, _, _ in parts])
         finally:
-            for cache in held:
-                cache._in_use.release()
+            claim.release()
 
     def _step(
         self, parts: list[Part], rope: Floats, logit_rows: list[int], logits: Floats, trace: Floats | None
@@ -162,7 +158,7 @@ class Transformer:
 
     def _checked_tokens(self, tokens: Tokens, cache: KVCache) -> list[int]:
         ids = [index(token) for token in tokens]
-        room = cache.max_length - cache._length
+        room = cache.max_length - cache.length
         if not 0 < len(ids) <= room:
             raise ValueError(f"tokens: expected 1 to {room} (the room left in the cache), found {len(ids)}")
         if not (min(ids) >= 0 and max(ids) < self.config.vocab_size):
@@ -182,10 +178,10 @@ class Transformer:
         return rope
 
 
-def plan_steps(sequences: list[Part], all_logits: bool) -> Iterator[tuple[list[Part], list[int]]]:
-    """Cut sequences into steps of at most MAX_ROWS rows, each with the rows whose logits are wanted: the last of each sequence.
+def plan_steps(sequences: list[Part], all_logits: bool, max_rows: int) -> Iterator[tuple[list[Part], list[int]]]:
+    """Cut sequences into steps of at most max_rows rows, each with the rows whose logits are wanted: the last of each sequence.
 
-    With MAX_ROWS = 4, lengths 5 and 2 at position 0: ([4 ids at 0], []), then ([1 id at 4, 2 ids at 0], [0, 2]).
+    With max_rows = 4, lengths 5 and 2 at position 0: ([4 ids at 0], []), then ([1 id at 4, 2 ids at 0], [0, 2]).
     """
     step: list[Part] = []
     wanted: list[int] = []
@@ -193,7 +189,7 @@ def plan_steps(sequences: list[Part], all_logits: bool) -> Iterator[tuple[list[P
     for ids, position, buffer in sequences:
         start = 0
         while start < len(ids):
-            stop = min(len(ids), start + MAX_ROWS - rows)
+            stop = min(len(ids), start + max_rows - rows)
             step.append((ids[start:stop], position + start, buffer))
             rows += stop - start
             if all_logits:
@@ -201,18 +197,27 @@ def plan_steps(sequences: list[Part], all_logits: bool) -> Iterator[tuple[list[P
             elif stop == len(ids):
                 wanted.append(rows - 1)
             start = stop
-            if rows == MAX_ROWS:
+            if rows == max_rows:
                 yield step, wanted
                 step, wanted, rows = [], [], 0
     if step:
         yield step, wanted
 
 
+def count_layer_weights(config: Config) -> int:
+    """Numbers in the matrices of one layer."""
+    q_dim = config.n_heads * config.head_size
+    return config.dim * (2 * q_dim + 2 * config.kv_dim + 3 * config.hidden_dim)
+
+
 def count_weights(config: Config) -> int:
     """Numbers in the matrices of a model, each read once for a token."""
-    q_dim = config.n_heads * config.head_size
-    layer = config.dim * (2 * q_dim + 2 * config.kv_dim + 3 * config.hidden_dim)
-    return config.n_layers * layer + config.vocab_size * config.dim
+    return config.n_layers * count_layer_weights(config) + config.vocab_size * config.dim
+
+
+def rows_per_step(config: Config, n_threads: int) -> int:
+    """MAX_ROWS, or fewer where the layers are so large that a Ctrl-C would have to wait."""
+    return max(MIN_ROWS, min(MAX_ROWS, MAX_WORK * n_threads // count_layer_weights(config)))
 
 
 def rotary_frequencies(config: Config) -> NDArray[np.float64]:

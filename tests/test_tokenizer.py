@@ -163,6 +163,7 @@ def test_many_threads(llama2: Tokenizer) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS as Linux has it")
+@pytest.mark.skipif("LLAMA2C_SANITIZE" in os.environ, reason="sanitizers reserve terabytes of address space")
 def test_no_memory(tmp_path: Path) -> None:
     """A text whose buffers do not fit is a MemoryError, and the tokenizer works on."""
     make(tmp_path, BASE)

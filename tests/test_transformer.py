@@ -20,6 +20,7 @@ from reference import F32, Reference, Result
 from llama2c import transformer as module
 from llama2c.checkpoint import Checkpoint
 from llama2c.config import Config
+from llama2c.tensors import QuantizedTensor
 from llama2c.transformer import KVCache, Transformer, count_weights
 
 
@@ -96,6 +97,27 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 2e-
 
 
 # ---------------------------------------------------------------------------------------------- against plain NumPy
+
+
+def at_odd_bytes(weight: Any) -> Any:
+    """A copy that no load of four bytes is aligned to."""
+    if isinstance(weight, QuantizedTensor):
+        return QuantizedTensor(at_odd_bytes(weight.values), at_odd_bytes(weight.scales), weight.group_size)
+    moved = np.ndarray(weight.shape, weight.dtype, bytearray(weight.nbytes + 1), 1)
+    moved[...] = weight
+    return moved
+
+
+@pytest.mark.parametrize("name", ["gqa_untied", "mqa_odd", "q8_32", "q8_odd", "q8_straddling"])
+def test_weights_may_lie_at_any_byte(make: Callable[[str], Made], name: str) -> None:
+    """Which the sanitizer of `make sanitize` holds against every load; without it, x86 would not tell."""
+    transformer, _, checkpoint = make(name)
+    weights = {name: at_odd_bytes(weight) for name, weight in checkpoint.weights.items()}
+    moved = Transformer(dataclasses.replace(checkpoint, weights=weights), n_threads=1)
+    tokens = random_tokens(transformer.config, 30)
+    for n in (30, 1):
+        expected = transformer.forward(tokens[:n], transformer.new_cache(), all_logits=True)
+        np.testing.assert_array_equal(moved.forward(tokens[:n], moved.new_cache(), all_logits=True), expected)
 
 
 @pytest.mark.parametrize("name", FP32)

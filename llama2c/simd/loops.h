@@ -237,9 +237,11 @@ static void rmsnorm(float *out, const float *x, const float *weight, int64_t n, 
     float lanes[16];
     for (int p = 0; p < PARTS; p++)
         reg_store(lanes + p * LANES, squares[p]);
-    float scale = 1.0f / sqrtf(tree_sum(lanes) / (float)n + eps);
-    for (int64_t i = 0; i < n; i++)
-        out[i] = weight[i] * (scale * x[i]);
+    reg scale = reg_set1(1.0f / sqrtf(tree_sum(lanes) / (float)n + eps));
+    for (int64_t i = 0; i < n; i += LANES) { /* by registers, which may be loaded from any byte */
+        reg normed = reg_mul(scale, load_up_to(x + i, n - i));
+        store_up_to(out + i, reg_mul(load_up_to(weight + i, n - i), normed), n - i);
+    }
 }
 
 /* Fused in the open: GCC 12 turns a * c - b * s beside a * s + b * c into a fused vfmaddsub in spite of -ffp-contract=off. */
