@@ -147,7 +147,7 @@ cdef class Vocabulary:
     cdef uint8_t *adjacent  # (256, 256) 1 where some spelling has the first byte just before the second
     cdef readonly int64_t size
 
-    def __cinit__(self, bytes data, vocab_size=None):
+    def __cinit__(self, bytes data not None, vocab_size=None):
         if PyBytes_GET_SIZE(data) >= 1 << 31:  # below this, no id and no length can overflow
             raise ValueError(f"expected a tokenizer of less than 2 GiB, found {len(data)} bytes")
         self.data = data
@@ -220,7 +220,7 @@ cdef class Vocabulary:
 
     # -- encoding
 
-    def encode(self, bytes text, bint bos, bint eos):
+    def encode(self, bytes text not None, bint bos, bint eos):
         """The ids of a text as the C program has them, as a list; costs n log n, without the GIL."""
         cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(text)
         cdef int64_t n_bytes = PyBytes_GET_SIZE(text)

@@ -68,6 +68,8 @@ class Checkpoint:
             readable = type(error)(f"{path}: expected a readable file, found: {error.strerror}")
             readable.errno = error.errno
             raise readable from None
+        except MemoryError:
+            raise MemoryError(f"{path}: expected memory for its content, found too little") from None
         if found.shared_classifier:
             weights["wcls"] = weights["token_embedding_table"]
         shared, dtype = found.shared_classifier, found.dtype

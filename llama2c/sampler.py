@@ -37,7 +37,10 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
 def _check_real(name: str, value: Any, expected: str, valid: Callable[[float], bool]) -> float:
     if not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, found {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected {expected}, found an integer beyond all floats") from None
     if not valid(number):
         raise ValueError(f"{name}: expected {expected}, found {number}")
     return number
@@ -108,7 +111,8 @@ class Sampler:
             self._probs = np.empty(n, np.float32)
             self._candidates = np.empty(2 * n, np.uint64)
         coin = self.coin() if self.temperature > 0.0 else 0.0
-        return _sample(logits, self._probs, self._candidates, self.temperature, self.top_p, self.top_k, self.min_p, coin)
+        top_k = min(self.top_k, n)
+        return _sample(logits, self._probs, self._candidates, self.temperature, self.top_p, top_k, self.min_p, coin)
 
 
 def _penalised(logits: NDArray[np.float32], seen: NDArray[Any], penalty: float) -> NDArray[np.float32]:

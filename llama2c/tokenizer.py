@@ -17,6 +17,7 @@ from llama2c._bpe import Vocabulary
 UNK = 0
 BOS = 1
 EOS = 2
+MOST_BYTES = 1 << 31  # of a file: the vocabulary counts them in 32 bits
 
 
 class Tokenizer:
@@ -119,12 +120,20 @@ class TextStream:
 
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file. The kind is asked first: opening a FIFO would wait for its writer."""
+    """The bytes of a regular file. Kind and size are asked first: opening a FIFO would wait for its writer."""
+    name = os.fspath(path)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            kind = "directory" if os.path.isdir(path) else "special file"
-            raise ValueError(f"{os.fspath(path)}: expected a regular file, found a {kind}")
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "directory" if stat.S_ISDIR(status.st_mode) else "special file"
+            raise ValueError(f"expected a regular file, found a {kind}")
+        if status.st_size >= MOST_BYTES:
+            raise ValueError(f"expected a tokenizer of less than 2 GiB, found {status.st_size} bytes")
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise type(error)(f"{os.fspath(path)}: expected a readable file, found: {error.strerror}") from None
+        raise type(error)(f"{name}: expected a readable file, found: {error.strerror}") from None
+    except ValueError as error:  # those above, and a path that no system takes: one with NUL
+        raise ValueError(f"{name}: {error}") from None
+    except MemoryError:
+        raise MemoryError(f"{name}: expected memory for {status.st_size} bytes, found too little") from None

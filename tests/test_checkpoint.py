@@ -367,6 +367,17 @@ def test_a_mapping_that_fails_names_the_file(tmp_path: Path, monkeypatch: pytest
     assert error.value.errno == 12
 
 
+def test_a_content_that_no_memory_takes_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "m.bin")
+
+    def fail(*_: object) -> None:
+        raise MemoryError("Unable to allocate")
+
+    monkeypatch.setattr(module, "_read", fail)
+    with pytest.raises(MemoryError, match=r"m\.bin: expected memory for its content, found too little$"):
+        Checkpoint.open(tmp_path / "m.bin", mmap=False)
+
+
 # ---- how long it lives -----------------------------------------------------------------
 
 

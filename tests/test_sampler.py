@@ -74,6 +74,7 @@ OPTIONS = {
     "narrow top_p": {"top_p": 0.05},
     "top_k": {"top_p": 1.0, "top_k": 3},
     "top_k of all": {"top_p": 1.0, "top_k": 10**6},
+    "top_k beyond 64 bits": {"top_p": 1.0, "top_k": 2**70},
     "min_p": {"top_p": 1.0, "min_p": 0.1},
     "min_p 1": {"top_p": 1.0, "min_p": 1.0},
     "top_k, min_p": {"top_p": 1.0, "top_k": 5, "min_p": 0.2},
@@ -228,6 +229,8 @@ def test_a_token_masked_with_minus_infinity_is_never_drawn() -> None:
     [
         ({"temperature": math.nan}, ValueError, TEMPERATURE + "nan"),
         ({"temperature": math.inf}, ValueError, TEMPERATURE + "inf"),
+        ({"temperature": 10**400}, ValueError, TEMPERATURE + "an integer beyond all floats"),
+        ({"top_p": -(10**400)}, ValueError, "top_p: expected a number from 0 to 1, found an integer beyond all floats"),
         ({"temperature": -0.5}, ValueError, TEMPERATURE + "-0.5"),
         ({"temperature": "1"}, TypeError, "temperature: expected a number, found str"),
         ({"temperature": None}, TypeError, "temperature: expected a number, found NoneType"),

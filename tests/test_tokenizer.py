@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 import reference_text
 from reference_text import Vocabulary
 
+from llama2c import _bpe
 from llama2c.tokenizer import BOS, EOS, UNK, Tokenizer
 
 SPECIAL: Vocabulary = [(b"<unk>", 0.0), (b"<s>", 0.0), (b"</s>", 0.0)]
@@ -385,3 +388,38 @@ def test_bad_vocab_size(shared: Path, vocab_size: int) -> None:
 def test_vocab_size_of_wrong_type(shared: Path) -> None:
     with pytest.raises(TypeError):
         Tokenizer.open(shared / "models" / "tok512.bin", 512.0)  # type: ignore[arg-type]
+
+
+def test_a_file_beyond_2_gib_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.bin"
+    path.write_bytes(pack(BASE))
+    os.truncate(path, 2**31)  # which takes no room on the disk
+    message = f"^{re.escape(str(path))}: expected a tokenizer of less than 2 GiB, found {2**31} bytes$"
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.open(path)
+
+
+def test_a_path_that_no_system_takes_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^a\0b: embedded null byte$"):
+        Tokenizer.open("a\0b")
+
+
+def test_a_file_that_no_memory_takes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, BASE)
+
+    class Full(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise MemoryError
+
+    monkeypatch.setattr("builtins.open", lambda *_: Full())
+    with pytest.raises(MemoryError, match=rf"tokenizer\.bin: expected memory for {SIZE} bytes, found too little$"):
+        Tokenizer.open(tmp_path / "tokenizer.bin")
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "abc", bytearray(300)])
+def test_a_vocabulary_takes_bytes_alone(wrong: object) -> None:
+    """None, too, which Cython lets through unless it is told, to be read as if it were bytes."""
+    with pytest.raises(TypeError):
+        _bpe.Vocabulary(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        _bpe.Vocabulary(pack(BASE)).encode(wrong, True, False)  # type: ignore[arg-type]

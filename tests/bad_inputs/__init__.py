@@ -1,0 +1,15 @@
+"""The catalogue of bad inputs: each is made by code, named for what is wrong with it, and says how it must be refused.
+
+`CASES` has them all, by name. One more is a Case in the list of its module; worker.py runs it, test_bad_inputs.py asserts.
+"""
+
+from __future__ import annotations
+
+from . import bodies, calls, files, headers, tokenizers
+from .case import Case
+
+CASES: dict[str, Case] = {}
+for module in (headers, bodies, files, tokenizers, calls):
+    for each in module.CASES:
+        assert each.name not in CASES, each.name
+        CASES[each.name] = each

@@ -1,0 +1,336 @@
+"""Paths that lead to no file, files that change, and too little memory for good ones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+import llama2c
+from llama2c import checkpoint as checkpoint_module
+
+from .case import (
+    DOORS,
+    TOKENIZER_DOORS,
+    Case,
+    CommandLineError,
+    Door,
+    command_line,
+    content,
+    good_model,
+    named,
+    open_good,
+    pack_header,
+    pack_tokenizer,
+    parts,
+    refused,
+)
+
+NOBODY = 65534
+
+
+# ---------------------------------------------------------------------------
+# no file
+
+
+def directory(folder: Path) -> Path:
+    (folder / "a.bin").mkdir()
+    return folder / "a.bin"
+
+
+def fifo(folder: Path) -> Path:
+    os.mkfifo(folder / "a.bin")  # which no one writes to: opening it as files are opened would wait for ever
+    return folder / "a.bin"
+
+
+def unix_socket(folder: Path) -> Path:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(folder / "a.bin"))  # the name of a socket has to be short
+    return folder / "a.bin"
+
+
+def loop(folder: Path) -> Path:
+    (folder / "a.bin").symlink_to(folder / "b.bin")
+    (folder / "b.bin").symlink_to(folder / "a.bin")
+    return folder / "a.bin"
+
+
+def dangling(folder: Path) -> Path:
+    (folder / "a.bin").symlink_to(folder / "b.bin")
+    return folder / "a.bin"
+
+
+def through_a_file(folder: Path) -> Path:
+    (folder / "a.bin").write_bytes(b"")
+    return folder / "a.bin" / "b.bin"
+
+
+Make = Callable[[Path], Path]
+NO_FILES: list[tuple[str, Make, type[Exception], str, bool]] = [  # what is wrong, the path, the error, of a checkpoint alone
+    ("empty", content(b""), ValueError, "expected ", False),
+    ("absent", lambda folder: folder / "absent.bin", FileNotFoundError, "No such file or directory", False),
+    ("a FIFO", fifo, ValueError, "expected a regular file, found a", False),
+    ("a device without end", lambda folder: Path("/dev/zero"), ValueError, "expected a regular file, found a", False),
+    ("an empty device", lambda folder: Path("/dev/null"), ValueError, "expected a regular file, found a", False),
+    ("a symlink loop", loop, OSError, "Too many levels of symbolic links", False),
+    ("a dangling symlink", dangling, FileNotFoundError, "No such file or directory", False),
+    ("a path through a file", through_a_file, NotADirectoryError, "Not a directory", False),
+    ("a name too long", lambda folder: folder / ("a" * 300), OSError, "File name too long", False),
+    ("a name with NUL", lambda folder: folder / "a\0b", ValueError, "null byte", False),
+    ("a directory", directory, IsADirectoryError, "Is a directory", True),
+    ("a socket", unix_socket, OSError, "No such device or address", True),
+]
+
+
+def no_files() -> Iterator[Case]:
+    for title, make, error, words, _ in NO_FILES:
+        yield from refused(f"checkpoint: {title}", make, error, words)
+    yield from refused("checkpoint: a name with a lone surrogate", lambda folder: folder / "\ud800", ValueError, "surrogate")
+    yield from no_tokenizers()
+
+
+def no_tokenizers() -> Iterator[Case]:
+    for title, make, error, words, checkpoint_alone in NO_FILES:
+        if not checkpoint_alone:
+            yield from refused(f"tokenizer: {title}", make, error, words, doors=TOKENIZER_DOORS)
+    words = "expected a regular file, found a"
+    yield from refused("tokenizer: a directory", directory, ValueError, f"{words} directory", doors=TOKENIZER_DOORS)
+    yield from refused("tokenizer: a socket", unix_socket, ValueError, words, doors=TOKENIZER_DOORS)
+
+
+# ---------------------------------------------------------------------------
+# no permission
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """As a user who owns nothing: root may read what no one may."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def without_permission(make: Make, door: Door) -> Callable[[Path], object]:
+    def run(folder: Path) -> object:
+        with tempfile.TemporaryDirectory() as place:
+            os.chmod(place, 0o755)  # so that it is the file that may not be read, not the folder
+            path = Path(place, "a.bin")
+            path.write_bytes(make(folder).read_bytes())
+            with nobody():
+                assert path.read_bytes()
+            path.chmod(0)
+            with nobody():
+                return named(door)(path)
+
+    return run
+
+
+def permissions() -> Iterator[Case]:
+    said = "expected a readable file, found: Permission denied"
+    for kind, make, doors in (("checkpoint", good_model, DOORS), ("tokenizer", good_tokenizer, TOKENIZER_DOORS)):
+        for title, door in doors.items():
+            error = CommandLineError if title == "command line" else PermissionError
+            yield Case(f"{kind}: no permission ({title})", without_permission(make, door), error, (said,))
+
+
+def good_tokenizer(folder: Path) -> Path:
+    return content(pack_tokenizer(), "tokenizer.bin")(folder)
+
+
+# ---------------------------------------------------------------------------
+# files that change
+
+
+def shrunk(use_mmap: bool) -> Callable[[Path], object]:
+    """Cut short by another program after its size was looked at, before its content is."""
+
+    def run(folder: Path) -> object:
+        path = good_model(folder)
+        parse = checkpoint_module.parse_header
+
+        def parse_and_cut(raw: bytes) -> object:
+            os.truncate(path, 100)
+            return parse(raw)
+
+        checkpoint_module.parse_header = parse_and_cut  # type: ignore[assignment]
+        try:
+            return named(lambda path: llama2c.Checkpoint.open(path, mmap=use_mmap))(path)
+        finally:
+            checkpoint_module.parse_header = parse
+
+    return run
+
+
+def logits(checkpoint: llama2c.Checkpoint) -> np.ndarray:
+    transformer = llama2c.Transformer(checkpoint, n_threads=1)
+    return transformer.forward([1, 260, 5], transformer.new_cache())
+
+
+def unharmed(change: Callable[[Path], None], use_mmap: bool) -> Callable[[Path], object]:
+    """A model that is open goes on as before whatever happens to its file."""
+
+    def run(folder: Path) -> None:
+        path = good_model(folder)
+        expected = logits(llama2c.Checkpoint.open(path))
+        checkpoint = llama2c.Checkpoint.open(path, mmap=use_mmap)
+        change(path)
+        np.testing.assert_array_equal(logits(checkpoint), expected)
+
+    return run
+
+
+def replace(path: Path) -> None:
+    path.with_name("new.bin").write_bytes(b"\xff" * path.stat().st_size)
+    os.replace(path.with_name("new.bin"), path)
+
+
+def changes() -> Iterator[Case]:
+    shrank = "found 100: the file shrank while it was read"
+    yield Case("checkpoint: shrunk while it is read", shrunk(False), ValueError, (shrank,))
+    yield Case("checkpoint: shrunk while it is mapped", shrunk(True), ValueError, ("the file shrank while it was opened",))
+    for title, use_mmap in (("mapped", True), ("read", False)):
+        yield Case(f"checkpoint: replaced while open ({title})", unharmed(replace, use_mmap), None)
+        yield Case(f"checkpoint: deleted while open ({title})", unharmed(os.unlink, use_mmap), None)
+    yield Case("checkpoint: cut short after it was read", unharmed(lambda path: os.truncate(path, 0), False), None)
+    yield Case("checkpoint: overwritten after it was read", unharmed(overwrite, False), None)
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+
+
+# ---------------------------------------------------------------------------
+# memory
+
+
+@contextlib.contextmanager
+def memory_limit(room: int) -> Iterator[None]:
+    """No more than `room` bytes beyond what this process has mapped."""
+    n_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (n_pages * resource.getpagesize() + room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+LARGE = 2**28  # bytes of a file with nothing in it, which takes no room on the disk
+
+
+def large_model(folder: Path) -> Path:
+    """A consistent v1 file of a quarter of a gigabyte, all zeros: a wide vocabulary."""
+    sizes = {"dim": 64, "n_heads": 4, "vocab_size": LARGE // 4 // 64}
+    head = pack_header(1, tied=1, **sizes)
+    path = content(head)(folder)
+    numbers = 64 * (sizes["vocab_size"] + 2 * (2 + 2 * 64 + 2 * 32 + 3 * 10) + 1)
+    os.truncate(path, len(head) + 4 * numbers)
+    return path
+
+
+def large_tokenizer(folder: Path) -> Path:
+    path = good_tokenizer(folder)
+    os.truncate(path, LARGE)
+    return path
+
+
+def limited(make: Make, door: Door, room: int = LARGE // 4) -> Callable[[Path], object]:
+    """`door` with little room: it fails there, and nowhere else, and what came before still works."""
+
+    def run(folder: Path) -> object:
+        llama = open_good(folder)
+        before = llama.generate("a", max_tokens=3, temperature=0).tokens
+        path = make(folder)
+        try:
+            with memory_limit(room):
+                return named(door)(path)
+        finally:
+            assert llama.generate("a", max_tokens=3, temperature=0).tokens == before
+
+    return run
+
+
+def long_model(folder: Path) -> Path:
+    """A few kilobytes of weights, and a context of 2^31 - 1 positions."""
+    pieces = parts(1)
+    (folder / "tokenizer.bin").write_bytes(pack_tokenizer())
+    return content(pack_header(1, seq_len=2**31 - 1) + b"".join(pieces[1:]))(folder)
+
+
+def new_cache(path: Path) -> object:
+    return llama2c.Transformer(llama2c.Checkpoint.open(path), n_threads=1).new_cache()
+
+
+def whole_context(path: Path) -> object:
+    return llama2c.load(path, n_threads=1).generate("a", max_tokens=None)
+
+
+def few_tokens(path: Path) -> None:
+    """A cache is as long as what is asked for, not as the context."""
+    assert llama2c.load(path, n_threads=1).generate("a", max_tokens=3, temperature=0).finish_reason
+    command_line(path)
+
+
+def cache_cases() -> Iterator[Case]:
+    name = "checkpoint: a KV cache beyond memory though the weights are tiny"
+    words = (f"max_length: expected room for a cache of {2**31 - 1} positions, ",)
+    for title, act, error in (
+        ("new_cache", new_cache, MemoryError),
+        ("generate", whole_context, MemoryError),
+        ("command line", lambda path: command_line(path, "-n", "0"), CommandLineError),
+    ):
+        yield Case(f"{name} ({title})", lambda folder, act=act: act(long_model(folder)), error, words, limit=True)
+    name = "checkpoint: a context beyond memory of which little is used"
+    yield Case(name, lambda folder: few_tokens(long_model(folder)), None)
+
+
+def encode_much(path: Path) -> object:
+    return llama2c.Tokenizer.open(path).encode(bytes(LARGE // 8))
+
+
+def wide_step(path: Path) -> object:
+    """The logits of many rows of a wide vocabulary."""
+    transformer = llama2c.Transformer(llama2c.Checkpoint.open(path), n_threads=1)
+    return transformer.forward([1] * 16, transformer.new_cache(), all_logits=True)
+
+
+def memory_cases() -> Iterator[Case]:
+    said = "expected a readable file, found: Cannot allocate memory"
+    for title, error, door in (
+        ("mapped", OSError, DOORS["mapped"]),
+        ("read", MemoryError, DOORS["read"]),
+        ("load", OSError, DOORS["load"]),
+    ):
+        words = (said,) if error is OSError else ("expected memory for ",)
+        run = limited(large_model, door)
+        yield Case(f"checkpoint: RLIMIT_AS hit ({title})", run, error, words, linux=True, limit=True)
+    run = limited(large_tokenizer, TOKENIZER_DOORS["open"])
+    yield Case("tokenizer: RLIMIT_AS hit", run, MemoryError, ("expected memory for ",), linux=True, limit=True)
+    for title, make, act, room in (
+        ("encode", good_tokenizer, encode_much, LARGE // 4),
+        ("forward", large_model, wide_step, LARGE + LARGE // 8),
+    ):
+        run = limited(make, lambda path, act=act: unnamed(act, path), room)
+        yield Case(f"call: RLIMIT_AS hit in {title}", run, MemoryError, linux=True, limit=True)
+
+
+def unnamed(act: Callable[[Path], object], path: Path) -> object:
+    """`act`, whose MemoryError need not name the file, as it is none of the file's fault."""
+    try:
+        return act(path)
+    except MemoryError as error:
+        raise MemoryError(f"{path}: {error}") from None
+
+
+CASES = [*no_files(), *permissions(), *changes(), *cache_cases(), *memory_cases()]
