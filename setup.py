@@ -78,8 +78,8 @@ setup(
     cmdclass={"build_py": BuildPy},
     options={"build": {"build_base": BUILD}},
     libraries=[
-        (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*EXACT, *flags, *checks], "obj_deps": {"": HEADERS}})
-        for name, flags in {"dispatch": [], **levels}.items()
+        (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*EXACT, *flags], "obj_deps": {"": HEADERS}})
+        for name, flags in {"dispatch": checks, **{name: [*flags, *checks] for name, flags in levels.items()}}.items()
     ],
     ext_modules=cythonize(
         [

@@ -5,7 +5,7 @@ A Config cannot exist with dimensions that break a rule, so nothing above checks
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 
 DIMENSIONS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
@@ -101,5 +101,5 @@ def _check_dimension(name: str, value: object) -> None:
 def _check_positive(name: str, value: object) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a float, found {value!r}")
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value <= sys.float_info.max:  # an int may be larger
         raise ValueError(f"{name}: expected a finite positive number, found {value}")

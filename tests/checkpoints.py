@@ -30,7 +30,8 @@ Arrays = dict[str, np.ndarray]
 
 def random_weights(config: Any, rng: np.random.Generator, shared_classifier: bool = True) -> Arrays:
     """fp32 arrays under llama2c's names, scaled so that a forward pass stays finite; wcls if not shared."""
-    c, q_dim, kv_dim = config, config.n_heads * config.head_size, config.n_kv_heads * config.head_size
+    c, head_size = config, getattr(config, "head_size", config.dim // config.n_heads)
+    q_dim, kv_dim = c.n_heads * head_size, c.n_kv_heads * head_size
     shapes = {
         "token_embedding_table": (c.vocab_size, c.dim),
         "wq": (c.n_layers, q_dim, c.dim),

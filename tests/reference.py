@@ -152,7 +152,7 @@ class Reference:
 
     def attend(self, x: np.ndarray, layer: int) -> np.ndarray:
         c, n = self.config, len(x)
-        head_size = c.head_size
+        head_size = getattr(c, "head_size", c.dim // c.n_heads)
         q = self.rotate(self.multiply(x, "wq", layer).reshape(n, c.n_heads, head_size))
         k = self.rotate(self.multiply(x, "wk", layer).reshape(n, c.n_kv_heads, head_size))
         v = self.multiply(x, "wv", layer).reshape(n, c.n_kv_heads, head_size)

@@ -134,13 +134,13 @@ TOKENIZER_DOORS: dict[str, Door] = {
 
 
 def named(door: Door) -> Door:
-    """The same door, at which every message must begin with the path."""
+    """The same door, at which every message must begin with the path, or that of a file in it."""
 
     def checked(path: Path) -> object:
         try:
             return door(path)
         except (ValueError, OSError, MemoryError, CommandLineError) as error:
-            assert str(error).startswith(f"{path}: "), error
+            assert str(error).startswith((f"{path}: ", f"{path}/")), error
             raise
 
     return checked

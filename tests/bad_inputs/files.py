@@ -83,7 +83,7 @@ NO_FILES: list[tuple[str, Make, type[Exception], str, bool]] = [  # what is wron
     ("a path through a file", through_a_file, NotADirectoryError, "Not a directory", False),
     ("a name too long", lambda folder: folder / ("a" * 300), OSError, "File name too long", False),
     ("a name with NUL", lambda folder: folder / "a\0b", ValueError, "null byte", False),
-    ("a directory", directory, IsADirectoryError, "Is a directory", True),
+    ("a directory", directory, FileNotFoundError, "expected a file, or a folder with config.json, found a folder", True),
     ("a socket", unix_socket, OSError, "No such device or address", True),
 ]
 
