@@ -20,12 +20,13 @@ import numpy as np
 
 from . import __version__, _kernels, generation
 from .cache import resolve
+from .chat import start_conversation
 from .checkpoint import Checkpoint
 from .config import DIMENSIONS
-from .llama import Llama, chat_turn, find_tokenizer
+from .llama import Llama, find_tokenizer
 from .sampler import Sampler
 from .terminal import UsageError, say
-from .tokenizer import EOS, TextStream, Tokenizer
+from .tokenizer import TextStream, Tokenizer
 from .transformer import Floats, KVCache, Tokens, Transformer
 
 INTERRUPTED = 130  # the exit codes a shell gives for SIGINT and SIGPIPE
@@ -91,7 +92,7 @@ FLAGS = (
     Flag("-s", "--seed", "S", _integer, "the same seed gives the same story (default 0: from the clock)"),
     Flag("-n", "--steps", "N", _integer, "positions, those of the prompt too; 0: the whole context (default 256)"),
     Flag("-i", "--prompt", "TEXT", str, "the beginning of the story, in chat the first line; - reads it from stdin, all of it"),
-    Flag("-z", "--tokenizer", "FILE", str, "default: tokenizer.bin beside the model, then in the working directory"),
+    Flag("-z", "--tokenizer", "FILE", str, "default: tokenizer.bin, .json or .model beside the model, or tokenizer.bin here"),
     Flag("-m", "--mode", "MODE", _mode, "generate or chat (default generate)"),
     Flag("-y", "--system-prompt", "TEXT", str, "in chat: the system prompt; without it, it is asked for"),
     Flag("", "--threads", "N", _integer, "default: OMP_NUM_THREADS, else the cores there are, fewer for tiny models"),
@@ -231,9 +232,14 @@ class Timing(NamedTuple):
 
     n_prompt: int
     prompt_seconds: float
-    n_made: int  # after the first
-    seconds: float
+    tokens: list[int]  # those drawn
+    seconds: float  # from the first of them to the last
     finish_reason: str | None
+
+    @property
+    def n_made(self) -> int:
+        """Of the tokens, those after the first."""
+        return len(self.tokens) - 1
 
     @property
     def rate(self) -> float:
@@ -243,18 +249,18 @@ class Timing(NamedTuple):
 def print_steps(steps: Iterator[generation.Step], text_stream: TextStream, n_prompt: int) -> Timing:
     """Print the text of each step as it comes. A tiny model makes one in 15 us: nothing is looked up twice."""
     write, flush, feed, silent = sys.stdout.buffer.write, sys.stdout.buffer.flush, text_stream.feed, SILENT
-    n_made = -1
+    tokens: list[int] = []
     start = first = perf_counter()
     finish_reason = None
     for token, _, _, finish_reason in steps:  # noqa: B007
-        if n_made < 0:
+        if not tokens:
             first = perf_counter()
-        n_made += 1
+        tokens.append(token)
         text = feed(token)
         if text not in silent:
             write(text.encode())
             flush()
-    return Timing(n_prompt, first - start, n_made, perf_counter() - first, finish_reason)
+    return Timing(n_prompt, first - start, tokens, perf_counter() - first, finish_reason)
 
 
 def tell_speed(timing: Timing) -> None:
@@ -271,16 +277,17 @@ def generate(llama: Llama, sampler: Sampler, prompt: str, n_positions: int, verb
     """The prompt's text and what follows it, up to `n_positions`."""
     ids = llama.tokenizer.encode(os.fsencode(prompt))
     seq_len = llama.transformer.config.seq_len
-    if len(ids) > seq_len:
+    if not 0 < len(ids) <= seq_len:
         raise ValueError(f"prompt: expected 1 to {seq_len} tokens (the context), found {len(ids)}")
     cache = llama.transformer.new_cache(n_positions)
-    text_stream = llama.tokenizer.text_stream(previous=ids[0], errors="ignore")
-    put("".join(text for text in map(text_stream.feed, ids[1 : n_positions + 1]) if text not in SILENT))
+    text_stream = llama.tokenizer.text_stream(errors="ignore")
+    put("".join(text for text in map(text_stream.feed, ids[: n_positions + 1]) if text not in SILENT))
     if len(ids) > n_positions:  # nothing is drawn, but a trace shows every position asked for
         llama.transformer.forward(ids[:n_positions], cache)
         put("\n")
         return
-    timing = print_steps(generation.generate(llama.transformer, cache, ids, sampler), text_stream, len(ids))
+    steps = generation.generate(llama.transformer, cache, ids, sampler, stop_tokens=llama.tokenizer.end_ids)
+    timing = print_steps(steps, text_stream, len(ids))
     put("\n")
     if verbose:
         tell_speed(timing)
@@ -289,39 +296,51 @@ def generate(llama: Llama, sampler: Sampler, prompt: str, n_positions: int, verb
 
 
 def chat(llama: Llama, sampler: Sampler, prompt: str | None, system: str | None, n_positions: int, verbose: bool) -> None:
-    """User and assistant in turn, all in one cache, until `n_positions` are filled or the input ends."""
+    """User and assistant in turn, all in one cache, until `n_positions` are filled or the input ends.
+
+    Each turn has the ids of the whole conversation, of which the cache holds the first ones: as a rule all but those since the
+    end token of the last reply; fewer where a template writes earlier turns in another way than before.
+    """
     transformer, tokenizer = llama.transformer, llama.tokenizer
     cache = transformer.new_cache(n_positions)
-    unfed: list[int] = []  # the EOS that ended the turn before: it goes in with the next one
+    fed: list[int] = []  # what the cache holds
     user, input_ended = prompt, False
     if system is None:
         system = ask("Enter system prompt (optional): ")
         input_ended = system is None
+    conversation = start_conversation(tokenizer, system or "")
     while True:
         if user is None and not input_ended:
             user = ask("User: ")
         if user is None:
             break
-        ids = unfed + tokenizer.encode(os.fsencode(chat_turn(user, system or "")))
-        user, system = None, None
+        ids = conversation.ask(user)
+        user = None
         put("Assistant: ")
-        room = n_positions - cache.length
-        if len(ids) > room:
-            transformer.forward(ids[:room], cache)
+        cache.truncate(min(count_common(fed, ids), len(ids) - 1))
+        new, room = ids[cache.length :], n_positions - cache.length
+        if len(new) > room:
+            transformer.forward(new[:room], cache)
             break
-        for _ in ids[:-1]:
+        for _ in new[:-1]:
             sampler.coin()  # run.c samples at these positions too
-        text_stream = tokenizer.text_stream(previous=ids[-1], errors="ignore")
-        steps = generation.generate(transformer, cache, ids, sampler, stop_tokens=(EOS,))
-        timing = print_steps(steps, text_stream, len(ids))
+        text_stream = tokenizer.text_stream(previous=new[-1], errors="ignore")
+        steps = generation.generate(transformer, cache, new, sampler, stop_tokens=conversation.end_ids)
+        timing = print_steps(steps, text_stream, len(new))
         if timing.finish_reason == "stop":
             put("\n")
         if verbose:
             tell_speed(timing)
-        unfed = [EOS]
-        if cache.length + len(unfed) >= n_positions:
+        conversation.answer(timing.tokens)
+        fed = ids + timing.tokens[:-1]
+        if len(ids) + len(timing.tokens) >= n_positions:
             break
     put("\n")
+
+
+def count_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences begin with in common: [1, 2, 3], [1, 2, 4] -> 2."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 # ---------------------------------------------------------------------------

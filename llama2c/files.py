@@ -1,26 +1,51 @@
-"""Small files, read whole: settings and tokenizers. Everything that is no regular file is refused before it is opened."""
+"""Small files, read whole: settings and tokenizers. Whatever is wrong with one is an exception of one line that names it."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 1 << 31  # the vocabulary of a tokenizer.bin counts them in 32 bits, and no other is nearly as large
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file. The kind is asked first: opening a FIFO would wait for its writer.
+    """The bytes of a regular file. Kind and size are asked first: opening a FIFO would wait for its writer.
 
-    ValueError: it is of another kind; OSError: it cannot be read; one line that names it.
+    ValueError: it is of another kind, or no path at all; OSError: it cannot be read; MemoryError.
     """
+    name = os.fspath(path)
     try:
-        check_regular(path)
+        status = os.stat(path)
+        check_regular(status)
+        if status.st_size >= MOST_BYTES:
+            raise ValueError(f"expected a file of less than 2 GiB, found {status.st_size} bytes")
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise type(error)(f"{os.fspath(path)}: expected a readable file, found: {error.strerror}") from None
+        raise type(error)(f"{name}: expected a readable file, found: {error.strerror}") from None
+    except ValueError as error:  # those above, and a path that no system takes: one with NUL
+        raise ValueError(f"{name}: {error}") from None
+    except MemoryError:
+        raise MemoryError(f"{name}: expected memory for {status.st_size} bytes, found too little") from None
 
 
-def check_regular(path: str | os.PathLike[str]) -> None:
-    """ValueError for what is no regular file, OSError where nothing is known of it."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        kind = "directory" if os.path.isdir(path) else "special file"
-        raise ValueError(f"{os.fspath(path)}: expected a regular file, found a {kind}")
+def check_regular(status: os.stat_result) -> None:
+    """ValueError for what is no regular file."""
+    if not stat.S_ISREG(status.st_mode):
+        kind = "directory" if stat.S_ISDIR(status.st_mode) else "special file"
+        raise ValueError(f"expected a regular file, found a {kind}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. ValueError: there is none in it; otherwise as read_file."""
+    raw = read_file(path)
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, found: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content

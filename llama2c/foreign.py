@@ -1,11 +1,10 @@
-"""Tensors under foreign names, and settings in JSON: what the readers of other programs' models share.
+"""Tensors under foreign names, and settings: what the readers of other programs' models share.
 
 Nothing is loaded here: a Stored tensor is read when somebody asks for its numbers.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .config import Config
-from .files import read_file
 from .layout import ROPE_TABLES, tensor_shapes
 from .tensors import FLOAT_DTYPES, Floats, Raw, as_floats, as_weight
 
@@ -93,19 +91,7 @@ def same_values(a: Stored, b: Stored) -> bool:
 
 
 # ---------------------------------------------------------------------------
-# settings in JSON
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file. ValueError if there is none, OSError if it cannot be read: one line each."""
-    raw = read_file(path)
-    try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, found: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
+# settings
 
 
 def make_config(path: Path, **values: Any) -> Config:

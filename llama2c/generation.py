@@ -33,8 +33,8 @@ def generate(
     prompt_ids: Iterable[int],
     sampler: Sampler,
     *,
+    stop_tokens: Iterable[int],
     max_tokens: int | None = None,
-    stop_tokens: Iterable[int] = (1, 2),
     logprobs: int = 0,
 ) -> Iterator[Step]:
     """Continue `cache` with the prompt, then with tokens of `sampler`, each of them a Step.

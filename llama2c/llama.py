@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 from . import generation
 from .cache import resolve
+from .chat import chat_ids
 from .checkpoint import Checkpoint
 from .sampler import Sampler, check_int
-from .scoring import Score, score_ids
+from .scoring import Score, score_ids, scored_ids
 from .tokenizer import TextStream, Tokenizer
 from .transformer import Transformer
 
@@ -77,15 +78,22 @@ class Options(TypedDict, total=False):
 # ---------------------------------------------------------------------------
 # loading
 
+TOKENIZERS = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")  # looked for in this order
+
 
 def find_tokenizer(model_path: str | os.PathLike[str]) -> Path:
-    """The tokenizer.bin beside the model, else the one in the working directory; else FileNotFoundError."""
-    places = [Path(model_path).with_name("tokenizer.bin"), Path("tokenizer.bin")]
-    for place in places:
+    """The tokenizer beside a model, or in the model's folder if it is one; else a tokenizer.bin in the working directory.
+
+    The first there is of tokenizer.bin, tokenizer.json and tokenizer.model. FileNotFoundError: there is none.
+    """
+    path = Path(model_path)
+    folder = path if path.is_dir() else path.parent
+    for place in [*(folder / name for name in TOKENIZERS), Path(TOKENIZERS[0])]:
         if place.exists():
             return place
-    looked_at = " or ".join(dict.fromkeys(map(str, places)))  # once, if the model is in the working directory
-    raise FileNotFoundError(f"{os.fspath(model_path)}: expected a tokenizer at {looked_at}, found none")
+    names = f"{', '.join(TOKENIZERS[:-1])} or {TOKENIZERS[-1]}"
+    looked_in = f"in {folder}, or {TOKENIZERS[0]} in the working directory"
+    raise FileNotFoundError(f"{os.fspath(model_path)}: expected {names} {looked_in}, found none")
 
 
 def load(
@@ -110,60 +118,6 @@ def load(
         Transformer(checkpoint, n_threads=n_threads),
         Tokenizer.open(tokenizer_path, vocab_size=checkpoint.config.vocab_size),
     )
-
-
-# ---------------------------------------------------------------------------
-# the chat template of Llama 2
-
-
-def chat_turn(user: str, system: str = "") -> str:
-    """One user turn as the model was trained on it: ("Hi") -> "[INST] Hi [/INST]".
-
-    A system prompt stands in the first turn only; an empty one is none. Encode the result with BOS.
-    """
-    if system:
-        user = f"<<SYS>>\n{system}\n<</SYS>>\n\n{user}"
-    return f"[INST] {user} [/INST]"
-
-
-def chat_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """The ids of a conversation that ends with a user turn.
-
-    Each user turn is encoded on its own with BOS, then the reply after a space, closed with EOS; so the ids
-    of a conversation begin with those of its earlier turns. ValueError, naming the message, unless they are
-    perhaps one system, then user and assistant in turn, a user the last.
-    """
-    ids: list[int] = []
-    system = ""
-    expected = "user"
-    for i, message in enumerate(messages):
-        role, content = _role_and_content(i, message)
-        if i == 0 and role == "system":
-            system = content
-            continue
-        if role != expected:
-            raise ValueError(f"messages[{i}]: expected role '{expected}', found {role!r}")
-        if role == "user":
-            ids += tokenizer.encode(chat_turn(content, system))
-            system, expected = "", "assistant"
-        else:
-            ids += tokenizer.encode(content, bos=False, eos=True)  # encode itself puts the space before it
-            expected = "user"
-    if not messages:
-        raise ValueError("messages[0]: expected a 'user' turn, found no messages")
-    if expected == "user":  # the last was a reply, or a system prompt alone
-        raise ValueError(f"messages[{len(messages) - 1}]: expected role 'user' at the end, found {role!r}")
-    return ids
-
-
-def _role_and_content(i: int, message: Any) -> tuple[str, str]:
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        found = sorted(map(str, message)) if isinstance(message, Mapping) else type(message).__name__
-        raise ValueError(f"messages[{i}]: expected a dict of 'role' and 'content', found {found}")
-    role, content = message["role"], message["content"]
-    if not isinstance(content, str):
-        raise ValueError(f"messages[{i}]: expected a str as content, found {type(content).__name__}")
-    return role, content
 
 
 # ---------------------------------------------------------------------------
@@ -284,7 +238,7 @@ class Llama:
     ) -> Iterator[Piece]:
         """The continuation of `prompt`, a Piece for each token as it is made.
 
-        prompt      text, encoded with BOS; or the token ids themselves
+        prompt      text, encoded with BOS if the tokenizer adds one; or the token ids themselves
         max_tokens  at most so many tokens; None: up to the end of the context; 0: no piece at all
         temperature, top_p, top_k, min_p, repetition_penalty, seed   see Sampler
         stop        one or more strings; the text ends before the first that appears
@@ -303,14 +257,17 @@ class Llama:
         if max_tokens is not None:
             length = min(seq_len, len(ids) + check_int("max_tokens", max_tokens, 0))
         cache = self.transformer.new_cache(length)
-        steps = generation.generate(self.transformer, cache, ids, sampler, max_tokens=max_tokens, logprobs=logprobs)
+        stop_tokens = self.tokenizer.end_ids
+        steps = generation.generate(
+            self.transformer, cache, ids, sampler, stop_tokens=stop_tokens, max_tokens=max_tokens, logprobs=logprobs
+        )
         text_stream = self.tokenizer.text_stream(previous=ids[-1])
         return _pieces(steps, len(ids), text_stream, stop_strings)
 
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         stream: Literal[False] = False,
         **options: Unpack[Options],
@@ -318,26 +275,31 @@ class Llama:
 
     @overload
     def chat(
-        self, messages: Sequence[Mapping[str, str]], *, stream: Literal[True], **options: Unpack[Options]
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **options: Unpack[Options]
     ) -> Iterator[Piece]: ...
 
     @overload
     def chat(
-        self, messages: Sequence[Mapping[str, str]], *, stream: bool, **options: Unpack[Options]
+        self, messages: Sequence[Mapping[str, Any]], *, stream: bool, **options: Unpack[Options]
     ) -> Completion | Iterator[Piece]: ...
 
     def chat(
-        self, messages: Sequence[Mapping[str, str]], *, stream: bool = False, **options: Unpack[Options]
+        self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **options: Unpack[Options]
     ) -> Completion | Iterator[Piece]:
-        """The model's reply to a conversation, without the one space that it begins with.
+        """The model's reply to a conversation, by the tokenizer's chat template, else by that of Llama 2.
 
-        messages  [{"role": "user", "content": "Hello"}]: perhaps one "system" first, then "user" and
-                  "assistant" in turn, a "user" the last; anything else is a ValueError
+        messages  [{"role": "user", "content": "Hello"}]. With the template of Llama 2: perhaps one "system" first, then "user"
+                  and "assistant" in turn, a "user" the last, and the reply comes without the one space that it begins with.
+                  Another template says itself which roles it takes, and what else than content a message may hold.
         stream    True: an iterator of pieces
         options   those of stream
+
+        ValueError: the messages are others, or the template is broken; OSError: it needs Jinja2, which is missing.
         """
         ids = chat_ids(self.tokenizer, messages)
-        pieces = _without_first_space(self.stream(ids, **options))
+        pieces = self.stream(ids, **options)
+        if self.tokenizer.chat_template is None:
+            pieces = _without_first_space(pieces)
         return pieces if stream else _completion(pieces, len(ids))
 
     def score(self, text: str | bytes, *, stride: int | None = None) -> Score:
@@ -346,10 +308,11 @@ class Llama:
         A text longer than the context is read in windows of seq_len tokens that begin `stride` (1 to seq_len; None: half of
         seq_len) apart. Each token is scored once: token i, where BOS is token 0, given the tokens from s to i - 1, with
         s = stride * max(0, ceil((i - seq_len) / stride)). So it is given all before it while i <= seq_len, and later at
-        least seq_len - stride + 1; a smaller stride gives more and takes longer.
+        least seq_len - stride + 1; a smaller stride gives more and takes longer. Where the tokenizer puts no BOS before a
+        text, token 0 is its bos_id all the same, or its eos_id if it has none.
         ValueError: an empty text, a lone surrogate, a stride out of range; TypeError: no text, a stride that is no integer.
         """
-        ids = self.tokenizer.encode(text)
+        ids = scored_ids(self.tokenizer, text)
         n_bytes = len(text.encode() if isinstance(text, str) else text)
         return score_ids(self.transformer, ids, n_bytes, stride)
 

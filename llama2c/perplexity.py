@@ -22,7 +22,7 @@ import numpy as np
 from .cache import resolve
 from .checkpoint import Checkpoint
 from .llama import find_tokenizer
-from .scoring import Chunk, Rows, Score, choose_stride, pick_logprobs, plan_chunks, read_chunks
+from .scoring import Chunk, Rows, Score, choose_stride, pick_logprobs, plan_chunks, read_chunks, scored_ids
 from .terminal import Parser, markdown_table, progress
 from .tokenizer import Tokenizer
 from .transformer import Floats, Transformer
@@ -61,7 +61,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="a file, or the name of a downloaded model; none: the one that comes along")
     add("text", metavar="TEXT_FILE", help="its bytes are taken as they are; - is stdin")
-    add("-z", "--tokenizer", metavar="FILE", help="default: tokenizer.bin beside the model, then in the working directory")
+    add("-z", "--tokenizer", metavar="FILE", help="default: tokenizer.bin, .json or .model beside MODEL, or tokenizer.bin here")
     add("--stride", type=integer, metavar="N", help="from one window to the next (default: half the context)")
     add("--threads", type=integer, metavar="N", help="default: as many as for a story")
     add("--against", metavar="OTHER", help="another model, with the same tokenizer, to compare")
@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> None:
     stride = choose_stride(options.stride, context)
     results = [Result(name_of(checkpoint), Transformer(checkpoint, options.threads)) for checkpoint in checkpoints]
     text = read_text(options.text)
-    ids = tokenizer.encode(text)
+    ids = scored_ids(tokenizer, text)
     measure(results, ids, plan_chunks(len(ids), context, stride))
     info = {"tokens": len(ids) - 1, "bytes": len(text), "context": context, "stride": stride}
     WRITERS[options.output](info, [result.figures(tuple(ids), len(text)) for result in results])

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .foreign import Names, Stored, check_tensors, make_config, read_json, require
+from .files import read_json
+from .foreign import Names, Stored, check_tensors, make_config, require
 from .source import Source
 from .tensors import Floats, Raw, as_floats, as_weight
 

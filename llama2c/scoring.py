@@ -14,6 +14,7 @@ import numpy as np
 
 from . import _kernels
 from .sampler import check_int
+from .tokenizer import Tokenizer
 from .transformer import Floats, Transformer
 
 ROWS = 64  # logits held at a time: 8 MB if there are 32,000 tokens, and enough rows to read the weights once for many
@@ -23,7 +24,7 @@ ROWS = 64  # logits held at a time: 8 MB if there are 32,000 tokens, and enough 
 class Score:
     """How likely a model finds a text."""
 
-    tokens: tuple[int, ...]  # BOS first
+    tokens: tuple[int, ...]  # the first is BOS, or what stands for it (see scored_ids)
     logprobs: tuple[float, ...]  # ln p of each token after the first, given those before it; len(tokens) - 1 of them
     n_bytes: int  # of the text
 
@@ -106,6 +107,20 @@ def pick_logprobs(rows: Rows, ids: Sequence[int], chunk: Chunk) -> list[float]:
     if not np.isfinite(picked).all():
         raise ValueError("logits: expected numbers that make a distribution, found NaN or infinity")
     return list(map(float, picked))
+
+
+def scored_ids(tokenizer: Tokenizer, text: str | bytes) -> list[int]:
+    """The ids of a text with one before them that the first token of the text is scored given: BOS.
+
+    Where encode puts nothing before a text, that is bos_id all the same, or eos_id if there is none: what ends a text is what
+    comes before the next. ValueError: there is neither.
+    """
+    if tokenizer.prefix:
+        return tokenizer.encode(text)
+    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    if first is None:
+        raise ValueError("tokenizer: expected a BOS or EOS to put before a text that is scored, found neither")
+    return [first, *tokenizer.encode(text, bos=False)]
 
 
 def score_ids(transformer: Transformer, ids: Sequence[int], n_bytes: int, stride: int | None = None) -> Score:

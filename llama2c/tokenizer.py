@@ -1,6 +1,6 @@
-"""Text to token ids and back, with the vocabulary of a tokenizer.bin, as llama2.c does it.
+"""Text to token ids and back, with a vocabulary from any file: tokenizer.bin, tokenizer.model or tokenizer.json.
 
-This half reads the file and knows str; parsing and merging are compiled (_bpe). Nothing here knows a model.
+This half knows str; a vocabulary knows bytes (_bpe is compiled, tokenizer_json uses a package). Nothing here knows a model.
 """
 
 from __future__ import annotations
@@ -8,52 +8,79 @@ from __future__ import annotations
 import codecs
 import operator
 import os
-import stat
 from collections.abc import Iterable
 from typing import SupportsIndex
 
-from llama2c._bpe import Vocabulary
+from . import _bpe
+from .files import read_file
+from .vocabulary import BOS, EOS, UNK, ChatTemplate, Special, Vocabulary
 
-UNK = 0
-BOS = 1
-EOS = 2
-MOST_BYTES = 1 << 31  # of a file: the vocabulary counts them in 32 bits
+__all__ = ["BOS", "EOS", "UNK", "TextStream", "Tokenizer"]
 
 
 class Tokenizer:
     """A vocabulary with its encoder and decoder. It never changes: any number of threads may share one.
 
-    Byte-pair encoding starts from one token per code point (its UTF-8 bytes where there is none) and merges
-    the neighbours whose joined spelling is the token with the highest score, the leftmost among equals.
-    Where a vocabulary spells two tokens alike, text becomes the one with the lower id.
+    vocab_size     how many ids there are; those without a token have no text
+    bos_id, eos_id the tokens that begin and end a text; None: the tokenizer has none
+    end_ids        every token that ends a text, in a chat a turn
+    prefix         the ids that encode puts before a text; () of a tokenizer that adds none
+    chat_template  what turns messages into a prompt; None: that of Llama 2
+
+    The vocabulary of a tokenizer.bin is that of llama2.c. Byte-pair encoding starts from one token per code point (its UTF-8
+    bytes where there is none) and merges the neighbours whose joined spelling is the token with the highest score, the leftmost
+    among equals. Where it spells two tokens alike, text becomes the one with the lower id.
     """
 
-    __slots__ = ("_vocabulary", "bos_id", "eos_id", "vocab_size")
+    __slots__ = ("_starts", "_vocabulary", "bos_id", "chat_template", "end_ids", "eos_id", "prefix", "vocab_size")
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, special: Special | None = None) -> None:
+        """special: None for those of a tokenizer.bin."""
+        special = Special() if special is None else special
         self._vocabulary = vocabulary
+        self._starts = special.starts
         self.vocab_size = vocabulary.size
-        self.bos_id = BOS
-        self.eos_id = EOS
+        self.bos_id = special.bos_id
+        self.eos_id = special.eos_id
+        self.end_ids = special.end_ids
+        self.prefix = special.prefix
+        self.chat_template: ChatTemplate | None = special.chat_template
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
-        """Read a tokenizer.bin of exactly vocab_size tokens (None: all up to the end of the file).
+        """Read a tokenizer for a model of vocab_size tokens (None: of as many as the tokenizer has).
 
-        ValueError: the file is none, or of another size; OSError: it cannot be read.
+        The name says what it is: tokenizer.json of the tokenizers package, with the settings that lie beside it
+        (*.json); tokenizer.model of SentencePiece (*.model), which becomes a tokenizer.bin in memory; anything else is a
+        tokenizer.bin. A tokenizer.json may have fewer tokens than the model, the others exactly as many.
+        ValueError: the file is none, or of another size; OSError: it cannot be read, or the package is missing.
         """
         if vocab_size is not None and operator.index(vocab_size) < 1:
             raise ValueError(f"vocab_size: expected a positive int, found {vocab_size}")
-        data = _read_file(path)
+        suffix = os.path.splitext(os.fspath(path))[1]
+        if suffix == ".json":
+            from . import tokenizer_json  # the other two, which most need not, are imported when there is such a file
+
+            return cls(*tokenizer_json.read(path, vocab_size))
+        data = read_file(path)
         try:
-            return cls(Vocabulary(data, vocab_size))
+            if suffix == ".model":
+                from . import tokenizer_model
+
+                data, _ = tokenizer_model.pack(data)
+            return cls(_bpe.Vocabulary(data, vocab_size))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
+        except MemoryError:
+            raise MemoryError(f"{os.fspath(path)}: expected memory for its tokens, found too little") from None
 
     def encode(self, text: str | bytes, bos: bool = True, eos: bool = False) -> list[int]:
-        """The ids of a text. bytes are taken as they are, valid UTF-8 or not; NUL is a byte like any other.
+        """The ids of a text. bos: with what the tokenizer puts in front; eos: with eos_id at the end.
 
-        A text that is not empty gets a leading space. ValueError: a lone surrogate, which has no UTF-8.
+        With a tokenizer.bin bytes are taken as they are, valid UTF-8 or not, and a text that is not empty gets a leading space.
+        A tokenizer.json takes valid UTF-8 alone, and finds its special tokens in the text where they are spelled out. NUL is a
+        byte like any other.
+        ValueError: a lone surrogate, which has no UTF-8; bytes that are none; eos of a tokenizer without an eos_id.
         """
         if isinstance(text, str):
             try:
@@ -66,16 +93,16 @@ class Tokenizer:
         return self._vocabulary.encode(text, bos, eos)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """The text of some ids: U+FFFD for broken bytes, nothing for ids 0 to 2.
+        """The text of some ids: U+FFFD for broken bytes, nothing for special tokens (ids 0 to 2 of a tokenizer.bin).
 
-        After BOS one leading space is dropped, so decode(encode(text)) == text; with bos=False it stays.
-        ValueError: an id outside the vocabulary.
+        Where encode puts a space before a text, it is dropped after BOS, so decode(encode(text)) == text; with bos=False it
+        stays. (Of a tokenizer that adds no BOS it is dropped at the beginning.) ValueError: an id outside the vocabulary.
         """
         stream = self.text_stream()
         return "".join(map(stream.feed, ids)) + stream.flush()
 
     def piece(self, token: SupportsIndex) -> bytes:
-        """The bytes of one token, which may be part of a character: b"" for ids 0 to 2, b"\\n" for <0x0A>."""
+        """The bytes of one token, which may be part of a character: b"" for special ones, b"\\n" for <0x0A>."""
         return self._vocabulary.piece(token)
 
     def text_stream(self, previous: SupportsIndex | None = None, errors: str = "replace") -> TextStream:
@@ -83,22 +110,25 @@ class Tokenizer:
 
         `errors` says what becomes of bytes that are no UTF-8: "replace" (U+FFFD) or "ignore" (nothing).
         """
-        return TextStream(self._vocabulary, previous, errors)
+        return TextStream(self._vocabulary, self._starts, previous, errors)
 
 
 class TextStream:
     """Turns tokens into text as they come; an unfinished character waits for its rest."""
 
-    __slots__ = ("_after_bos", "_errors", "_piece", "_rest")
+    __slots__ = ("_after_bos", "_errors", "_piece", "_rest", "_starts")
 
-    def __init__(self, vocabulary: Vocabulary, previous: SupportsIndex | None, errors: str) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, starts: frozenset[int | None], previous: SupportsIndex | None, errors: str
+    ) -> None:
         if errors not in ("replace", "ignore"):
             raise ValueError(f'errors: expected "replace" or "ignore", found {errors!r}')
         if previous is not None:
             vocabulary.piece(previous)  # checks it
         self._piece = vocabulary.piece
         self._errors = errors
-        self._after_bos = previous == BOS
+        self._starts = starts
+        self._after_bos = previous in starts
         self._rest = b""  # the first bytes of an unfinished character
 
     def feed(self, token: SupportsIndex) -> str:
@@ -107,7 +137,7 @@ class TextStream:
         ValueError: the token is outside the vocabulary; the stream is unchanged.
         """
         data = self._rest + self._piece(token, self._after_bos)
-        self._after_bos = token == BOS
+        self._after_bos = token in self._starts
         text, used = codecs.utf_8_decode(data, self._errors, False)
         self._rest = data[used:]
         return text
@@ -117,23 +147,3 @@ class TextStream:
         text, _ = codecs.utf_8_decode(self._rest, self._errors, True)
         self._rest = b""
         return text
-
-
-def _read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file. Kind and size are asked first: opening a FIFO would wait for its writer."""
-    name = os.fspath(path)
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "directory" if stat.S_ISDIR(status.st_mode) else "special file"
-            raise ValueError(f"expected a regular file, found a {kind}")
-        if status.st_size >= MOST_BYTES:
-            raise ValueError(f"expected a tokenizer of less than 2 GiB, found {status.st_size} bytes")
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise type(error)(f"{name}: expected a readable file, found: {error.strerror}") from None
-    except ValueError as error:  # those above, and a path that no system takes: one with NUL
-        raise ValueError(f"{name}: {error}") from None
-    except MemoryError:
-        raise MemoryError(f"{name}: expected memory for {status.st_size} bytes, found too little") from None

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .tokenizer import BOS, EOS
+from .vocabulary import BOS, EOS
 from .writer import pack_tokenizer
 
 SPACE = "\u2581"  # sentencepiece's spelling of a space

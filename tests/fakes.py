@@ -85,6 +85,10 @@ class FakeTokenizer:
     def __init__(self, pieces: Sequence[bytes] = ()) -> None:
         self.pieces = [b"", b"", b"", *(bytes([byte]) for byte in range(256)), *pieces]
         self.vocab_size = len(self.pieces)
+        self.bos_id, self.eos_id = BOS, EOS
+        self.end_ids = frozenset((BOS, EOS))
+        self.prefix = (BOS,)
+        self.chat_template = None
 
     def encode(self, text: str | bytes, bos: bool = True, eos: bool = False) -> list[int]:
         data = text.encode() if isinstance(text, str) else text

@@ -15,6 +15,7 @@ from llama2c.sampler import Sampler
 def run(transformer: Any, prompt: Any, *, length: int = 512, sampler: Sampler | None = None, **options: Any):
     """The cache, and an iterator of steps; greedy unless there is a sampler."""
     cache = FakeCache(length)
+    options.setdefault("stop_tokens", (BOS, EOS))
     return cache, generate(transformer, cache, prompt, sampler or Sampler(temperature=0), **options)
 
 

@@ -14,7 +14,8 @@ import pytest
 from fakes import BOS, EOS, FakeTokenizer, FakeTransformer, fake_llama, spell
 
 from llama2c import llama as module
-from llama2c.llama import Llama, StopStrings, chat_ids, chat_turn, find_tokenizer, load
+from llama2c.chat import chat_ids
+from llama2c.llama import Llama, StopStrings, find_tokenizer, load
 
 TEXT = "One day, a żółw said 'こんにちは 🐢' to me."
 EMPTY_STOP = "stop: expected a string of at least one character, found an empty one"
@@ -327,12 +328,6 @@ def system(text: str) -> dict[str, str]:
     return {"role": "system", "content": text}
 
 
-def test_chat_turn() -> None:
-    assert chat_turn("Hi") == "[INST] Hi [/INST]"
-    assert chat_turn("Hi", "") == "[INST] Hi [/INST]"
-    assert chat_turn("Hi", "Be brief.") == "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]"
-
-
 @pytest.mark.parametrize(
     ("messages", "ids"),
     [
@@ -521,16 +516,20 @@ def test_find_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     beside = model.parent / "tokenizer.bin"
-    with pytest.raises(FileNotFoundError) as caught:
+    names, here = "tokenizer.bin, tokenizer.json or tokenizer.model", "or tokenizer.bin in the working directory, found none"
+    for path, folder in ((model, model.parent), (model.parent, model.parent), ("model.bin", ".")):
+        with pytest.raises(FileNotFoundError) as caught:
+            find_tokenizer(path)
+        assert str(caught.value) == f"{path}: expected {names} in {folder}, {here}"
+    Path("tokenizer.json").touch()
+    with pytest.raises(FileNotFoundError):  # in the working directory it may be that of another model
         find_tokenizer(model)
-    assert str(caught.value) == f"{model}: expected a tokenizer at {beside} or tokenizer.bin, found none"
-    with pytest.raises(FileNotFoundError) as caught:
-        find_tokenizer("model.bin")
-    assert str(caught.value) == "model.bin: expected a tokenizer at tokenizer.bin, found none"
+    assert find_tokenizer("model.bin") == Path("tokenizer.json")
     Path("tokenizer.bin").touch()
-    assert find_tokenizer(str(model)) == Path("tokenizer.bin")
-    beside.touch()
-    assert find_tokenizer(str(model)) == beside
+    assert find_tokenizer(str(model)) == find_tokenizer(model.parent) == Path("tokenizer.bin")
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer.bin"):  # each before the one before
+        beside.with_name(name).touch()
+        assert find_tokenizer(str(model)) == find_tokenizer(model.parent) == beside.with_name(name)
 
 
 @pytest.mark.parametrize("given", [None, "given.bin"])

@@ -394,7 +394,7 @@ def test_a_file_beyond_2_gib_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.bin"
     path.write_bytes(pack(BASE))
     os.truncate(path, 2**31)  # which takes no room on the disk
-    message = f"^{re.escape(str(path))}: expected a tokenizer of less than 2 GiB, found {2**31} bytes$"
+    message = f"^{re.escape(str(path))}: expected a file of less than 2 GiB, found {2**31} bytes$"
     with pytest.raises(ValueError, match=message):
         Tokenizer.open(path)
 

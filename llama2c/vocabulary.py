@@ -1,0 +1,53 @@
+"""What a Tokenizer is made of, whatever file it comes from: a vocabulary, and the ids and texts with a meaning of their own.
+
+Data alone; tokenizer.py is what uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, SupportsIndex
+
+UNK = 0  # of a tokenizer.bin
+BOS = 1
+EOS = 2
+
+
+class Vocabulary(Protocol):
+    """Tokens, each of which stands for the same bytes wherever it comes, but for one space after BOS."""
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+
+    def encode(self, text: bytes, bos: bool, eos: bool, /) -> list[int]:
+        """The ids of a text. ValueError: bytes that this vocabulary cannot take."""
+
+    def piece(self, token: SupportsIndex, after_bos: bool = False, /) -> bytes:
+        """The bytes of a token, b"" of a special one. ValueError, TypeError: there is no such token."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A template of Jinja2 that turns messages into a prompt; chat_template.py fills it in."""
+
+    source: str
+    path: str  # of the file it stands in
+    special_tokens: Mapping[str, str]  # what it may name besides the messages: {"bos_token": "<s>", ...}
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """The special tokens of a vocabulary. The defaults are those of every tokenizer.bin."""
+
+    bos_id: int | None = BOS
+    eos_id: int | None = EOS
+    end_ids: frozenset[int] = frozenset((BOS, EOS))  # a text ends with any of them
+    prefix: tuple[int, ...] = (BOS,)  # what encode puts before a text; nothing for some tokenizers
+    chat_template: ChatTemplate | None = None  # None: the one of Llama 2
+
+    @property
+    def starts(self) -> frozenset[int | None]:
+        """The ids after which a text begins; None among them: it begins without one."""
+        return frozenset((self.prefix[-1] if self.prefix else None, *({self.bos_id} - {None})))
