@@ -175,8 +175,8 @@ def parse(argv: Sequence[str]) -> Arguments:
 def help_text() -> str:
     lines = [f"  {flag.short or '  '} {f'{flag.long} {flag.value}':23} {flag.help}\n" for flag in FLAGS]
     verbs = [f"  {name:26} {verb.help}\n" for name, verb in VERBS.items()]
-    about = "Run a llama2.c checkpoint: print a story, or chat. MODEL is a file, or the name of a downloaded model;\n"
-    about += "without one, the small model that comes with llama2c tells a story."
+    about = "Run a Llama model: print a story, or chat. MODEL is a file, a Hugging Face folder, or the name of a\n"
+    about += "downloaded model; without one, the small model that comes with llama2c tells a story."
     return f"{USAGE}\n\n{about}\n\n{''.join(lines)}\nverbs:\n{''.join(verbs)}\n{NOTES}"
 
 
@@ -402,8 +402,10 @@ def describe(checkpoint: Checkpoint, tokenizer_path: str, llama: Llama, seed: in
     groups = "" if checkpoint.group_size is None else f" in groups of {checkpoint.group_size}"
     say(f"version {__version__}, instruction set {_kernels.isa}, threads: {llama.transformer.n_threads}")
     say(f"model: {checkpoint.path}, format {checkpoint.format}, {checkpoint.kind}{groups}")
-    shape = ", ".join(f"{name} {getattr(c, name)}" for name in DIMENSIONS)
+    shape = ", ".join(f"{name} {getattr(c, name)}" for name in (*DIMENSIONS, "head_size"))
     say(f"shape: {shape}, classifier {'' if checkpoint.shared_classifier else 'not '}shared")
+    scaling = "" if c.rope_scaling is None else f", {c.rope_scaling.rope_type} scaling by {c.rope_scaling.factor:g}"
+    say(f"RoPE base {c.rope_theta:g}{scaling}; norm_eps {c.norm_eps:g}")
     say(f"tokenizer: {tokenizer_path}")
     say(f"seed: {seed}")
 

@@ -425,15 +425,16 @@ def test_verbose(command: Command, model: Path, monkeypatch: pytest.MonkeyPatch)
     quiet = command(model, "-t", "0", "-s", "5")
     told = command(model, "-t", "0", "-s", "5", "-v", "--threads", "1")
     assert told.out == quiet.out
-    assert told.err.splitlines()[:5] == [
+    assert told.err.splitlines()[:6] == [
         f"llama2c: version {__version__}, instruction set {build_info()['isa']}, threads: 1",
         f"llama2c: model: {model}, format v1, fp32",
         "llama2c: shape: dim 16, hidden_dim 24, n_layers 2, n_heads 4, n_kv_heads 2, vocab_size 286, seq_len 64, "
-        "classifier not shared",
+        "head_size 4, classifier not shared",
+        "llama2c: RoPE base 10000; norm_eps 1e-05",
         f"llama2c: tokenizer: {model.with_name('tokenizer.bin')}",
         "llama2c: seed: 5",
     ]
-    assert command(model, "-t", "0", "-s", "5", "--verbose", "--threads", "1").err.splitlines()[:5] == told.err.splitlines()[:5]
+    assert command(model, "-t", "0", "-s", "5", "--verbose", "--threads", "1").err.splitlines()[:6] == told.err.splitlines()[:6]
     assert "llama2c: generation: " in command(model, "-m", "chat", "-t", "0", "-v", "-i", "hi", "-y", "").err
 
 
