@@ -78,7 +78,14 @@ setup(
     cmdclass={"build_py": BuildPy},
     options={"build": {"build_base": BUILD}},
     libraries=[
-        (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*EXACT, *flags, *checks], "obj_deps": {"": HEADERS}})
+        (
+            f"llama2c_{name}",
+            {
+                "sources": [f"llama2c/simd/{name}.c"],
+                "cflags": [*EXACT, *flags, *checks],
+                "obj_deps": {"": HEADERS},
+            },
+        )
         for name, flags in {"dispatch": [], **levels}.items()
     ],
     ext_modules=cythonize(
