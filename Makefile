@@ -36,21 +36,21 @@ lint: $(VENV)/lint.stamp ## before every commit: ruff for style and slips, mypy 
 PRELOAD = LD_PRELOAD="`$(CC) -print-file-name=lib$(1).so` `$(CC) -print-file-name=libstdc++.so`" PYTHONMALLOC=malloc
 SANITIZED = build/address,undefined
 THREADED = build/thread
-RACES = tests/test_kernels.py tests/test_same_bits.py tests/test_transformer.py tests/test_processes.py
+RACES = tests/test_kernels.py tests/test_same_bits.py tests/test_transformer.py tests/test_llama.py tests/test_processes.py::test_threads_of_python_come_and_go
 
 sanitize: ## before a release, and after a change in C or Cython: all tests, or ARGS, with the address and UB sanitizers
 	@LLAMA2C_SANITIZE=address,undefined $(MAKE) --no-print-directory VENV=$(SANITIZED)/venv $(SANITIZED)/venv/test.stamp
 	LLAMA2C_SANITIZE=address,undefined $(call PRELOAD,asan) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
-	    UBSAN_OPTIONS=print_stacktrace=1 $(SANITIZED)/venv/bin/pytest -p no:cacheprovider $(ARGS)
+	    UBSAN_OPTIONS=print_stacktrace=1 $(SANITIZED)/venv/bin/pytest -p no:cacheprovider --capture=sys $(ARGS)
 
 races: ## after a change of what threads share: the tests with threads, or ARGS, with the thread sanitizer
 	@LLAMA2C_SANITIZE=thread $(MAKE) --no-print-directory VENV=$(THREADED)/venv $(THREADED)/venv/test.stamp
-	LLAMA2C_SANITIZE=thread $(call PRELOAD,tsan) TSAN_OPTIONS=halt_on_error=1:suppressions=tests/sanitizers/thread.supp \
-	    $(THREADED)/venv/bin/pytest -p no:cacheprovider $(or $(ARGS),$(RACES))
+	LLAMA2C_SANITIZE=thread OPENBLAS_NUM_THREADS=1 $(call PRELOAD,tsan) TSAN_OPTIONS=halt_on_error=1:allocator_may_return_null=1 \
+	    $(THREADED)/venv/bin/pytest -p no:cacheprovider --capture=sys $(or $(ARGS),$(RACES))
 
 valgrind: $(VENV)/test.stamp ## before a release: kernels, files and texts in valgrind, which also sees what was never set; slow
 	LLAMA2C_ISA=generic OPENBLAS_NUM_THREADS=1 PYTHONMALLOC=malloc valgrind --quiet --error-exitcode=99 --leak-check=no \
-	    --suppressions=tests/sanitizers/valgrind.supp $(BIN)/python -m pytest -p no:cacheprovider \
+	    --suppressions=tests/sanitizers/valgrind.supp $(BIN)/python -m pytest -p no:cacheprovider --capture=sys \
 	    $(or $(ARGS),tests/test_kernels.py tests/test_checkpoint.py tests/test_tokenizer.py)
 
 soak: $(VENV)/test.stamp ## before a release: decode for MINUTES=10, and see whether memory grows or the output changes

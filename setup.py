@@ -33,6 +33,7 @@ SANITIZERS = {
 }
 SANITIZE = os.environ.get("LLAMA2C_SANITIZE", "")
 checks = SANITIZERS[SANITIZE]
+COMPILE = [*EXACT, *checks]
 levels = {**LEVELS.get(platform.machine().lower(), {}), "generic": []}
 
 
@@ -78,8 +79,8 @@ setup(
     cmdclass={"build_py": BuildPy},
     options={"build": {"build_base": BUILD}},
     libraries=[
-        (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*EXACT, *flags], "obj_deps": {"": HEADERS}})
-        for name, flags in {"dispatch": checks, **{name: [*flags, *checks] for name, flags in levels.items()}}.items()
+        (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*COMPILE, *flags], "obj_deps": {"": HEADERS}})
+        for name, flags in {"dispatch": [], **levels}.items()
     ],
     ext_modules=cythonize(
         [
@@ -87,13 +88,11 @@ setup(
                 "llama2c._kernels",
                 ["llama2c/_kernels.pyx", *REGIONS],
                 depends=[*HEADERS, *SOURCES, "llama2c/team.h"],
-                extra_compile_args=[*EXACT, *OPENMP_COMPILE, *checks],
+                extra_compile_args=[*COMPILE, *OPENMP_COMPILE],
                 extra_link_args=[*OPENMP_LINK, *checks],
                 **NUMPY,
             ),
-            Extension(
-                "llama2c._bpe", ["llama2c/_bpe.pyx"], extra_compile_args=[*EXACT, *checks], extra_link_args=checks
-            ),
+            Extension("llama2c._bpe", ["llama2c/_bpe.pyx"], extra_compile_args=COMPILE, extra_link_args=checks),
         ],
         build_dir=GENERATED,
     ),

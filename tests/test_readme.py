@@ -145,7 +145,8 @@ def test_make_test_is_a_target_and_make_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = set(re.search(r"^\.PHONY: help (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
     uses = dict(line.split(maxsplit=1) for line in listed.splitlines())
-    assert set(uses) == phony == {"run", "story", "test", "lint", "bench", "annotate", "asm", "clean"}
+    checks = {"test", "lint", "sanitize", "races", "valgrind", "soak"}
+    assert set(uses) == phony == {"run", "story", *checks, "bench", "annotate", "asm", "clean"}
     assert all(len(use) > 20 for use in uses.values())
 
 
