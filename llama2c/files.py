@@ -16,27 +16,31 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
     ValueError: it is of another kind, or no path at all; OSError: it cannot be read; MemoryError.
     """
-    name = os.fspath(path)
+    name, size = os.fspath(path), file_size(path)
+    if size >= MOST_BYTES:
+        raise ValueError(f"{name}: expected a file of less than 2 GiB, found {size} bytes")
     try:
-        status = os.stat(path)
-        check_regular(status)
-        if status.st_size >= MOST_BYTES:
-            raise ValueError(f"expected a file of less than 2 GiB, found {status.st_size} bytes")
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
         raise type(error)(f"{name}: expected a readable file, found: {error.strerror}") from None
-    except ValueError as error:  # those above, and a path that no system takes: one with NUL
-        raise ValueError(f"{name}: {error}") from None
     except MemoryError:
-        raise MemoryError(f"{name}: expected memory for {status.st_size} bytes, found too little") from None
+        raise MemoryError(f"{name}: expected memory for {size} bytes, found too little") from None
 
 
-def check_regular(status: os.stat_result) -> None:
-    """ValueError for what is no regular file."""
+def file_size(path: str | os.PathLike[str]) -> int:
+    """Bytes of a regular file. ValueError: it is of another kind, or no path at all; OSError: nothing is known of it."""
+    name = os.fspath(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise type(error)(f"{name}: expected a readable file, found: {error.strerror}") from None
+    except ValueError as error:  # a path that no system takes: one with NUL
+        raise ValueError(f"{name}: {error}") from None
     if not stat.S_ISREG(status.st_mode):
         kind = "directory" if stat.S_ISDIR(status.st_mode) else "special file"
-        raise ValueError(f"expected a regular file, found a {kind}")
+        raise ValueError(f"{name}: expected a regular file, found a {kind}")
+    return status.st_size
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .config import ROPE_TYPES, Config, RopeScaling
-from .files import check_regular, read_json
+from .files import file_size, read_json
 from .foreign import WHOLE, Names, Stored, check_tensors, make_config, require, tensor_names
 from .layout import NORMS
 from .tensors import FLOAT_DTYPES, Layers, Raw, Weight, as_floats, as_weight
@@ -184,8 +184,8 @@ def open_safetensors(path: Path, mmap: bool) -> dict[str, Stored]:
     except ImportError:
         expected = "expected the package safetensors, to read it, found none"
         raise OSError(f"{path}: {expected}: pip install 'llama2c[hf]'") from None
+    file_size(path)  # opening a FIFO would wait for its writer
     try:
-        check_regular(path.stat())
         with safe_open(path, framework="np"):
             pass
         content: Raw = np.memmap(path, np.uint8, "r") if mmap else np.fromfile(path, np.uint8)
