@@ -12,8 +12,9 @@ SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.py llama2c/*.pyx llama2c/
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LEVEL =
 MINUTES = 10
+TIME = 600
 
-.PHONY: help run story test lint sanitize races valgrind soak bench annotate asm clean
+.PHONY: help run story test lint fuzz coverage sanitize races valgrind soak bench annotate asm clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name use; do printf '%-9s %s\n' "$$name" "$$use"; done
@@ -30,6 +31,15 @@ test: $(VENV)/test.stamp ## after every change: all tests, against the installed
 lint: $(VENV)/lint.stamp ## before every commit: ruff for style and slips, mypy for types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/test.stamp ## after a change in what reads files: two fuzzers, TIME=600 seconds each, what they find goes to build/fuzz
+	@if $(MAKE) -s $(VENV)/fuzz.stamp 2>/dev/null; then \
+	    $(BIN)/python fuzz/fuzz_checkpoint.py -max_total_time=$(TIME) -verbosity=0 -print_final_stats=1 && \
+	    $(BIN)/python fuzz/fuzz_tokenizer.py -max_total_time=$(TIME) -verbosity=0 -print_final_stats=1; \
+	else echo "make fuzz: atheris, which it needs, cannot be installed for this Python on this machine: nothing was fuzzed"; fi
+
+coverage: $(VENV)/coverage.stamp ## to see which lines and branches no test takes: all tests, a quarter of an hour; ARGS as for test
+	$(BIN)/python tests/measure_coverage.py $(ARGS)
 
 # What the sanitizers are told, and why, is in docs/reliability.md. Each has an environment and a build of its own. The C++
 # library is named too: one that comes later, with an extension, would throw past the sanitizer.
@@ -80,9 +90,9 @@ asm: $(VENV)/plain.stamp ## after a change in simd/: are the inner loops vectori
 	              printf "%-18s %10d %10d %13d %7d\n", f, fused[f], dots[f], vector[f], scalar[f] } }'
 
 clean: ## to start afresh: removes .venv and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	rm -f llama2c/*.so
-	find llama2c tests benchmarks training -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find llama2c tests fuzz benchmarks training -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The build requirements of pyproject.toml: with them here, a build need not start from nothing in an environment of its own.
 $(BIN)/cython:
@@ -93,6 +103,8 @@ $(VENV)/test.stamp: EXTRA = [test]
 $(VENV)/lint.stamp: EXTRA = [lint]
 $(VENV)/bench.stamp: EXTRA = [bench]
 $(VENV)/hub.stamp: EXTRA = [hub]
+$(VENV)/fuzz.stamp: EXTRA = [fuzz]
+$(VENV)/coverage.stamp: EXTRA = [coverage]
 
 # The .py files that an earlier build left are removed first, or a module that is deleted would still be installed.
 $(VENV)/%.stamp: $(SOURCES) | $(BIN)/cython

@@ -6,11 +6,13 @@ They are run in a subprocess with little address space, so that a crash, an exit
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import bad_inputs
 import pytest
 from bad_inputs import CASES, case
 from workers import SANITIZED, Worker
@@ -66,6 +68,12 @@ def test_the_catalogue_is_whole() -> None:
     wanted += ["id -1", "lone surrogate", f"max_tokens {2**63}", "temperature nan", "top_p nan", "seed -1", f"seed {2**64}"]
     wanted += ["logits with a NaN", "after it was closed", "from two threads", "n_threads 1000000", "OMP_NUM_THREADS=abc"]
     assert [words for words in wanted if words not in text] == []
+
+
+def test_the_figures_of_the_documentation() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    figures = dict(re.findall(r"^\| (\w+) \| (\d+) \|", text, re.MULTILINE))
+    assert figures == {module.__name__.rpartition(".")[2]: str(len(module.CASES)) for module in bad_inputs.MODULES}
 
 
 @pytest.mark.parametrize("how", ["os.kill(os.getpid(), 9)", "os._exit(3)", "os.abort()"])

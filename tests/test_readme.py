@@ -22,7 +22,8 @@ import pytest
 from llama2c.cache import cache_folder, find_source
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CHANGELOG.md", "docs/how-it-works.md", "docs/format.md", "docs/model-card.md", "training/README.md")
+PAGES = ("README.md", "CHANGELOG.md", "docs/how-it-works.md", "docs/format.md", "docs/model-card.md", "docs/reliability.md")
+PAGES += ("SECURITY.md", "training/README.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The names the pages use. Any checkpoint will do for those whose output they do not show.
 MODELS = {"stories260K.bin": "stories260K.bin", "stories15M.bin": "stories260K.bin"}
@@ -145,7 +146,7 @@ def test_make_test_is_a_target_and_make_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = set(re.search(r"^\.PHONY: help (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
     uses = dict(line.split(maxsplit=1) for line in listed.splitlines())
-    checks = {"test", "lint", "sanitize", "races", "valgrind", "soak"}
+    checks = {"test", "lint", "fuzz", "coverage", "sanitize", "races", "valgrind", "soak"}
     assert set(uses) == phony == {"run", "story", *checks, "bench", "annotate", "asm", "clean"}
     assert all(len(use) > 20 for use in uses.values())
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from . import bodies, calls, files, headers, hf_folders, tokenizers, version3
 from .case import Case
 
+MODULES = (headers, bodies, version3, hf_folders, files, tokenizers, calls)
 CASES: dict[str, Case] = {}
-for module in (headers, bodies, version3, hf_folders, files, tokenizers, calls):
+for module in MODULES:
     for each in module.CASES:
         assert each.name not in CASES, each.name
         CASES[each.name] = each
