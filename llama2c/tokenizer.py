@@ -49,6 +49,8 @@ class Tokenizer:
             return cls(Vocabulary(data, vocab_size))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
+        except MemoryError:
+            raise MemoryError(f"{os.fspath(path)}: expected memory for its tokens, found too little") from None
 
     def encode(self, text: str | bytes, bos: bool = True, eos: bool = False) -> list[int]:
         """The ids of a text. bytes are taken as they are, valid UTF-8 or not; NUL is a byte like any other.
