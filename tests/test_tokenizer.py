@@ -416,6 +416,11 @@ def test_a_file_that_no_memory_takes_is_named(tmp_path: Path, monkeypatch: pytes
         Tokenizer.open(tmp_path / "tokenizer.bin")
 
 
+def test_a_vocabulary_beyond_2_gib_is_refused() -> None:
+    with pytest.raises(ValueError, match=f"^expected a tokenizer of less than 2 GiB, found {2**31} bytes$"):
+        _bpe.Vocabulary(bytes(2**31))  # zeros that no one looks at take no memory
+
+
 @pytest.mark.parametrize("wrong", [None, 3, "abc", bytearray(300)])
 def test_a_vocabulary_takes_bytes_alone(wrong: object) -> None:
     """None, too, which Cython lets through unless it is told, to be read as if it were bytes."""

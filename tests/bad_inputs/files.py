@@ -245,6 +245,14 @@ def large_tokenizer(folder: Path) -> Path:
     return path
 
 
+def many_tokens(folder: Path) -> Path:
+    """18 MB of a file, of which each token needs more in memory than in the file."""
+    path = good_tokenizer(folder)
+    with path.open("ab") as file:
+        file.write((bytes(4) + b"\1\0\0\0a") * 2_000_000)
+    return path
+
+
 def limited(make: Make, door: Door, room: int = LARGE // 4) -> Callable[[Path], object]:
     """`door` with little room: it fails there, and nowhere else, and what came before still works."""
 
@@ -315,8 +323,12 @@ def memory_cases() -> Iterator[Case]:
         words = (said,) if error is OSError else ("expected memory for ",)
         run = limited(large_model, door)
         yield Case(f"checkpoint: RLIMIT_AS hit ({title})", run, error, words, linux=True, limit=True)
-    run = limited(large_tokenizer, TOKENIZER_DOORS["open"])
-    yield Case("tokenizer: RLIMIT_AS hit", run, MemoryError, ("expected memory for ",), linux=True, limit=True)
+    for title, make, words in (
+        ("by the file", large_tokenizer, f"expected memory for {LARGE} bytes, found too little"),
+        ("by its tokens", many_tokens, "expected memory for its tokens, found too little"),
+    ):
+        run = limited(make, llama2c.Tokenizer.open)
+        yield Case(f"tokenizer: RLIMIT_AS hit {title}", run, MemoryError, (words,), linux=True, limit=True)
     for title, make, act, room in (
         ("encode", good_tokenizer, encode_much, LARGE // 4),
         ("forward", large_model, wide_step, LARGE + LARGE // 8),
