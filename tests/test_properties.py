@@ -326,5 +326,6 @@ def test_a_stream_is_its_completion(
     if not stop:
         ids = llama.tokenizer.encode(prompt)
         sampler = llama2c.Sampler(temperature, top_p, top_k, 0.0, penalty, seed)
-        steps = generate(llama.transformer, llama.transformer.new_cache(), ids, sampler, max_tokens=max_tokens)
+        cache, ends = llama.transformer.new_cache(), llama.tokenizer.end_ids
+        steps = generate(llama.transformer, cache, ids, sampler, stop_tokens=ends, max_tokens=max_tokens)
         assert tuple(step.token for step in steps) == done.tokens
