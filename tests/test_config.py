@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from llama2c.config import DIMENSIONS, Config
+from llama2c.config import DIMENSIONS, Config, RopeScaling
 
 GOOD = Config(96, 192, 3, 6, 2, 320, 48)
 
@@ -75,3 +75,20 @@ def test_theta_and_eps_are_finite_and_positive(name: str) -> None:
             dataclasses.replace(GOOD, **{name: value})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=f"^{name}: expected a float, found '1'$"):
         dataclasses.replace(GOOD, **{name: "1"})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"^{name}: expected a finite positive number, found 10000"):
+        dataclasses.replace(GOOD, **{name: 10**400})  # type: ignore[arg-type]  # JSON has numbers beyond all floats
+
+
+def test_rope_scaling() -> None:
+    with pytest.raises(TypeError, match=r"^rope_scaling: expected a RopeScaling or None, found dict$"):
+        dataclasses.replace(GOOD, rope_scaling={"factor": 8})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^rope_type: expected linear or llama3, found 'yarn'$"):
+        RopeScaling("yarn", 8.0)
+    with pytest.raises(ValueError, match=r"^factor: expected a finite positive number, found 0$"):
+        RopeScaling("linear", 0)
+    with pytest.raises(TypeError, match=r"^low_freq_factor: expected a float, found None$"):
+        RopeScaling("llama3", 8.0)
+    with pytest.raises(ValueError, match=r"^high_freq_factor: expected more than low_freq_factor = 4, found 4$"):
+        RopeScaling("llama3", 8.0, 4, 4, 8192)
+    with pytest.raises(ValueError, match=r"^high_freq_factor: expected none for rope_type linear, found 4$"):
+        RopeScaling("linear", 8.0, high_freq_factor=4)

@@ -141,6 +141,17 @@ def test_a_fifo_among_the_files_is_not_waited_for(tmp_path: Path) -> None:
             Checkpoint.open(folder)
 
 
+def test_a_mapping_that_fails_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folders.write_model(tmp_path / "hf", CONFIG, weights_of(CONFIG))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("numpy.memmap", fail)
+    with pytest.raises(OSError, match=r"model\.safetensors: expected a readable file, found: Cannot allocate memory$"):
+        Checkpoint.open(folder)
+
+
 # ---- config.json -----------------------------------------------------------------------
 
 

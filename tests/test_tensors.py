@@ -1,0 +1,48 @@
+"""tensors: every kind of weight in fp32, its size, and the two orders of the rows of wq and wk."""
+
+from __future__ import annotations
+
+import checkpoints
+import folders
+import numpy as np
+import pytest
+
+from llama2c.tensors import BFloat16Tensor, Layers, QuantizedTensor, as_floats, as_weight, count, halved, paired
+
+RNG = np.random.default_rng(2)
+MATRIX = RNG.normal(size=(6, 8)).astype(np.float32)
+
+
+def test_as_floats() -> None:
+    assert as_floats(MATRIX) is MATRIX
+    half = MATRIX.astype(np.float16)
+    np.testing.assert_array_equal(as_floats(half), half.astype(np.float32))
+    bits = checkpoints.narrow(MATRIX, "bfloat16")
+    tensor = as_weight(bits, "bfloat16")
+    assert isinstance(tensor, BFloat16Tensor)
+    np.testing.assert_array_equal(as_floats(tensor), checkpoints.widen(bits, "bfloat16"))
+    np.testing.assert_array_equal(as_floats(tensor[1:3]), checkpoints.widen(bits[1:3], "bfloat16"))
+    assert as_weight(half, "float16") is half
+    values, scales = checkpoints.quantize(MATRIX, 4)
+    quantized = QuantizedTensor(values, scales, 4)
+    np.testing.assert_array_equal(as_floats(quantized), values * np.repeat(scales, 4).reshape(values.shape))
+    layers = Layers((MATRIX, tensor, half))
+    np.testing.assert_array_equal(as_floats(layers), np.stack([as_floats(part) for part in (MATRIX, tensor, half)]))
+    assert layers[1] is tensor
+
+
+def test_sizes() -> None:
+    bits = BFloat16Tensor(np.zeros((6, 8), np.uint16))
+    quantized = QuantizedTensor(np.zeros((2, 6, 8), np.int8), np.zeros((2, 12), np.float32), 4)
+    layers = Layers((MATRIX, bits))
+    assert [weight.shape for weight in (bits, quantized, layers)] == [(6, 8), (2, 6, 8), (2, 6, 8)]
+    assert [weight.nbytes for weight in (bits, quantized, layers)] == [96, 2 * (48 + 48), 192 + 96]
+    assert [count(weight) for weight in (MATRIX, bits, quantized, layers)] == [48, 48, 96, 96]
+
+
+@pytest.mark.parametrize("head_size", [2, 4, 6, 12])
+def test_the_two_orders_of_rows(head_size: int) -> None:
+    rows = RNG.normal(size=(24, 3)).astype(np.float32)
+    in_halves = halved(rows, head_size)
+    np.testing.assert_array_equal(in_halves, folders.rows_in_halves(rows, head_size))
+    np.testing.assert_array_equal(paired(in_halves, head_size), rows)
