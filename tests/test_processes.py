@@ -118,12 +118,19 @@ def press():
     sent.append(time.monotonic())
     os.kill(os.getpid(), signal.SIGINT)
 
-threading.Timer(0.3, press).start()
-try:
-    large.forward([1] * 1000, large_cache)
-except KeyboardInterrupt:
-    print(time.monotonic() - sent[0])
+def reaction():
+    threading.Timer(0.3, press).start()
+    try:
+        large.forward([1] * 1000, large_cache)
+    except KeyboardInterrupt:
+        return time.monotonic() - sent[-1]
+
+print(min(reaction() for _ in range(3)))  # other programs may be busy
 assert large_cache.length == 0
+start = time.monotonic()
+large.forward([1] * large._rows_per_step, large_cache)
+print(time.monotonic() - start)
+large_cache.truncate(0)
 large.forward([1], large_cache)
 assert large_cache.length == 1
 check(transformer, cache)
@@ -131,15 +138,16 @@ check(transformer, cache)
 
 
 def test_ctrl_c_in_a_long_prefill(run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    """A step of this model takes a second or more; a hole in the file stands for its weights."""
+    """The step that it comes in does not go on to its end: it takes a second or more, of which there are a few tenths gone. A hole
+    in the file stands for the weights."""
     config = Config(1536, 4096, 6, 12, 12, 512, 1024)
     sizes = [1536, 4096, 6, 12, 12, 512, 1024]
     with open(tmp_path / "large.bin", "wb") as file:
         file.write(np.array(sizes, "<i4").tobytes())
         file.truncate(layout(config, 0, True).file_size)
-    reaction = float(run(CTRL_C, tmp_path / "large.bin").stdout)
+    reaction, step = map(float, run(CTRL_C, tmp_path / "large.bin").stdout.split())
     (tmp_path / "large.bin").unlink()
-    assert reaction < 1 or instrumented
+    assert reaction < step / 2, (reaction, step)
 
 
 class InterruptError(Exception):
