@@ -138,8 +138,8 @@ check(transformer, cache)
 
 
 def test_ctrl_c_in_a_long_prefill(run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    """The step that it comes in does not go on to its end: it takes a second or more, of which there are a few tenths gone. A hole
-    in the file stands for the weights."""
+    """The step that it comes in does not go on to its end: it takes a second or more, of which a few tenths are gone. A hole in
+    the file stands for the weights."""
     config = Config(1536, 4096, 6, 12, 12, 512, 1024)
     sizes = [1536, 4096, 6, 12, 12, 512, 1024]
     with open(tmp_path / "large.bin", "wb") as file:
