@@ -639,6 +639,8 @@ cdef class Claim:
         self.buffers, self.mark = [], mark
         try:
             for buffer in buffers:
+                if buffer is None:
+                    raise TypeError("cache: expected a KVBuffer, found None")
                 if buffer.taken == mark:
                     raise ValueError("cache: expected one that no other step uses, found one in use")
                 buffer.taken = mark
@@ -651,8 +653,10 @@ cdef class Claim:
         """Add one count to the length of each buffer, in the order in which they were taken."""
         cdef KVBuffer buffer
         cdef int64_t count
-        if len(counts) != len(self.buffers):
-            raise ValueError(f"counts: expected {len(self.buffers)}, found {len(counts)}")
+        if self.buffers is None or len(counts) != len(self.buffers):
+            raise ValueError(f"counts: expected one for each buffer that was taken, found {len(counts)}")
+        for count in counts:
+            pass  # all are integers, or none counts
         for buffer, count in zip(self.buffers, counts):
             buffer.length += count
 

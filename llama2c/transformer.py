@@ -26,7 +26,7 @@ Part: TypeAlias = "tuple[list[int], int, _kernels.KVBuffer]"  # ids, the positio
 
 MAX_ROWS = 256  # rows of one step: enough to read the weights once for many
 MIN_ROWS = 32  # below this, rows wait for weights
-MAX_WORK = 1 << 32  # multiply-adds of a thread in one layer, some tenths of a second: signals are looked for between two layers
+MAX_WORK = 1 << 31  # multiply-adds of a thread in one layer, a tenth of a second: signals are looked for between two layers
 
 
 class KVCache:

@@ -865,6 +865,38 @@ def test_a_cache_buffer_takes_writable_float32_of_one_shape() -> None:
             _kernels.KVBuffer(good, wrong)
 
 
+def test_a_claim_is_all_or_nothing() -> None:
+    def buffer() -> _kernels.KVBuffer:
+        return _kernels.KVBuffer(np.zeros((2, 2, 5, 2), F32), np.zeros((2, 2, 5, 2), F32))
+
+    first, second, third = buffer(), buffer(), buffer()
+    claim, other = _kernels.Claim(), _kernels.Claim()
+    claim.take([first, second])
+    for wrong in ([third, second], [third, third], [third, None]):
+        with pytest.raises(REFUSED):
+            other.take(wrong)  # type: ignore[arg-type]
+    other.take([third])  # which the attempts have left free
+    with pytest.raises(ValueError, match="expected one that holds nothing"):
+        other.take([])
+    for counts in ([1], [1, 2, 3], [1, "2"]):
+        with pytest.raises(REFUSED):
+            claim.advance(counts)  # type: ignore[list-item]
+    assert first.length == second.length == 0
+    claim.advance([3, 4])
+    assert (first.length, second.length, third.length) == (3, 4, 0)
+    claim.release()
+    claim.release()
+    claim.take([second, first])
+    claim.advance([1, 0])
+    assert (first.length, second.length) == (3, 5)
+
+
+def test_what_is_written_is_aligned() -> None:
+    odd = np.ndarray((2, 2, 5, 2), F32, bytearray(161), 1)
+    with pytest.raises(ValueError, match=r"^keys: expected an array at an address for float32, found 0x"):
+        _kernels.KVBuffer(odd, odd)
+
+
 def test_a_step_refuses_what_does_not_fit_its_model() -> None:
     model, scratch = _kernels.Model(CONFIG, model_weights()), _kernels.Scratch()
     buffer = _kernels.KVBuffer(np.zeros((2, 2, 5, 2), F32), np.zeros((2, 2, 5, 2), F32))
