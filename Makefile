@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 MODEL =
 ARGS =
 C =
-SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.py llama2c/*.pyx llama2c/*.pyi llama2c/*.h llama2c/simd/* llama2c/bundled/*)
+SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.* llama2c/*/*.*)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LEVEL =
 MINUTES = 10
@@ -72,7 +72,7 @@ bench: $(VENV)/bench.stamp ## to compare with others, figures and pictures: make
 annotate: $(VENV)/plain.stamp ## when a .pyx is slow: HTML whose yellow lines are those that call into Python
 	@mkdir -p build/annotate
 	$(BIN)/cython -3 -a llama2c/_kernels.pyx -o build/annotate/_kernels.c
-	$(BIN)/cython -3 -a llama2c/_bpe.pyx -o build/annotate/_bpe.c
+	$(BIN)/cython -3 -a llama2c/text/_bpe.pyx -o build/annotate/_bpe.c
 	@ls build/annotate/*.html
 
 # The object file is the one that setup.py made, so its flags are the real ones. "vector" instructions do 4 to 16 numbers at
@@ -91,7 +91,7 @@ asm: $(VENV)/plain.stamp ## after a change in simd/: are the inner loops vectori
 
 clean: ## to start afresh: removes .venv and everything that was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
-	rm -f llama2c/*.so
+	rm -f llama2c/*.so llama2c/text/*.so
 	find llama2c tests fuzz benchmarks training -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The build requirements of pyproject.toml: with them here, a build need not start from nothing in an environment of its own.
@@ -108,6 +108,6 @@ $(VENV)/coverage.stamp: EXTRA = [coverage]
 
 # The .py files that an earlier build left are removed first, or a module that is deleted would still be installed.
 $(VENV)/%.stamp: $(SOURCES) | $(BIN)/cython
-	@rm -f build/lib*/llama2c/*.py build/*/lib*/llama2c/*.py
+	@if [ -d build ]; then find build -path '*/llama2c/*.py' -delete; fi
 	$(PIP) --no-build-isolation '.$(EXTRA)'
 	@touch $@

@@ -92,7 +92,7 @@ setup(
                 extra_link_args=[*OPENMP_LINK, *checks],
                 **NUMPY,
             ),
-            Extension("llama2c._bpe", ["llama2c/_bpe.pyx"], extra_compile_args=COMPILE, extra_link_args=checks),
+            Extension("llama2c.text._bpe", ["llama2c/text/_bpe.pyx"], extra_compile_args=COMPILE, extra_link_args=checks),
         ],
         build_dir=GENERATED,
     ),

@@ -28,9 +28,9 @@ from make_checkpoint import PRESETS, make_checkpoint, make_tokenizer
 from measure import Curve, Measure, Record, Result, compared, peak_memory, seconds, settled, slower, take_turns, whole_run
 from peers import PACKAGES, Ours, Program, ids, installed, is_quantized, our_program
 
-from llama2c import bench
+from llama2c.commands import bench
 from llama2c.config import Config
-from llama2c.layout import layout
+from llama2c.formats.layout import layout
 from llama2c.threads import available_cores
 
 SAME = 8  # words at least that a Q8_0 text must share: where one value rounds the other way, all that follows may differ

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llama2c.commands.terminal import progress
 from llama2c.config import DIMENSIONS, Config
-from llama2c.layout import NORMS, Entry, layout
-from llama2c.terminal import progress
-from llama2c.writer import Floats, pack_tokenizer, write_checkpoint
+from llama2c.formats.layout import NORMS, Entry, layout
+from llama2c.formats.writer import Floats, pack_tokenizer, write_checkpoint
 
 PRESETS = {
     "260K": Config(64, 172, 5, 8, 4, 512, 512),

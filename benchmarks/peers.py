@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2c.checkpoint import Checkpoint
 from llama2c.config import Config
+from llama2c.formats.checkpoint import Checkpoint
 from llama2c.tensors import as_floats
 from llama2c.transformer import Transformer
 

@@ -10,16 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llama2c import hub
-from llama2c.cache import find_source
-from llama2c.llama import find_tokenizer
+from llama2c.commands import download as hub
+from llama2c.locate import find_hub_model, find_tokenizer
 
 FLAGS = ["-t", "0.8", "-n", "256", "-s", "100", "-i", "One day, Lily met a Shoggoth"]
 
 
 def fetch(model: str) -> Path:
     """The path of a model, downloaded if it is a name."""
-    source = None if Path(model).is_file() else find_source(model)
+    source = None if Path(model).is_file() else find_hub_model(model)
     if source is None:
         return Path(model)
     hub.download(source)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from targets import BASE, MOST_BYTES, pack
 
-from llama2c.layout import parse_header
+from llama2c.formats.layout import parse_header
 
 MAGIC = 0x616B3432
 SIZES = (4, 3, 1, 2, 1, 8, 4)  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len

@@ -17,9 +17,9 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import reference_text
 
-from llama2c.checkpoint import Checkpoint
+from llama2c.formats.checkpoint import Checkpoint
 from llama2c.sampler import Sampler
-from llama2c.tokenizer import Tokenizer
+from llama2c.text.tokenizer import Tokenizer
 from llama2c.transformer import Transformer
 
 PROMISED = (ValueError, OSError, MemoryError)

@@ -28,20 +28,20 @@ if not any(_Path(__file__).with_name("_kernels" + suffix).exists() for suffix in
     __path__ = list(_installed.submodule_search_locations)
 
 if _TYPE_CHECKING:
-    from .checkpoint import Checkpoint
     from .config import Config, RopeScaling
-    from .convert import export
+    from .formats.checkpoint import Checkpoint
+    from .formats.export import export
     from .llama import Completion, Llama, Piece, load
     from .sampler import Sampler
     from .scoring import Score
     from .tensors import BFloat16Tensor, Layers, QuantizedTensor
-    from .tokenizer import Tokenizer
+    from .text.tokenizer import Tokenizer
     from .transformer import KVCache, Transformer
 
 # Where each name comes from. They are imported when first used: the command line has a word to say before NumPy is loaded.
 _HOMES = {
     "BFloat16Tensor": "tensors",
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "formats.checkpoint",
     "Completion": "llama",
     "Config": "config",
     "KVCache": "transformer",
@@ -52,9 +52,9 @@ _HOMES = {
     "RopeScaling": "config",
     "Sampler": "sampler",
     "Score": "scoring",
-    "Tokenizer": "tokenizer",
+    "Tokenizer": "text.tokenizer",
     "Transformer": "transformer",
-    "export": "convert",
+    "export": "formats.export",
     "load": "llama",
 }
 

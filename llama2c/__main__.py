@@ -12,7 +12,7 @@ def main() -> int:
     # never call it, and its threads take the cores from ours.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        from .cli import main as command_line
+        from .commands.main import main as command_line
     except ImportError as error:
         print(f"llama2c: error: {error}", file=sys.stderr)
         return 1

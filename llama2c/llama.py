@@ -8,17 +8,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 from . import generation
-from .cache import resolve
-from .chat import chat_ids
-from .checkpoint import Checkpoint
+from .formats.checkpoint import Checkpoint
+from .locate import find_tokenizer, resolve
 from .sampler import Sampler, check_int
 from .scoring import Score, score_ids, scored_ids
-from .tokenizer import TextStream, Tokenizer
+from .text.chat import chat_ids
+from .text.stops import StopStrings
+from .text.tokenizer import TextStream, Tokenizer
 from .transformer import Transformer
 
 if TYPE_CHECKING:
@@ -78,24 +78,6 @@ class Options(TypedDict, total=False):
 # ---------------------------------------------------------------------------
 # loading
 
-TOKENIZERS = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")  # looked for in this order
-
-
-def find_tokenizer(model_path: str | os.PathLike[str]) -> Path:
-    """The tokenizer beside a model, or in the model's folder if it is one; else a tokenizer.bin in the working directory.
-
-    The first there is of tokenizer.bin, tokenizer.json and tokenizer.model. FileNotFoundError: there is none.
-    """
-    path = Path(model_path)
-    folder = path if path.is_dir() else path.parent
-    for place in [*(folder / name for name in TOKENIZERS), Path(TOKENIZERS[0])]:
-        if place.exists():
-            return place
-    names = f"{', '.join(TOKENIZERS[:-1])} or {TOKENIZERS[-1]}"
-    looked_in = f"in {folder}, or {TOKENIZERS[0]} in the working directory"
-    raise FileNotFoundError(f"{os.fspath(model_path)}: expected {names} {looked_in}, found none")
-
-
 def load(
     path: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -118,57 +100,6 @@ def load(
         Transformer(checkpoint, n_threads=n_threads),
         Tokenizer.open(tokenizer_path, vocab_size=checkpoint.config.vocab_size),
     )
-
-
-# ---------------------------------------------------------------------------
-# stop strings
-
-
-class StopStrings:
-    """Cuts a text that arrives in pieces before the first stop string, of which it never lets a part out.
-
-    StopStrings("END"): feed("a E") -> "a ", feed("Nx") -> "ENx", feed("yENDz") -> "y" and .found is True.
-    The first is the one that is complete first (of two such, the longer), as if the text came letter by
-    letter: where it was cut into pieces makes no difference. ValueError for an empty stop string.
-    """
-
-    __slots__ = ("_held", "found", "strings")
-
-    def __init__(self, stop: str | Sequence[str]) -> None:
-        one = isinstance(stop, (str, bytes)) or not isinstance(stop, Iterable)
-        self.strings: tuple[Any, ...] = (stop,) if one else tuple(stop)
-        for string in self.strings:
-            if not isinstance(string, str):
-                raise TypeError(f"stop: expected a str or a sequence of str, found {type(string).__name__}")
-            if not string:
-                raise ValueError("stop: expected a string of at least one character, found an empty one")
-        self.found = False
-        self._held = ""
-
-    def feed(self, text: str) -> str:
-        """The text that is now sure to be before any stop string."""
-        text = self._held + text
-        starts = [(text.find(string), len(string)) for string in self.strings]
-        found = [(start + length, start) for start, length in starts if start >= 0]
-        if found:
-            self.found = True
-            return text[: min(found)[1]]
-        n_sure = len(text) - max((_overlap(text, string) for string in self.strings), default=0)
-        self._held = text[n_sure:]
-        return text[:n_sure]
-
-    def flush(self) -> str:
-        """The text held back: at the end of all text it is no longer a part of a stop string."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, string: str) -> int:
-    """How many characters at the end of `text` begin `string`: ("a EN", "END") -> 2."""
-    for n in range(min(len(text), len(string) - 1), 0, -1):
-        if text.endswith(string[:n]):
-            return n
-    return 0
 
 
 # ---------------------------------------------------------------------------

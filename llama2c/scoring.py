@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _kernels
 from .sampler import check_int
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 from .transformer import Floats, Transformer
 
 ROWS = 64  # logits held at a time: 8 MB if there are 32,000 tokens, and enough rows to read the weights once for many

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
-from .checkpoint import Checkpoint
 from .config import Config, RopeScaling
+from .formats.checkpoint import Checkpoint
 from .threads import decide_n_threads
 
 Floats: TypeAlias = "NDArray[np.float32]"

@@ -35,12 +35,12 @@ def run(*command: str | Path) -> int:
 def copy_with_traced_bpe() -> None:
     shutil.rmtree(PLACE, ignore_errors=True)
     shutil.copytree(installed(), PLACE / "llama2c", ignore=shutil.ignore_patterns("_bpe.*.so", "__pycache__"))
-    shutil.copy(ROOT / "llama2c" / "_bpe.pyx", PLACE / "llama2c")
+    shutil.copy(ROOT / "llama2c" / "text" / "_bpe.pyx", PLACE / "llama2c" / "text")
     traced = ["-DCYTHON_TRACE=1", "-DCYTHON_TRACE_NOGIL=1"]
     includes = ["-I", sysconfig.get_path("include")]
-    if run(BIN / "cython", "-3", "-X", "linetrace=True", "llama2c/_bpe.pyx"):
+    if run(BIN / "cython", "-3", "-X", "linetrace=True", "llama2c/text/_bpe.pyx"):
         sys.exit(1)
-    if run("cc", "-O1", "-shared", "-fPIC", *traced, *includes, "llama2c/_bpe.c", "-o", "llama2c/_bpe.so"):
+    if run("cc", "-O1", "-shared", "-fPIC", *traced, *includes, "llama2c/text/_bpe.c", "-o", "llama2c/text/_bpe.so"):
         sys.exit(1)
 
 

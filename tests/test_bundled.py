@@ -19,8 +19,8 @@ import reference_text
 from reference import Reference
 
 import llama2c
-from llama2c.cache import BUNDLED
-from llama2c.cli import main
+from llama2c.commands.main import main
+from llama2c.locate import BUNDLED
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "tales1M.json").read_text())

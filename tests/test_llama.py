@@ -14,8 +14,8 @@ import pytest
 from fakes import BOS, EOS, FakeTokenizer, FakeTransformer, fake_llama, spell
 
 from llama2c import llama as module
-from llama2c.chat import chat_ids
 from llama2c.llama import Llama, StopStrings, find_tokenizer, load
+from llama2c.text.chat import chat_ids
 
 TEXT = "One day, a żółw said 'こんにちは 🐢' to me."
 EMPTY_STOP = "stop: expected a string of at least one character, found an empty one"

@@ -21,7 +21,7 @@ import pytest
 import llama2c
 from llama2c import Checkpoint, Transformer, build_info
 from llama2c.config import Config
-from llama2c.layout import layout
+from llama2c.formats.layout import layout
 from llama2c.transformer import MAX_ROWS, MIN_ROWS, count_layer_weights, rows_per_step
 
 CONFIG = Config(96, 260, 3, 6, 2, 203, 256)

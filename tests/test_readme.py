@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2c.cache import cache_folder, find_source
+from llama2c.locate import cache_folder, find_hub_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CHANGELOG.md", "docs/how-it-works.md", "docs/format.md", "docs/model-card.md", "docs/reliability.md")
@@ -43,7 +43,7 @@ def folder(shared: Path, tmp_path: Path) -> Path:
     for name, real in {**MODELS, **TOKENIZERS}.items():
         shutil.copyfile(shared / "models" / real, tmp_path / name)
     for command in commands(DOWNLOAD):
-        source = find_source(command.removeprefix(DOWNLOAD))
+        source = find_hub_model(command.removeprefix(DOWNLOAD))
         assert source is not None, command
         downloaded = tmp_path / "cache" / source.path.relative_to(cache_folder())
         downloaded.parent.mkdir(parents=True)

@@ -22,9 +22,9 @@ import pytest
 
 import llama2c
 from llama2c import _kernels
-from llama2c.checkpoint import Checkpoint
 from llama2c.config import Config, RopeScaling
-from llama2c.convert import export
+from llama2c.formats.checkpoint import Checkpoint
+from llama2c.formats.export import export
 from llama2c.generation import generate
 from llama2c.sampler import Sampler
 from llama2c.transformer import Transformer

@@ -18,8 +18,8 @@ import pytest
 from reference import F32, Reference, Result
 
 from llama2c import transformer as module
-from llama2c.checkpoint import Checkpoint
 from llama2c.config import Config
+from llama2c.formats.checkpoint import Checkpoint
 from llama2c.tensors import QuantizedTensor
 from llama2c.transformer import KVCache, Transformer, count_weights
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from model import Llama, weight_arrays
 from train import load_model
 
-from llama2c.layout import layout
-from llama2c.writer import check_group_size, write_checkpoint
+from llama2c.formats.layout import layout
+from llama2c.formats.writer import check_group_size, write_checkpoint
 
 
 def export(model: Llama, path: Path, version: int, group_size: int | None = None) -> None:

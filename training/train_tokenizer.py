@@ -17,7 +17,7 @@ import sentencepiece
 from data import read_stories
 
 from llama2c import Tokenizer
-from llama2c.tokenizer_model import pack
+from llama2c.text.sentencepiece import pack
 
 N_CHECKED = 1000  # stories
 

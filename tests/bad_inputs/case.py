@@ -16,7 +16,7 @@ import checkpoints
 import numpy as np
 
 import llama2c
-from llama2c import cli
+from llama2c.commands import main as cli
 
 Door = Callable[[Path], object]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import llama2c
-from llama2c import checkpoint as checkpoint_module
+from llama2c.formats import checkpoint as checkpoint_module
 
 from .case import (
     DOORS,

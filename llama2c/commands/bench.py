@@ -1,0 +1,377 @@
+"""`python -m llama2c bench`: tokens a second of a model here, in the columns of llama-bench, and beside it the memory's speed.
+
+All tests of a model take turns, round by round, so that a machine whose speed drifts treats them alike. Ids are made up (speed
+does not depend on them), nothing is sampled. benchmarks/compare.py measures others.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import _kernels, build_info
+from ..formats.checkpoint import Checkpoint
+from ..locate import resolve
+from ..tensors import count
+from ..threads import available_cores
+from ..transformer import Transformer
+from .terminal import Parser, UsageError, markdown_table, progress, say
+
+# ---------------------------------------------------------------------------
+# the command line
+
+
+def numbers(least: int) -> Callable[[str], list[int]]:
+    """A converter of "1,2,4" to [1, 2, 4], for argparse."""
+
+    def convert(text: str) -> list[int]:
+        try:
+            values = [int(part) for part in text.split(",")]
+        except ValueError:
+            raise ArgumentTypeError(f"expected numbers with commas between them, found {text!r}") from None
+        if min(values) < least:
+            raise ArgumentTypeError(f"expected numbers from {least} on, found {min(values)}")
+        return list(dict.fromkeys(values))
+
+    return convert
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    parser = Parser(
+        prog="python -m llama2c bench",
+        description="Measure how many tokens a second a model reads and writes here.",
+        epilog="-p, -n, -d, -b and -t take several numbers, with commas: -t 1,2,4. Lengths are cut to the context.",
+    )
+    add = parser.add_argument
+    add("models", nargs="*", metavar="MODEL", help="files, or names of downloaded models; none: the one that comes along")
+    add("-p", "--prompt", type=numbers(0), default=[128], metavar="N", help="tokens of a prompt (pp; default 128; 0: none)")
+    add("-n", "--generate", type=numbers(0), default=[64], metavar="N", help="tokens written (tg; default 64; 0: none)")
+    add("-d", "--depth", type=numbers(0), default=[0], metavar="N", help="tokens that are in the cache before (default 0)")
+    add("-b", "--batch", type=numbers(1), default=[1], metavar="N", help="sequences that share each step (default 1)")
+    add("-t", "--threads", type=numbers(1), metavar="N", help="default: as many as for a story")
+    add("-r", "--rounds", type=numbers(1), default=[5], metavar="N", help="runs of each test, after a warm-up (default 5)")
+    add("-o", "--output", choices=("md", "csv", "json"), default="md", help="how the figures are printed (default md)")
+    add("--sweep-threads", action="store_true", help="try 1 to all cores, and print the best as a line to export")
+    options = parser.parse_intermixed_args(argv)
+    if len(options.rounds) > 1:
+        raise UsageError("argument -r/--rounds: expected one number, found several")
+    options.models = options.models or [None]
+    if options.sweep_threads and (options.threads or len(options.models) > 1):
+        raise UsageError("argument --sweep-threads: expected one model and no -t")
+    return options
+
+
+def run(argv: Sequence[str]) -> None:
+    """Measure each model in turn and print the figures on stdout."""
+    options = parse(argv)
+    checkpoints = [Checkpoint.open(resolve(model)) for model in options.models]
+    plans = [plan(options, checkpoint.config.seq_len) for checkpoint in checkpoints]
+    for checkpoint, works in zip(checkpoints, plans, strict=True):
+        check_memory(checkpoint, works)
+    thread_counts = sweep() if options.sweep_threads else options.threads or [None]
+    info = machine()
+    writer = WRITERS[options.output](info)
+    for checkpoint, works in zip(checkpoints, plans, strict=True):
+        results = measure(checkpoint, works, thread_counts, options.rounds[0])
+        writer.rows(results)
+        if options.sweep_threads:
+            info["best_threads"] = best_threads(results)
+    writer.end()
+    if options.sweep_threads:
+        line = f"export OMP_NUM_THREADS={info['best_threads']}"
+        print(f"\n{line}") if options.output == "md" else say(line, name="")
+
+
+# ---------------------------------------------------------------------------
+# what is measured
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One kind of work: `n_tokens` of each of `batch` sequences that hold `depth` tokens; pp in one go, tg one by one."""
+
+    kind: str  # "pp", the prompt's processing, or "tg", text generation
+    n_tokens: int
+    depth: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """As in llama-bench: "pp128", "tg64 @ d100"; ours is the "x8" of eight sequences."""
+        batch = f" x{self.batch}" if self.batch > 1 else ""
+        return f"{self.kind}{self.n_tokens}{batch}" + (f" @ d{self.depth}" if self.depth else "")
+
+
+def plan(options: Namespace, seq_len: int) -> list[Work]:
+    """The tests that were asked for, their lengths cut to the context; the cuts may make two the same."""
+    if max(options.depth) >= seq_len:
+        raise ValueError(f"--depth: expected at most {seq_len - 1} (the context less one), found {max(options.depth)}")
+    tests = [
+        Work(kind, min(n_tokens, seq_len - depth), depth, batch)
+        for depth in options.depth
+        for batch in options.batch
+        for kind, lengths in (("pp", options.prompt), ("tg", options.generate))
+        for n_tokens in lengths
+        if n_tokens
+    ]
+    if not tests:
+        raise UsageError("expected something to measure, found -p 0 and -n 0")
+    return list(dict.fromkeys(tests))
+
+
+@dataclass(slots=True)
+class Result:
+    """The figures of one test of one model on one number of threads."""
+
+    model: str
+    size: int  # bytes of the weights
+    params: int
+    threads: int
+    test: str
+    rates: list[float] = field(default_factory=list)  # tokens a second of all sequences together, round by round
+    bandwidths: list[float] = field(default_factory=list)  # bytes a second, in the same rounds
+    bytes_per_token: float | None = None  # that tg has to read, of weights, keys and values
+
+    @property
+    def sd(self) -> float:
+        return statistics.stdev(self.rates) if len(self.rates) > 1 else 0.0
+
+    @property
+    def share(self) -> float | None:
+        """Of the read bandwidth, in tg; 1: the step takes as long as reading its bytes. Prompts are not held up by memory."""
+        if self.bytes_per_token is None:
+            return None
+        return statistics.median(a * self.bytes_per_token / b for a, b in zip(self.rates, self.bandwidths, strict=True))
+
+    def figures(self) -> dict[str, Any]:
+        """Everything, under the names of the csv and json output."""
+        return {
+            "model": self.model,
+            "size": self.size,
+            "params": self.params,
+            "threads": self.threads,
+            "test": self.test,
+            "t/s": statistics.mean(self.rates),
+            "sd": self.sd,
+            "median": statistics.median(self.rates),
+            "bandwidth": statistics.median(self.bandwidths),
+            "share": self.share,
+        }
+
+
+def measure(checkpoint: Checkpoint, tests: list[Work], thread_counts: Sequence[int | None], rounds: int) -> list[Result]:
+    """Every test on every number of threads, in turn: one round to warm up, then `rounds`."""
+    size, params = weigh(checkpoint)
+    name = f"{Path(checkpoint.path).stem} {checkpoint.kind}"
+    memory = np.ones(max(1, size // 4), np.float32)
+    runs: list[tuple[Result, Runner]] = []
+    for threads in thread_counts:
+        transformer = Transformer(checkpoint, threads)
+        for test in tests:
+            result = Result(name, size, params, transformer.n_threads, test.name)
+            if test.kind == "tg":
+                result.bytes_per_token = read_per_token(checkpoint, test)
+            runs.append((result, Runner(transformer, test)))
+    order = [(round_, *run) for round_ in range(rounds + 1) for run in runs]
+    for round_, result, runner in progress(order, len(order), "run"):
+        rate, bandwidth = runner.rate(), read_bandwidth(memory, result.threads)
+        if round_:
+            result.rates.append(rate)
+            result.bandwidths.append(bandwidth)
+    return [result for result, _ in runs]
+
+
+class Runner:
+    """One test made ready: its caches filled to the depth, its arrays at hand."""
+
+    def __init__(self, transformer: Transformer, test: Work) -> None:
+        self.transformer, self.test = transformer, test
+        vocab_size = transformer.config.vocab_size
+        self.ids = [token % vocab_size for token in range(5, 5 + test.n_tokens)]
+        self.caches = [transformer.new_cache(test.depth + test.n_tokens) for _ in range(test.batch)]
+        self.logits = np.empty((test.batch, vocab_size), np.float32)
+        if test.depth:
+            tokens = [token % vocab_size for token in range(5, 5 + test.depth)]
+            transformer.forward_batch([(tokens, cache) for cache in self.caches])
+
+    def rate(self) -> float:
+        """Tokens a second, of all sequences together."""
+        for cache in self.caches:
+            cache.truncate(self.test.depth)
+        start = perf_counter()
+        for tokens in [self.ids] if self.test.kind == "pp" else [[token] for token in self.ids]:
+            self.transformer.forward_batch([(tokens, cache) for cache in self.caches], out=self.logits)
+        return self.test.batch * self.test.n_tokens / (perf_counter() - start)
+
+
+def read_bandwidth(memory: np.ndarray[Any, np.dtype[np.float32]], n_threads: int) -> float:
+    """Bytes a second at which `n_threads` threads read this array; the median of three readings."""
+    seconds = []
+    for _ in range(3):
+        start = perf_counter()
+        _kernels.read_all(memory, n_threads)
+        seconds.append(perf_counter() - start)
+    return memory.nbytes / statistics.median(seconds)
+
+
+def weigh(checkpoint: Checkpoint) -> tuple[int, int]:
+    """(bytes, numbers) of a model's weights; a shared classifier counts once."""
+    own = [w for name, w in checkpoint.weights.items() if name != "wcls" or not checkpoint.shared_classifier]
+    return sum(weight.nbytes for weight in own), sum(map(count, own))
+
+
+def read_per_token(checkpoint: Checkpoint, test: Work) -> float:
+    """Bytes that one token of a tg test has to read: its part of the weights, its own keys and values (on average)."""
+    size, _ = weigh(checkpoint)
+    c = checkpoint.config
+    if not checkpoint.shared_classifier:  # of the embeddings a step reads one row alone
+        size -= checkpoint.weights["token_embedding_table"].nbytes
+    return size / test.batch + 2 * 4 * c.n_layers * c.kv_dim * (test.depth + test.n_tokens / 2)
+
+
+def check_memory(checkpoint: Checkpoint, tests: list[Work]) -> None:
+    """ValueError if the weights, as much again to measure the memory with, and the caches do not fit."""
+    c = checkpoint.config
+    caches = sum(test.batch * (test.depth + test.n_tokens) for test in tests) * 2 * 4 * c.n_layers * c.kv_dim
+    needed, available = 2 * weigh(checkpoint)[0] + caches, available_memory()
+    if needed > available:
+        found = f"{available / 1e6:.0f} MB"
+        raise ValueError(f"{checkpoint.path}: expected {needed / 1e6:.0f} MB of free memory for these tests, found {found}")
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping (Linux), else of the whole machine."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+        return 1024 * int(text.partition("MemAvailable:")[2].split()[0])
+    except (OSError, IndexError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# ---------------------------------------------------------------------------
+# the best number of threads
+
+
+def sweep() -> list[int]:
+    """All numbers of threads up to eight, then some, up to the cores there are."""
+    cores = available_cores()
+    return [n for n in range(1, cores + 1) if n <= 8 or n == cores or n % (8 if n <= 64 else 32) == 0]
+
+
+def best_threads(results: list[Result]) -> int:
+    """The fewest threads within 2% of the best: the speeds relative to the best of each test, averaged over the tests."""
+    best = {name: max(statistics.median(r.rates) for r in results if r.test == name) for name in {r.test for r in results}}
+    scores: dict[int, list[float]] = {}
+    for result in results:
+        scores.setdefault(result.threads, []).append(statistics.median(result.rates) / best[result.test])
+    means = {threads: statistics.mean(values) for threads, values in scores.items()}
+    return min(threads for threads, mean in means.items() if mean >= 0.98 * max(means.values()))
+
+
+# ---------------------------------------------------------------------------
+# printing
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hold for: this build on this machine, now."""
+    info = build_info()
+    return {
+        **{name: info[name] for name in ("version", "commit", "isa", "openmp")},
+        "cpu": cpu_name(),
+        "cores": available_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def cpu_name() -> str:
+    """As the system calls it, or the architecture where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+class Writer(Protocol):
+    """A way to print figures: given what holds for all of them, then some at a time, and told when they are complete."""
+
+    def __init__(self, info: dict[str, Any]) -> None: ...
+    def rows(self, results: list[Result]) -> None: ...
+    def end(self) -> None: ...
+
+
+class MarkdownWriter:
+    """A line about the machine, then a table."""
+
+    COLUMNS = ("model", "size", "params", "threads", "test", "t/s", "median", "of bandwidth")
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        commit = f" ({info['commit']})" if info["commit"] else ""
+        on = f"{info['cpu']}, {info['cores']} cores, {info['system']}, Python {info['python']}, {info['date']}"
+        print(f"llama2c {info['version']}{commit}, {info['isa']}, {'' if info['openmp'] else 'no '}OpenMP; {on}\n")
+        self.table = [self.COLUMNS]
+        self.bandwidths: dict[tuple[str, int], list[float]] = {}
+
+    def rows(self, results: list[Result]) -> None:
+        for r in results:
+            size, params = f"{r.size / 2**20:.2f} MiB", f"{r.params / 1e6:.2f} M"
+            share = "" if r.share is None else f"{r.share:.0%}"
+            rate = f"{statistics.mean(r.rates):.2f} ± {r.sd:.2f}"
+            median = f"{statistics.median(r.rates):.2f}"
+            self.table.append((r.model, size, params, str(r.threads), r.test, rate, median, share))
+            self.bandwidths.setdefault((r.model, r.threads), []).extend(r.bandwidths)
+
+    def end(self) -> None:
+        print(f"{markdown_table(self.table)}\n")
+        for (model, threads), values in self.bandwidths.items():
+            speed = statistics.median(values) / 1e9
+            print(f"read bandwidth, as many bytes as {model}, {threads} thread{'s' * (threads > 1)}: {speed:.1f} GB/s")
+
+
+class CsvWriter:
+    """A line of names and one for each result; what holds for all of them is repeated in each."""
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        self.info = info
+        self.lines: list[dict[str, Any]] = []
+
+    def rows(self, results: list[Result]) -> None:
+        self.lines += [{**self.info, **result.figures()} for result in results]
+
+    def end(self) -> None:
+        writer = csv.DictWriter(sys.stdout, list(self.lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.lines)
+
+
+class JsonWriter:
+    """One object: what holds for all of them, and the results with every round."""
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        self.info = info
+        self.results: list[dict[str, Any]] = []
+
+    def rows(self, results: list[Result]) -> None:
+        self.results += [{**result.figures(), "rates": result.rates} for result in results]
+
+    def end(self) -> None:
+        print(json.dumps({"info": self.info, "results": self.results}, indent=1))
+
+
+WRITERS: dict[str, type[Writer]] = {"md": MarkdownWriter, "csv": CsvWriter, "json": JsonWriter}

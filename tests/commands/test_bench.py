@@ -1,0 +1,249 @@
+"""The verb bench: its figures are what a clock and a model say they are, in three notations. No test asserts a speed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import pytest
+
+from llama2c import Checkpoint, Config, Transformer
+from llama2c.commands import bench
+from llama2c.commands.bench import Result, Runner, Work
+from llama2c.commands.main import main
+from llama2c.commands.terminal import UsageError
+from llama2c.threads import available_cores
+
+CONFIG = Config(dim=32, hidden_dim=48, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=40, seq_len=64)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    made = {}
+    for name, version, shared in (("tied", 1, True), ("untied", 1, False), ("q8", 2, True), ("q8_untied", 2, False)):
+        weights = checkpoints.random_weights(CONFIG, np.random.default_rng(3), shared)
+        made[name] = checkpoints.write(folder / f"{name}.bin", CONFIG, version, weights, 16 if version == 2 else None)
+    return made
+
+
+def works(*flags: str, seq_len: int = 64) -> list[Work]:
+    return bench.plan(bench.parse(["model.bin", *flags]), seq_len)
+
+
+# ---------------------------------------------------------------------------
+# which tests
+
+
+def test_by_default_128_and_64_cut_to_the_context() -> None:
+    assert works(seq_len=1024) == [Work("pp", 128, 0, 1), Work("tg", 64, 0, 1)]
+    assert works(seq_len=50) == [Work("pp", 50, 0, 1), Work("tg", 50, 0, 1)]
+    assert works("-d", "30,49", seq_len=50) == [Work(k, n, d, 1) for d, n in ((30, 20), (49, 1)) for k in ("pp", "tg")]
+
+
+def test_several_of_each_and_none_twice() -> None:
+    found = works("-p", "8,16,100,200", "-n", "0", "-b", "1,3")
+    assert found == [Work("pp", n, 0, b) for b in (1, 3) for n in (8, 16, 64)]
+    assert [work.name for work in found] == ["pp8", "pp16", "pp64", "pp8 x3", "pp16 x3", "pp64 x3"]
+    assert [work.name for work in works("-p", "0", "-d", "5", "-b", "2")] == ["tg59 x2 @ d5"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-p", "x"], "argument -p/--prompt: expected numbers with commas between them, found 'x'"),
+        (["-n", "1,,2"], "argument -n/--generate: expected numbers with commas between them, found '1,,2'"),
+        (["-t", "1,0"], "argument -t/--threads: expected numbers from 1 on, found 0"),
+        (["-b", "0"], "argument -b/--batch: expected numbers from 1 on, found 0"),
+        (["-d", "-1"], "argument -d/--depth: expected numbers from 0 on, found -1"),
+        (["-r", "1,2"], "argument -r/--rounds: expected one number, found several"),
+        (["-o", "xml"], "argument -o/--output: invalid choice"),
+        (["-p", "0", "-n", "0"], "expected something to measure, found -p 0 and -n 0"),
+        (["--sweep-threads", "-t", "1"], "argument --sweep-threads: expected one model and no -t"),
+        (["--sweep-threads", "second.bin"], "argument --sweep-threads: expected one model and no -t"),
+    ],
+)
+def test_wrong_command_lines(flags: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        works(*flags)
+
+
+def test_errors_are_one_line(models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        2: (["bench", str(models["tied"]), "-p", "x"], ["bench", str(models["tied"]), "-p", "0", "-n", "0"]),
+        1: (["bench", str(tmp_path / "absent.bin")], ["bench", str(models["tied"]), "-d", "64"]),
+    }
+    for code, commands in cases.items():
+        for command in commands:
+            assert main(command) == code
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert re.fullmatch(r"llama2c: error: .*expected .*\n", err)
+
+
+def test_what_does_not_fit_is_refused(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size, _ = bench.weigh(Checkpoint.open(models["tied"]))
+    cache = (64 + 64) * 2 * 4 * CONFIG.n_layers * CONFIG.kv_dim  # the two tests each have one
+    monkeypatch.setattr(bench, "available_memory", lambda: 2 * size + cache - 1)
+    assert main(["bench", str(models["tied"])]) == 1
+    assert "expected 0 MB of free memory for these tests, found 0 MB" in capsys.readouterr().err
+    monkeypatch.setattr(bench, "available_memory", lambda: 2 * size + cache)
+    assert main(["bench", str(models["tied"]), "-r", "1"]) == 0
+
+
+def test_available_memory() -> None:
+    assert 10e6 < bench.available_memory() < 1e15
+
+
+# ---------------------------------------------------------------------------
+# what is counted
+
+
+class Clock:
+    """Says 0, 1, 2, ... seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = itertools.count()
+
+    def __call__(self) -> float:
+        return float(next(self.seconds))
+
+
+class Recorder:
+    """A transformer that notes its steps."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        self.config, self.new_cache = transformer.config, transformer.new_cache
+        self.transformer = transformer
+        self.steps: list[list[tuple[int, int]]] = []  # (position, number of tokens) of each sequence
+
+    def forward_batch(self, sequences: Any, out: Any = None) -> Any:
+        self.steps.append([(cache.length, len(tokens)) for tokens, cache in sequences])
+        return self.transformer.forward_batch(sequences, out=out)
+
+
+@pytest.mark.parametrize(
+    ("work", "steps"),
+    [
+        (Work("pp", 20, 0, 1), [[(0, 20)]]),
+        (Work("pp", 20, 7, 2), [[(7, 20), (7, 20)]]),
+        (Work("tg", 3, 0, 1), [[(0, 1)], [(1, 1)], [(2, 1)]]),
+        (Work("tg", 2, 50, 3), [[(50, 1)] * 3, [(51, 1)] * 3]),
+    ],
+)
+def test_each_round_does_the_same_work(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, work: Work, steps: list[list[tuple[int, int]]]
+) -> None:
+    recorder = Recorder(Transformer(Checkpoint.open(models["tied"]), n_threads=1))
+    runner = Runner(recorder, work)  # type: ignore[arg-type]
+    assert recorder.steps == ([[(0, work.depth)] * work.batch] if work.depth else [])
+    monkeypatch.setattr(bench, "perf_counter", Clock())
+    for _ in range(2):
+        recorder.steps.clear()
+        assert runner.rate() == work.batch * work.n_tokens  # in one second
+        assert recorder.steps == steps
+
+
+def test_read_bandwidth_is_bytes_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "perf_counter", Clock())
+    assert bench.read_bandwidth(np.ones(1000, np.float32), 1) == 4000
+
+
+def test_sizes(models: dict[str, Path]) -> None:
+    """By hand: matrices, norms; Q8_0 has a scale of 4 bytes for 16 numbers."""
+    matrices = 2 * (32 * 32 * 2 + 16 * 32 * 2 + 3 * 48 * 32)
+    norms, table = 5 * 32, 40 * 32
+    cache = 2 * 4 * 2 * 16  # bytes of a position
+    work = Work("tg", 10, 20, 4)
+    for name, n_tables, per_weight in (("tied", 1, 4.0), ("untied", 2, 4.0), ("q8", 1, 1.25), ("q8_untied", 2, 1.25)):
+        checkpoint = Checkpoint.open(models[name])
+        size = norms * 4 + (matrices + n_tables * table) * per_weight
+        assert bench.weigh(checkpoint) == (size, norms + matrices + n_tables * table)
+        read = norms * 4 + (matrices + table) * per_weight  # of a table that is not the classifier one row is read
+        assert bench.read_per_token(checkpoint, work) == read / 4 + 25 * cache
+
+
+def test_figures() -> None:
+    result = Result("m", 100, 25, 2, "tg4", [10.0, 20.0, 60.0], [1000.0, 1000.0, 4000.0], 50.0)
+    figures = result.figures()
+    assert (figures["t/s"], figures["median"], figures["bandwidth"]) == (30, 20, 1000)
+    assert figures["sd"] == pytest.approx(26.4575, abs=1e-4)
+    assert figures["share"] == 0.75  # the median of 0.5, 1, 0.75
+    assert Result("m", 100, 25, 2, "pp4", [1.0], [1.0]).figures()["share"] is None
+    assert Result("m", 100, 25, 2, "pp4", [1.0], [1.0]).sd == 0
+
+
+def test_best_threads_is_the_fewest_within_two_percent() -> None:
+    def results(**speeds: list[float]) -> list[Result]:
+        return [Result("m", 1, 1, n, test, [v]) for test, values in speeds.items() for n, v in enumerate(values, 1)]
+
+    assert bench.best_threads(results(tg=[50.0, 90.0, 100.0, 98.0])) == 3
+    assert bench.best_threads(results(tg=[50.0, 99.0, 100.0, 98.0])) == 2
+    assert bench.best_threads(results(tg=[100.0, 50.0], pp=[1000.0, 1010.0])) == 1  # pp's larger numbers do not outweigh tg's
+
+
+def test_sweep_tries_every_number_of_few_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, expected in ((1, [1]), (6, [1, 2, 3, 4, 5, 6]), (20, [*range(1, 9), 16, 20])):
+        monkeypatch.setattr(bench, "available_cores", lambda cores=cores: cores)
+        assert bench.sweep() == expected
+
+
+# ---------------------------------------------------------------------------
+# what is printed
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(["bench", *argv]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def test_markdown(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, str(models["tied"]), str(models["q8"]), "-r", "2", "-t", "1", "-b", "1,2")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    assert rows[0] == ["model", "size", "params", "threads", "test", "t/s", "median", "of bandwidth"]
+    assert [[row[0], *row[2:5]] for row in rows[2:]] == [
+        [model, "0.02 M", "1", test] for model in ("tied fp32", "q8 Q8_0") for test in ("pp64", "tg64", "pp64 x2", "tg64 x2")
+    ]
+    for row in rows[2:]:
+        mean, sd = map(float, row[5].split(" ± "))
+        assert mean > 0 and sd >= 0 and abs(float(row[6]) - mean) < 0.01 + sd  # of two rounds: the same
+        assert bool(row[7]) == row[4].startswith("tg")
+    assert len({len(line) for line in out.splitlines() if line.startswith("|")}) == 1  # it can be read as it is
+    assert re.search(r"^read bandwidth, as many bytes as q8 Q8_0, 1 thread: [\d.]+ GB/s$", out, re.MULTILINE)
+    assert re.match(r"llama2c \d.*, .*OpenMP; .*, Python [\d.]+, \d{4}-\d\d-\d\d\n\n", out)
+
+
+def test_csv_and_json_say_the_same_of_the_machine(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = list(csv.DictReader(io.StringIO(printed(capsys, str(models["q8"]), "-r", "3", "-o", "csv"))))
+    read = json.loads(printed(capsys, str(models["q8"]), "-r", "3", "-o", "json"))
+    assert [line["test"] for line in lines] == [result["test"] for result in read["results"]] == ["pp64", "tg64"]
+    assert {*lines[0]} == {*read["info"], *read["results"][0]} - {"rates"}
+    for line, result in zip(lines, read["results"], strict=True):
+        assert {name: line[name] for name in read["info"]} == {k: "" if v is None else str(v) for k, v in read["info"].items()}
+        assert float(line["t/s"]) > 0
+        assert len(result["rates"]) == 3
+        assert result["t/s"] == pytest.approx(sum(result["rates"]) / 3)
+
+
+def test_sweep_prints_what_to_export(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, str(models["tied"]), "--sweep-threads", "-r", "1", "-p", "0")
+    counts = re.findall(r"\| (\d+) +\| tg64", out)
+    assert counts == [str(n) for n in bench.sweep()]
+    assert counts[-1] == str(available_cores())
+    last = re.search(r"\n\nexport OMP_NUM_THREADS=(\d+)\n$", out)
+    assert last is not None and last[1] in counts
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--sweep-threads" in printed(capsys, "--help")
