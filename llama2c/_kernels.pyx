@@ -574,6 +574,13 @@ cdef int64_t checked_group_size(object size) except -1:
     return checked_int(size, "group_size", 1, 65536)  # 65536 products of two int8 fit an int32
 
 
+cdef bint checked_halves(object rope_pairs) except -1:
+    """Whether RoPE turns elements i and i + head_size / 2 of a head, not neighbours."""
+    if rope_pairs not in ("adjacent", "halves"):
+        raise ValueError(f"rope_pairs: expected adjacent or halves, found {rope_pairs!r}")
+    return rope_pairs == "halves"
+
+
 cdef Matrix as_matrix(object weights, str name, tuple shape, int64_t group_size) except *:
     """The kernels' view of one (rows, columns) matrix: float32 or float16; bfloat16 as an object with `bits`; Q8_0, for which
     alone group_size is not 0, as one with values, scales and group_size."""
@@ -764,7 +771,7 @@ cdef class Model:
     config: the fields of llama2c.Config. weights: by name; norms float32; matrices (those of layers as a sequence with `shape`)
     float32 or float16 arrays, for bfloat16 an object with `bits` (uint16), for Q8_0, which then all are, one with `values` (int8),
     `scales` (float32) and `group_size`; all in C order, with the names and shapes of docs/format.md.
-    half_split: the rows of a head in wq and wk are the first halves of the pairs that RoPE turns, then the second halves.
+    rope_pairs: which elements of a head RoPE turns together: "adjacent", 2i and 2i + 1, or "halves", i and i + head_size / 2.
     Raises TypeError or ValueError for what does not fit.
     """
 
@@ -775,7 +782,7 @@ cdef class Model:
     def __dealloc__(self):
         free(self.layers)
 
-    def __init__(self, config, weights, bint half_split=False):
+    def __init__(self, config, weights, rope_pairs="adjacent"):
         cdef Step *s = &self.step
         cdef int64_t layer, gs
         memset(s, 0, sizeof(Step))
@@ -784,7 +791,7 @@ cdef class Model:
         s.n_heads, s.n_kv_heads, s.head_size = config.n_heads, config.n_kv_heads, config.head_size
         s.q_dim, s.kv_dim, s.vocab_size = s.n_heads * s.head_size, s.n_kv_heads * s.head_size, config.vocab_size
         s.pair_step, s.pair_apart, s.key_unit = 2, 1, UNIT
-        if half_split:
+        if checked_halves(rope_pairs):
             s.pair_step, s.pair_apart, s.key_unit = 1, s.head_size // 2, lcm(UNIT, s.head_size)
         s.norm_eps = config.norm_eps
         embedding = weights["token_embedding_table"]
@@ -927,17 +934,18 @@ def swiglu(float[::1] gate not None, const float[::1] up not None):
         level.swiglu(&gate[0], &up[0], gate.shape[0])
 
 
-def rotate(float[::1] out not None, const float[::1] x not None, const float[:, ::1] table not None, bint half_split=False):
-    """(out[2i], out[2i + 1]) = (x[2i], x[2i + 1]), or with half_split (x[i], x[i + n / 2]), turned by table[i] = (cos, sin).
+def rotate(float[::1] out not None, const float[::1] x not None, const float[:, ::1] table not None, rope_pairs="adjacent"):
+    """(out[2i], out[2i + 1]) = (x[2i], x[2i + 1]), or for the pairs "halves" (x[i], x[i + n / 2]), turned by table[i] = (cos, sin).
 
     OUT out, IN x: float32 (n,), two buffers; IN table (n / 2, 2).
     """
     cdef int64_t n_pairs = x.shape[0] // 2
+    cdef bint halves = checked_halves(rope_pairs)
     if table.shape[1] != 2 or 2 * table.shape[0] != x.shape[0] or out.shape[0] != x.shape[0]:
         raise ValueError(f"rotate: expected out ({x.shape[0]},) and a table ({x.shape[0] / 2:g}, 2), found "
                          f"({out.shape[0]},) and ({table.shape[0]}, {table.shape[1]})")
     if n_pairs:
-        level.rotate(&out[0], &x[0], &table[0, 0], n_pairs, 1 if half_split else 2, n_pairs if half_split else 1)
+        level.rotate(&out[0], &x[0], &table[0, 0], n_pairs, 1 if halves else 2, n_pairs if halves else 1)
 
 
 cdef char *allocate_packs(int parts, int64_t size) except NULL:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
-from .sampler import Sampler, check_int
+from .errors import check_int
+from .sampler import Sampler
 
 if TYPE_CHECKING:
     from .transformer import KVCache, Transformer

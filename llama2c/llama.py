@@ -12,9 +12,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 from . import generation
+from .errors import check_int
 from .formats.checkpoint import Checkpoint
 from .locate import find_tokenizer, resolve
-from .sampler import Sampler, check_int
+from .sampler import Sampler
 from .scoring import Score, score_ids, scored_ids
 from .text.chat import chat_ids
 from .text.stops import StopStrings

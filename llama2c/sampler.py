@@ -6,44 +6,19 @@ Holds the random numbers of one request (xorshift64*, those of run.c); the arith
 from __future__ import annotations
 
 import math
-import operator
 import os
-from collections.abc import Callable, Sequence
-from numbers import Real
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._kernels import sample as _sample
+from .errors import check_int, check_real
 
 _MASK64 = 2**64 - 1
 _MULTIPLIER = 0x2545F4914F6CDD1D
 _STATE_OF_SEED_0 = 0x9E3779B97F4A7C15  # any constant but 0: xorshift never leaves the state 0
-
-
-def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value` as an int in low..high (None: no end), e.g. ("top_k", np.int32(3), 0) -> 3; else an error."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, found {type(value).__name__}") from None
-    if number < low or (high is not None and number > high):
-        bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name}: expected an integer {bounds}, found {number}")
-    return number
-
-
-def _check_real(name: str, value: Any, expected: str, valid: Callable[[float], bool]) -> float:
-    if not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, found {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{name}: expected {expected}, found an integer beyond all floats") from None
-    if not valid(number):
-        raise ValueError(f"{name}: expected {expected}, found {number}")
-    return number
 
 
 class Sampler:
@@ -74,13 +49,13 @@ class Sampler:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
     ) -> None:
-        self.temperature = _check_real(
+        self.temperature = check_real(
             "temperature", temperature, "a finite number of at least 0", lambda t: 0.0 <= t < math.inf
         )
-        self.top_p = _check_real("top_p", top_p, "a number from 0 to 1", lambda p: 0.0 <= p <= 1.0)
+        self.top_p = check_real("top_p", top_p, "a number from 0 to 1", lambda p: 0.0 <= p <= 1.0)
         self.top_k = check_int("top_k", top_k, 0)
-        self.min_p = _check_real("min_p", min_p, "a number from 0 to 1", lambda p: 0.0 <= p <= 1.0)
-        self.repetition_penalty = _check_real(
+        self.min_p = check_real("min_p", min_p, "a number from 0 to 1", lambda p: 0.0 <= p <= 1.0)
+        self.repetition_penalty = check_real(
             "repetition_penalty", repetition_penalty, "a finite number above 0", lambda r: 0.0 < r < math.inf
         )
         if seed is None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _kernels
-from .sampler import check_int
+from .errors import check_int
 from .text.tokenizer import Tokenizer
 from .transformer import Floats, Transformer
 

@@ -69,7 +69,7 @@ class Transformer:
     def __init__(self, checkpoint: Checkpoint, n_threads: int | None = None) -> None:
         self.config = checkpoint.config
         self.n_threads = decide_n_threads(n_threads, count_weights(checkpoint.config))
-        self._model = _kernels.Model(checkpoint.config, checkpoint.weights, checkpoint.half_split)
+        self._model = _kernels.Model(checkpoint.config, checkpoint.weights, checkpoint.rope_pairs)
         self._frequencies = rotary_frequencies(checkpoint.config)
         self._rope: Floats = np.empty((0, self.config.head_size // 2, 2), np.float32)
         self._free_scratch: list[_kernels.Scratch] = []

@@ -183,7 +183,7 @@ def test_rotate(n: int) -> None:
     np.testing.assert_allclose(out, turned.view(float), atol=1e-6)
     in_halves = np.concatenate([x[0::2], x[1::2]])
     again = np.empty_like(x)
-    _kernels.rotate(again, in_halves, table, True)  # other places, the same bits
+    _kernels.rotate(again, in_halves, table, "halves")  # other places, the same bits
     np.testing.assert_array_equal(again, out)
     quarter = np.tile(F32([0, 1]), (n // 2, 1))
     _kernels.rotate(out, x, quarter)  # (a, b) -> (-b, a)

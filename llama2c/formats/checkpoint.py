@@ -41,7 +41,7 @@ class Checkpoint:
     shared_classifier: bool
     dtype: str  # of the matrices: "float32", "float16", "bfloat16" or "q8_0"; of a folder with several, joined by "+"
     group_size: int | None  # of q8_0 alone
-    half_split: bool  # the rows of a head in wq and wk: the first halves of the pairs that RoPE turns, then the second halves
+    rope_pairs: str  # elements of a head that RoPE turns together: "adjacent", 2i and 2i + 1; "halves", i and i + head_size / 2
     weights: dict[str, Weight] = field(repr=False)
 
     @classmethod
@@ -73,7 +73,7 @@ class Checkpoint:
         if found.shared_classifier:
             weights["wcls"] = weights["token_embedding_table"]
         shared, dtype = found.shared_classifier, found.dtype
-        return cls(path, found.version, found.config, shared, dtype, found.group_size, False, weights)
+        return cls(path, found.version, found.config, shared, dtype, found.group_size, "adjacent", weights)
 
     @classmethod
     def _of_folder(cls, path: str, mmap: bool) -> Checkpoint:
@@ -85,7 +85,7 @@ class Checkpoint:
         weights = found.weights
         if found.shared_classifier:
             weights["wcls"] = weights["token_embedding_table"]
-        return cls(path, None, found.config, found.shared_classifier, "+".join(found.dtypes), None, True, weights)
+        return cls(path, None, found.config, found.shared_classifier, "+".join(found.dtypes), None, "halves", weights)
 
     @property
     def format(self) -> str:

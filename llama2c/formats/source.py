@@ -39,6 +39,7 @@ def from_checkpoint(path: Path) -> Source:
     def read(name: str, layer: int) -> Floats:
         weight = checkpoint.weights[name]
         floats = as_floats(weight if name in WHOLE else weight[layer])
-        return paired(floats, checkpoint.config.head_size) if checkpoint.half_split and name in ("wq", "wk") else floats
+        in_halves = checkpoint.rope_pairs == "halves" and name in ("wq", "wk")
+        return paired(floats, checkpoint.config.head_size) if in_halves else floats
 
     return Source(path, checkpoint.config, checkpoint.shared_classifier, read)

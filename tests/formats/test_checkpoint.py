@@ -82,7 +82,7 @@ def test_what_was_written_is_read(
     assert checkpoint.path == str(tmp_path / "m.bin")
     assert (checkpoint.version, checkpoint.config, checkpoint.shared_classifier) == (version, config, shared)
     assert checkpoint.group_size == (group_size if dtype == "q8_0" else None)
-    assert (checkpoint.dtype, checkpoint.half_split, checkpoint.format) == (dtype, False, f"v{version}")
+    assert (checkpoint.dtype, checkpoint.rope_pairs, checkpoint.format) == (dtype, "adjacent", f"v{version}")
     assert checkpoint.kind == {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "q8_0": "Q8_0"}[dtype]
     assert set(checkpoint.weights) == NAMES
     if shared:

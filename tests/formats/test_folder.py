@@ -52,7 +52,7 @@ def test_what_was_written_is_read(tmp_path: Path, shared: bool, n_shards: int, b
     folder = folders.write_model(tmp_path / "hf", OWN, weights, bfloat16, n_shards)
     opened = Checkpoint.open(folder, mmap=use_mmap)
     assert opened.config == OWN
-    assert (opened.version, opened.shared_classifier, opened.half_split, opened.group_size) == (None, shared, True, None)
+    assert (opened.version, opened.shared_classifier, opened.rope_pairs, opened.group_size) == (None, shared, "halves", None)
     assert (opened.path, opened.format) == (str(folder), "Hugging Face folder")
     assert (opened.dtype, opened.kind) == (("bfloat16", "bf16") if bfloat16 else ("float32", "fp32"))
     assert set(opened.weights) == set(checkpoints.V1)
