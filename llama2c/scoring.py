@@ -95,7 +95,7 @@ def read_chunks(transformer: Transformer, ids: Sequence[int], chunks: Sequence[C
             if first > start:
                 transformer.forward(ids[start:first], cache, out=logits[0])
         n = stop - first
-        transformer.forward(ids[first:stop], cache, all_logits=True, out=logits[:n])
+        transformer.forward(ids[first:stop], cache, logits=None, out=logits[:n])
         for i in range(n):
             _kernels.logprobs(logits[i], logprobs[i])
         yield Rows(logits[:n], logprobs[:n])

@@ -154,7 +154,7 @@ class InterruptError(Exception):
 def test_interrupts_at_any_moment_leave_the_cache_usable(path: Path) -> None:
     """Hundreds of signals, between any two instructions: a token is fed or it is not, and a cache is never left taken."""
     transformer = Transformer(Checkpoint.open(path), n_threads=1)
-    expected, cache = transformer.forward(TOKENS, transformer.new_cache(), all_logits=True), transformer.new_cache()
+    expected, cache = transformer.forward(TOKENS, transformer.new_cache(), logits=None), transformer.new_cache()
     out, rng, interrupted = np.empty(CONFIG.vocab_size, np.float32), np.random.default_rng(0), 0
 
     def interrupt(number: int, frame: object) -> None:
