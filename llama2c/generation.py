@@ -183,10 +183,12 @@ class Sequence:
 
     def _checked(self, name: str, ids: Iterable[int]) -> list[int]:
         """The ids as a list of int. RequestError: one is outside the vocabulary; TypeError: one is not an integer."""
-        try:
-            tokens = [index(token) for token in ids]
-        except TypeError:
-            raise TypeError(f"{name}: expected token ids, found a value that is not an integer") from None
+        tokens = []
+        for token in ids:
+            try:
+                tokens.append(index(token))
+            except TypeError:
+                raise TypeError(f"{name}: expected token ids, found {type(token).__name__}") from None
         if tokens and not (min(tokens) >= 0 and max(tokens) < self._vocab_size):
             wrong = next(token for token in tokens if not 0 <= token < self._vocab_size)
             raise RequestError(f"{name}: expected token ids from 0 to {self._vocab_size - 1}, found {wrong}", name)

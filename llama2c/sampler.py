@@ -37,16 +37,16 @@ class SamplerOptions(TypedDict, total=False):
 class Sampler:
     """Draws tokens from logits. One Sampler serves one request and one thread: its random state moves on.
 
-    temperature         0 takes the likeliest token and draws no random number; else logits are divided by it
+    temperature         0 takes the likeliest token and draws no random number; otherwise logits are divided by it
     top_k               keep the k likeliest tokens (0: off)
     min_p               keep tokens with at least min_p times the largest probability (0: off)
     top_p               keep the likeliest tokens until their sum exceeds top_p (0 or 1: off)
     repetition_penalty  positive logits of tokens seen before are divided by it, negative ones multiplied
                         (Keskar et al. 2019, CTRL; 1: off)
-    seed                0..2**64 - 1; None: a random one below 2**53, which `seed` then says
+    seed                0..2**64 - 1; None: a random one below 2**53; the attribute `seed` has it
 
-    Each filter sees the distribution that the one before it left. With top_k, min_p and the penalty off the
-    result is that of run.c. A wrong type is a TypeError, a wrong value a ValueError.
+    Each filter gets the distribution that the one before it left. With top_k, min_p and the penalty off the
+    result is that of run.c. A wrong type is a TypeError, a wrong value a RequestError.
     """
 
     __slots__ = (
@@ -88,10 +88,10 @@ class Sampler:
         return ((x * _MULTIPLIER & _MASK64) >> 40) / 16777216.0
 
     def sample(self, logits: NDArray[np.float32], seen: Sequence[int] | NDArray[Any] | None = None) -> int:
-        """One token id for `logits` (vocab_size,) float32, which are left as they are.
+        """Draw one token id from `logits` (vocab_size,) float32, which are not changed.
 
         seen: ids of the prompt and of the output so far, repeats allowed; only the repetition penalty needs
-        them. ValueError for NaN logits or an id outside the vocabulary.
+        them. ValueError: NaN logits, every token excluded, or an id outside the vocabulary.
         """
         if seen is not None and self.repetition_penalty != 1.0:
             logits = _penalised(logits, np.asarray(seen), self.repetition_penalty)
@@ -111,7 +111,7 @@ def _penalised(logits: NDArray[np.float32], seen: NDArray[Any], penalty: float) 
     if seen.dtype.kind not in "iu":
         raise TypeError(f"seen: expected a sequence of token ids, found values of type {seen.dtype}")
     for token in (seen.min(), seen.max()):
-        check_int("seen", token, 0, len(logits) - 1)  # a negative index would silently count from the end
+        check_int("seen", token, 0, len(logits) - 1)  # a negative index would count from the end
     logits = logits.copy()
     values = logits[seen]
     logits[seen] = np.where(values > 0, values / penalty, values * penalty)

@@ -26,8 +26,8 @@ Floats: TypeAlias = "NDArray[np.float32]"
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
 Part: TypeAlias = "tuple[list[int], int, _kernels.KVBuffer]"  # ids, the position of the first, where keys and values go
 
-MAX_ROWS = 256  # rows of one step: enough to read the weights once for many
-MIN_ROWS = 32  # below this, rows wait for weights
+MAX_ROWS = 256  # rows of one step: enough that reading the weights is a small part of the work
+MIN_ROWS = 32  # with fewer rows, reading the weights takes longer than computing
 MAX_WORK = 1 << 31  # multiply-adds of a thread in one layer, a tenth of a second: signals are looked for between two layers
 
 
@@ -45,7 +45,7 @@ class KVCache:
     def _allocate(self, shape: tuple[int, int, int, int]) -> None:
         """Keys and values of `shape`: (n_layers, n_kv_heads, max_length, head_size)."""
         self.max_length = shape[2]
-        try:  # not filled: the system gives the memory as it is written, in pages of up to 2 MB
+        try:  # not filled: the system provides the memory page by page, as it is written
             self._buffer = _kernels.KVBuffer(np.empty(shape, np.float32), np.empty(shape, np.float32))
         except (MemoryError, ValueError):
             size = 2 * 4 * math.prod(shape)
@@ -208,7 +208,7 @@ class Transformer:
     def _step(
         self, parts: list[Part], rope: Floats, logit_rows: Sequence[int], logits: Floats, trace: Floats | None
     ) -> None:
-        """One step on a scratch of its own: from the free list, or new if as many steps run as never before."""
+        """One step on a scratch of its own: one from the free list, or a new one if all are in use."""
         try:
             scratch = self._free_scratch.pop()
         except IndexError:
@@ -239,7 +239,7 @@ class Transformer:
         return ids
 
     def _rope_up_to(self, n_positions: int) -> Floats:
-        """The table of rotary angles for at least so many positions; it doubles, and what a step holds never changes."""
+        """The table of rotary angles for at least `n_positions` positions. It doubles; one that a step uses never changes."""
         rope = self._rope
         have = len(rope)
         if have < n_positions:
@@ -299,15 +299,15 @@ def count_weights(config: Config) -> int:
 
 
 def rows_per_step(config: Config, n_threads: int) -> int:
-    """MAX_ROWS, or fewer where the layers are so large that a Ctrl-C would have to wait."""
+    """MAX_ROWS, or fewer for a model whose layers are so large that Ctrl-C would have to wait for a step."""
     return max(MIN_ROWS, min(MAX_ROWS, MAX_WORK * n_threads // count_layer_weights(config)))
 
 
 def rotary_frequencies(config: Config) -> NDArray[np.float64]:
     """theta^(-i / head_size) for even i, (head_size / 2,): radians a position. Su et al. 2021, section 3.2.2.
 
-    By decimal arithmetic, which gives the same digits on every machine; a libm's pow does not. Where the model has a
-    rope_scaling, they are lowered by it.
+    Computed with decimal arithmetic, which gives the same digits on every machine; the pow of a libm does not. A rope_scaling
+    of the model lowers them.
     """
     with localcontext() as context:
         context.prec = 40
@@ -324,7 +324,7 @@ def scale_frequency(frequency: float, scaling: RopeScaling) -> float:
     if scaling.rope_type == "linear":
         return frequency / scaling.factor
     low, high, original = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings
-    assert low is not None and high is not None and original is not None  # RopeScaling has seen to it
-    turns = original * frequency / (2 * math.pi)  # that the pair makes in the context of the first training
+    assert low is not None and high is not None and original is not None  # RopeScaling checks it
+    turns = original * frequency / (2 * math.pi)  # of the pair, in the context of the first training
     kept = min(1.0, max(0.0, (turns - low) / (high - low)))
     return (1 - kept) * frequency / scaling.factor + kept * frequency

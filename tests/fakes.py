@@ -64,7 +64,7 @@ class FakeTransformer:
         self.steps.append(tokens)
         assert out.shape in ((wanted, self.config.vocab_size), (self.config.vocab_size,) * (logits == 1))
         cache.tokens += tokens[: len(tokens) - wanted]
-        for row, token in zip(out.reshape(wanted, -1), tokens[len(tokens) - wanted :], strict=True):
+        for row, token in zip(out.reshape(wanted, self.config.vocab_size), tokens[len(tokens) - wanted :], strict=True):
             cache.tokens.append(token)
             row[:] = self.logits(cache)
         return out

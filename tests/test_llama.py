@@ -288,7 +288,7 @@ def test_a_stream_given_up() -> None:
         ("Hi, you", {"max_tokens": 0}, ValueError, "prompt: expected 1 to 8 tokens (the context), found 9"),
         ([], {}, ValueError, "prompt: expected 1 to 8 tokens (the context), found 0"),
         ([1, 259], {}, ValueError, "prompt: expected token ids from 0 to 258, found 259"),
-        (["Hi"], {}, TypeError, "prompt: expected token ids, found a value that is not an integer"),
+        (["Hi"], {}, TypeError, "prompt: expected token ids, found str"),
         (None, {}, TypeError, "prompt: expected str, bytes or token ids, found NoneType"),
         ("", {"max_tokens": -1}, ValueError, "max_tokens: expected an integer of at least 0, found -1"),
         ("", {"max_tokens": "9"}, TypeError, "max_tokens: expected an integer, found str"),

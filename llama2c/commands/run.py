@@ -65,20 +65,19 @@ def story(llama: Llama, sampler: Sampler, prompt: bytes, n_positions: int, verbo
     """Print the text of the prompt and what follows it, up to `n_positions`."""
     transformer, tokenizer = llama.transformer, llama.tokenizer
     ids = tokenizer.encode(prompt)
-    fits = len(ids) <= n_positions
     text_stream = tokenizer.text_stream(errors="ignore")
     sequence = Sequence(
         ids,
         sampler,
         vocab_size=transformer.config.vocab_size,
-        max_length=n_positions if fits else transformer.config.seq_len,
-        max_tokens=None,
+        max_length=transformer.config.seq_len,
+        max_tokens=max(0, n_positions - len(ids) + 1),
         stop_tokens=tokenizer.end_ids,
         text_stream=lambda _: text_stream,  # which has the prompt: a character may begin there and end in the first token
     )
     cache = transformer.new_cache(n_positions)
     put("".join(text for text in map(text_stream.feed, ids[: n_positions + 1]) if text not in SILENT))
-    if not fits:  # nothing is drawn, but a trace shows every position asked for
+    if len(ids) > n_positions:  # nothing is drawn, but a trace shows every position asked for
         transformer.forward(ids[:n_positions], cache)
         put("\n")
         return

@@ -292,7 +292,7 @@ def few_tokens(path: Path) -> None:
 
 def cache_cases() -> Iterator[Case]:
     name = "checkpoint: a KV cache beyond memory though the weights are tiny"
-    words = (f"max_length: expected room for a cache of {2**31 - 1} positions, ",)
+    words = (f"max_length: a cache of {2**31 - 1} positions takes ",)
     for title, act, error in (
         ("new_cache", new_cache, MemoryError),
         ("generate", whole_context, MemoryError),
