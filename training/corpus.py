@@ -32,10 +32,10 @@ Node = str | list[list["Node"]]  # text or {slot}; or a choice between sequences
 # ---------------------------------------------------------------------------
 # the words
 #
-# How a template in story_parts.json is read: [a|b] is one of its choices (a choice may be empty), {slot} is a word of the story,
-# {Slot} the same with a capital, {a slot} the same with its article, <...> is speech and gets quotes. The hero has the slots {n}
-# (name), {k} (kind), {he} {him} {his} {himself}; the helper {m} (name), {mk} {mhe} {mhim} {mhis}; a third character {f} (name),
-# {fk} {fhe} {fhim}. A wish has slots of its own. A list of single words is one string with spaces.
+# How to read a template in story_parts.json: [a|b] is one of its choices (it may be empty), {slot} is a word of the story,
+# {Slot} the same with a capital, {a slot} the same with its article, <...> is speech and gets quotes. The hero has the slots
+# {n} (name), {k} (kind), {he} {him} {his} {himself}; the helper {m} (name), {mk} {mhe} {mhim} {mhis}; a third character
+# {f} (name), {fk} {fhe} {fhim}. A wish has slots of its own. A list of single words is one string with spaces.
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Nature:
 
 @dataclass(frozen=True)
 class Helper:
-    """The kinds that can help (those of the wish's {teachers}, when empty), and how. `to`: only these heroes (all, when empty)."""
+    """The kinds that can help (if empty: the wish's {teachers}), and how. `to`: they help only these heroes (if empty: all)."""
 
     kinds: str
     text: str
@@ -323,9 +323,7 @@ def setting(rng: Random, plot: Plot, slots: Slots) -> str:
     slots["says"] = expand(rng, parts.natures[nature].says, slots)
     grown = plot.helper_kind in parts.grown
     slots["madj"] = pick(rng, [adj for adj in (*parts.helper_natures, *["old"] * 4 * grown) if adj != nature])
-    slots["came"] = pick(
-        rng, ("flew by", "came flying by") if plot.helper_kind in parts.flyers else ("came by", "came along")
-    )
+    slots["came"] = pick(rng, ("flew by", "came flying by") if plot.helper_kind in parts.flyers else ("came by", "came along"))
     slots["swap"] = expand(rng, parts.swap, slots)
     avoid = f"{plot.wish.avoid} {plot.obstacle.avoid}".split()
     homes = parts.homes[parts.heroes[plot.hero].home].strip("[]").split("|")

@@ -48,7 +48,10 @@ def test_reproducible(corpus: ModuleType) -> None:
 
 def test_corpus_is_the_one_of_the_bundled_model(corpus: ModuleType, sample: list[str], all_plots: list[str]) -> None:
     """Hashes of the stories that the model was trained on: an edit of the words or of a draw changes them."""
-    assert sha256("".join(sample[:3000]).encode()).hexdigest() == "2244470e0661f69d5d752a2f40d23c3ee07dddd6c67b4ad7b34d4a3d18f3bcb7"
+    assert (
+        sha256("".join(sample[:3000]).encode()).hexdigest()
+        == "2244470e0661f69d5d752a2f40d23c3ee07dddd6c67b4ad7b34d4a3d18f3bcb7"
+    )
     assert sha256("".join(all_plots).encode()).hexdigest() == "a4dd509dc77b58653465b3c0b0c4d20fa5f6bf9a4dbc07106b618a787c6ff9bf"
     assert len(all_plots) == 19928
     assert corpus.count_stories() == 1_471_044_720
@@ -89,7 +92,7 @@ def test_form(sample: list[str], all_plots: list[str]) -> None:
         check_form(story)
 
 
-@pytest.mark.parametrize("flaw", ['Tom had a apple.\nHe ate.', 'Tom "ran.\nHe ate.', "Tom ran.\nhe ate.", "Tom {x}.\nHe ate."])
+@pytest.mark.parametrize("flaw", ["Tom had a apple.\nHe ate.", 'Tom "ran.\nHe ate.', "Tom ran.\nhe ate.", "Tom {x}.\nHe ate."])
 def test_form_sees_flaws(flaw: str) -> None:
     check_form("Tom had an apple.\nHe ate it.")
     with pytest.raises(AssertionError):
