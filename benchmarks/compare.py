@@ -1,12 +1,12 @@
-"""llama2c against others on the same checkpoints, in one run: `python benchmarks/compare.py --c run=PATH --c runq=PATH`.
+"""Compares llama2c with other programs on the same checkpoints: `python benchmarks/compare.py --c run=PATH --c runq=PATH`.
 
-The programs take turns. Every figure is the median of several rounds, every ratio the median of the ratios round by round, so
-that a machine whose speed drifts does not decide it. No figure is believed before both sides have made the same of the same
+The programs take turns. Every figure is the median of several rounds, and every ratio the median of the ratios of the rounds,
+so that a machine whose speed drifts does not decide it. A figure counts only if both sides gave the same result for the same
 input: the same text for whole commands, the same logits for peers in this process.
 
-One footing. C's "achieved tok/s" leaves out its first step and counts the positions of a prompt; ours counts the tokens made
-after the prompt. Decode is therefore compared from an empty prompt: there both count the same steps, all but the first. For a
-prompt, C's figure is the speed of its positions, and ours the whole prompt in one go.
+C's "achieved tok/s" leaves out its first step and counts the positions of a prompt. Ours counts the tokens made after the
+prompt. So decode is compared from an empty prompt, where both count the same steps: all but the first. For a prompt, C's figure
+is the speed of its positions, and ours is the speed of the whole prompt at once.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from llama2c.config import Config
 from llama2c.formats.layout import layout
 from llama2c.threads import available_cores
 
-SAME = 8  # words at least that a Q8_0 text must share: where one value rounds the other way, all that follows may differ
+SAME = 8  # the least number of words that two Q8_0 texts must share: one value that rounds the other way changes the rest
 POSITIONS = (10, 100, 250, 500, 750, 1000)
 BATCHES = (1, 2, 4, 8, 16, 32)
-BARS: dict[tuple[str, str, str], float] = {  # (work, model, peer) -> the ratio that is aimed at, with two threads
+BARS: dict[tuple[str, str, str], float] = {  # (work, model, peer) -> the aim for the ratio, with two threads
     **{("decode", f"{shape} fp32", "run"): 1.0 for shape in ("15M", "42M", "110M")},
     **{("decode", f"{shape} fp32", "read bandwidth"): 0.93 for shape in ("15M", "42M", "110M")},
     **{("decode", f"{shape} Q8_0", "runq"): 1.8 for shape in ("42M", "110M")},
@@ -50,7 +50,7 @@ BARS: dict[tuple[str, str, str], float] = {  # (work, model, peer) -> the ratio 
 
 
 class Comparison:
-    """Makes the checkpoints it needs in a folder, and takes measurements in turn."""
+    """Makes the checkpoints in a folder, and measures ours and theirs in turn."""
 
     def __init__(self, options: argparse.Namespace, folder: Path, c_programs: dict[str, Path], record: Record) -> None:
         self.folder, self.c_programs, self.record = folder, c_programs, record
@@ -64,13 +64,13 @@ class Comparison:
                 self.skip(f"{peer.name}: {peer.packages} not installed")
         for kind, wanted in (("an fp32", False), ("a Q8_0", True)):
             if not any(is_quantized(name) == wanted for name in c_programs):
-                self.skip(f"{kind} C program: none was named with --c {'runq' if wanted else 'run'}=PATH")
+                self.skip(f"{kind} C program: not given; name one with --c {'runq' if wanted else 'run'}=PATH")
 
     def skip(self, line: str) -> None:
         self.record.skipped.append(line)
         print(f"left out: {line}", file=sys.stderr, flush=True)
 
-    # -- one kind of work, against everybody who can do it
+    # -- one kind of work, against every program that can do it
 
     def decode(self, shape: str, group_size: int | None = None) -> None:
         """Tokens one by one from an empty context."""
@@ -88,7 +88,7 @@ class Comparison:
         self.take("decode", kind, "read bandwidth", lambda: ours.decode(n), self.bandwidth(path))
 
     def prefill(self, shape: str, group_size: int | None = None) -> None:
-        """A prompt, until the logits after it are there."""
+        """A prompt, until its last logits are computed."""
         if not (path := self.wanted("prefill", shape, group_size)):
             return
         kind, n = label(shape, group_size), self.n_prompt
@@ -96,7 +96,7 @@ class Comparison:
         our_prefill = settled(lambda: ours.prefill(n), 5)
         command = our_program(path, self.tokenizer, self.n_threads)
         for program in self.programs(path, bool(group_size)):
-            prompt = ("-i", "x" * (n - 2))  # with BOS and the leading space n tokens, a byte each
+            prompt = ("-i", "x" * (n - 2))  # n tokens: BOS, the leading space, and one for each byte
             note = same_text(command, program, (*prompt, "-n", str(n + 9)), exact=not group_size)
             self.take("prefill", kind, program.name, our_prefill, rate_of(program, (*prompt, "-n", str(n))), note=note, c=True)
         for peer in self.peers(path, bool(group_size), ours):
@@ -105,7 +105,7 @@ class Comparison:
             self.take("prefill", kind, "SGEMM", our_prefill, settled(self.sgemm(ours.transformer.config), 5))
 
     def tiny(self) -> None:
-        """The whole command on the smallest model, less the time of a run that makes one token."""
+        """The whole command on the smallest model, minus the time of a run that makes one token."""
         if not (path := self.wanted("whole run less start-up", "260K")):
             return
         tokenizer = self.folder / "tokenizer512.bin"
@@ -117,7 +117,7 @@ class Comparison:
             self.take("whole run less start-up", "260K fp32", program.name, measure, theirs, 1.3, note=note, c=True)
 
     def batch(self, shape: str) -> None:
-        """Sequences that share each step: all together, and 16 of them against one alone."""
+        """Sequences that share each step: 1 to 32 of them, and 16 compared with one."""
         if not (path := self.wanted("sequences together", shape)):
             return
         ours, work = Ours(path, self.n_threads), label(shape)
@@ -127,7 +127,7 @@ class Comparison:
         self.bend(curve, {"llama2c": [lambda b=b: ours.batch(b, n) for b in BATCHES]})
 
     def position(self, shape: str) -> None:
-        """Decode at the beginning of the context and at its end, where attention has more to read."""
+        """Decode at the beginning and at the end of the context, where attention has more to read."""
         if not (path := self.wanted("position", shape)):
             return
         ours, work, c = Ours(path, self.n_threads), label(shape), PRESETS[shape]
@@ -140,7 +140,7 @@ class Comparison:
         self.bend(curve, {"llama2c": [at(ours, position) for position in x], "read bandwidth": limits})
 
     def threads(self, shape: str) -> None:
-        """Decode with one thread to twice as many as there are cores."""
+        """Decode with one thread, and up to twice as many threads as cores."""
         if not (path := self.wanted("threads", shape)):
             return
         cores = available_cores()
@@ -180,7 +180,7 @@ class Comparison:
         self, work: str, kind: str, peer: str, ours: Measure, theirs: Measure, bar: float | None = None,
         unit: str = "tok/s", less: bool = False, note: str = "", c: bool = False,
     ) -> None:  # fmt: skip
-        """Measure both in turn, and print the line of the table."""
+        """Measures both in turn, and prints the line of the table."""
         if note.startswith("!"):
             self.skip(f"{work}, {kind}, {peer}: {note[1:]}")
             return
@@ -191,7 +191,7 @@ class Comparison:
         print(f"| {' | '.join(result.cells())} |", flush=True)
 
     def bend(self, curve: Curve, series: dict[str, list[Measure]]) -> None:
-        """Measure all programs at all x in turn, round by round."""
+        """Measures all programs at all x in turn, round by round."""
         curve.series = {program: [[] for _ in measures] for program, measures in series.items()}
         for turn in range(self.rounds + 1):
             for i in range(len(curve.x)):
@@ -202,14 +202,14 @@ class Comparison:
         self.record.curves.append(curve)
 
     def wanted(self, work: str, shape: str, group_size: int | None = None) -> Path | None:
-        """The checkpoint for a kind of work, made if need be; None if --only leaves it out or memory does not hold it."""
+        """The checkpoint for a kind of work, made if necessary. None if --only leaves it out, or if memory is too small."""
         name = label(shape, group_size)
         if self.only not in f"{work}, {name}":
             return None
         config = PRESETS[shape]
         size = layout(config, 2 if group_size else 0, True, group_size).file_size
         fp32 = layout(config, 0, True).file_size
-        needed, available = size + 3 * fp32, bench.available_memory()  # ours, the buffer that is read, one or two more copies
+        needed, available = size + 3 * fp32, bench.available_memory()  # ours, the buffer that is read, and two copies
         if needed > available:
             self.skip(f"{work}, {name}: expected {needed / 1e6:.0f} MB of free memory, found {available / 1e6:.0f} MB")
             return None
@@ -224,7 +224,7 @@ class Comparison:
         return [Program(n, [str(b)], path, tokenizer or self.tokenizer, self.n_threads) for n, b in chosen.items()]
 
     def peers(self, path: Path, quantized: bool, ours: Ours) -> Iterator[Any]:
-        """The installed peers for this checkpoint, one after the other; those whose logits are not ours are left out."""
+        """The installed peers for this checkpoint, one after the other. A peer with other logits than ours is left out."""
         for make in self.packages:
             if quantized and make.name != "llama.cpp":
                 continue
@@ -232,18 +232,18 @@ class Comparison:
             tokens = ids(12, ours.vocab_size)
             expected, found = ours.logits(tokens), peer.logits(tokens)
             error = float(np.abs(expected - found).max() / np.abs(expected).max())
-            if error < (5e-2 if quantized else 1e-2):  # llama.cpp rounds some of what it does to 16 bits
+            if error < (5e-2 if quantized else 1e-2):  # llama.cpp rounds some values to 16 bits
                 yield peer
             else:
                 self.skip(f"{peer.name}, {path.stem}: its logits differ from ours by {error:.2g} of the largest")
 
     def bandwidth(self, path: Path) -> Measure:
-        """Tokens a second if decode did nothing but read: the memory's speed on as many bytes as the checkpoint has."""
+        """Tokens per second if decode only read memory: a loop that reads as many bytes as the checkpoint has."""
         memory = np.ones(path.stat().st_size // 4, np.float32)
         return lambda: bench.read_bandwidth(memory, self.n_threads) / memory.nbytes
 
     def sgemm(self, config: Config) -> Measure:
-        """Tokens a second if prefill were nothing but the products of its layers, each at NumPy's speed."""
+        """Tokens per second if prefill were only the products of its layers, at NumPy's speed."""
         rng, n = np.random.default_rng(0), self.n_prompt
         q_dim, kv_dim, dim, hidden = config.n_heads * config.head_size, config.kv_dim, config.dim, config.hidden_dim
         shapes = [(dim, q_dim + 2 * kv_dim), (q_dim, dim), (dim, 2 * hidden), (hidden, dim)]
@@ -263,7 +263,7 @@ def label(shape: str, group_size: int | None = None) -> str:
     return f"{shape} Q8_0" if group_size else f"{shape} fp32"
 
 
-# Each binds its arguments: a lambda in a loop would see the loop's last.
+# Each of these binds its arguments: a lambda in a loop would see the last values of the loop.
 
 
 def rate_of(program: Program, flags: tuple[str, ...]) -> Measure:
@@ -299,7 +299,7 @@ def peak(command: list[str], environment: dict[str, str] | None) -> Measure:
 
 
 def same_text(ours: Program, theirs: Program, flags: tuple[str, ...], exact: bool) -> str:
-    """A note on what both print for the same flags; it begins with "!" if no figure should be believed."""
+    """A note that compares what both print for the same flags. It begins with "!" if the figures must not count."""
     a, b = ours.run(*flags).text.split(b" "), theirs.run(*flags).text.split(b" ")
     if a == b:
         return "the same text"
@@ -309,7 +309,7 @@ def same_text(ours: Program, theirs: Program, flags: tuple[str, ...], exact: boo
 
 
 def peak_beyond(command: list[str]) -> float:
-    """What a run of this file with --memory-beyond prints: megabytes."""
+    """The megabytes that this file prints with --memory-beyond."""
     return float(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
@@ -332,7 +332,7 @@ HEADER = ["work", "llama2c", "against", "theirs", "ratio", "aim", "met"]
 
 
 def markdown(record: Record) -> str:
-    """The figures as a page, with the pictures beside it."""
+    """The figures as a page in Markdown."""
     info = record.info
     machine = f"{info['cpu']}, {info['cores']} cores, {info['system']}, {info['isa']}"
     build = f"llama2c {info['version']}" + (f" ({info['commit']})" if info["commit"] else "")
@@ -361,13 +361,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--c", action="append", default=[], metavar="NAME=PATH", help="a C binary: run..=PATH (fp32) or runq..=PATH (Q8_0)")
     add("--threads", type=at_least(1), default=min(2, available_cores()), metavar="N", help="default: 2 if there are two cores")
-    add("--rounds", type=at_least(1), default=5, metavar="N", help="that count, after one that warms up (default 5)")
-    add("--tokens", type=at_least(16), default=100, metavar="N", help="of one decode measurement (default 100)")
+    add("--rounds", type=at_least(1), default=5, metavar="N", help="rounds, after one to warm up (default 5)")
+    add("--tokens", type=at_least(16), default=100, metavar="N", help="tokens of one decode measurement (default 100)")
     add("--prompt", type=at_least(16), default=200, metavar="N", help="tokens of one prefill measurement (default 200)")
-    add("--folder", type=Path, help="where checkpoints are made and kept (default: a temporary folder)")
-    add("--only", default="", metavar="TEXT", help="only what has this in its name, e.g. 'prefill' or 'decode, 42M fp32'")
+    add("--folder", type=Path, help="the folder for the checkpoints (default: a temporary folder)")
+    add("--only", default="", metavar="TEXT", help="only work with TEXT in its name, e.g. 'prefill' or 'decode, 42M fp32'")
     add("-o", "--output", type=Path, metavar="FOLDER", help="write results.json, results.md and, with matplotlib, pictures")
-    add("--against", type=Path, metavar="JSON", help="say what became slower than in this run, as a ratio to the C programs")
+    add("--against", type=Path, metavar="JSON", help="print what became slower than in this run, as a ratio to the C programs")
     add("--memory-beyond", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.command = shlex.join(["python", "benchmarks/compare.py", *(sys.argv[1:] if arguments is None else arguments)])
@@ -377,7 +377,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def at_least(least: int) -> Any:
     def convert(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a number from {least} on, found {text!r}")
+            raise argparse.ArgumentTypeError(f"expected a number of at least {least}, found {text!r}")
         return int(text)
 
     return convert
@@ -391,13 +391,13 @@ def c_programs(arguments: list[str]) -> dict[str, Path]:
         if not name.startswith("run") or not path:
             raise ValueError(f"--c: expected run..=PATH or runq..=PATH, found {text!r}")
         if not os.access(path, os.X_OK) or not Path(path).is_file():
-            raise ValueError(f"--c {name}: expected a program that can be started, found none at {path}")
+            raise ValueError(f"--c {name}: not an executable file: {path}")
         programs[name] = Path(path).resolve()
     return programs
 
 
 def usable(folder: Path) -> Path:
-    """The folder, made if need be; OSError, one line, if nothing can be written there."""
+    """The folder, created if necessary. OSError, with one line, if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -423,7 +423,7 @@ def measure_all(comparison: Comparison) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print, write; 1 if --against finds something slower."""
+    """Measures, prints and writes. Returns 1 if --against finds something slower."""
     programs = c_programs(options.c)
     past = Record.load(options.against) if options.against else None
     if options.output:
@@ -439,7 +439,7 @@ def run(options: argparse.Namespace) -> int:
         record.save(options.output / "results.json")
         (options.output / "results.md").write_text(markdown(record), encoding="utf-8")
         if importlib.util.find_spec("matplotlib") is None:
-            print("left out: pictures: matplotlib not installed", file=sys.stderr)
+            print("left out: pictures: matplotlib is not installed: pip install matplotlib", file=sys.stderr)
         else:
             import pictures
 

@@ -1,7 +1,7 @@
-"""Write a random checkpoint: `python benchmarks/make_checkpoint.py 42M model.bin --version 2 --group-size 32`.
+"""Writes a random checkpoint: `python benchmarks/make_checkpoint.py 42M model.bin --version 2 --group-size 32`.
 
-Speed depends on shapes, not on what the numbers say, so a benchmark needs no trained model. Greedy decoding of these models
-never meets BOS or EOS. The file is written in a stream; no more than one chunk of a matrix is in memory at a time.
+Speed depends on the shape of a model and not on its numbers, so a benchmark needs no trained model. Greedy decoding of these
+models never gives BOS or EOS. The file is written as a stream: only one chunk of a matrix is in memory at a time.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ PRESETS = {
     "110M": Config(768, 2048, 12, 12, 12, 32000, 1024),
     "1.1B": Config(2048, 5632, 22, 32, 4, 32000, 2048),
 }
-CHUNK = 1 << 22  # values made at once, or a few rows if those are more
+CHUNK = 1 << 22  # values made at once, or more if a few rows have more
 CLASSIFIERS = ("token_embedding_table", "wcls")
 
 
 def make_checkpoint(
     path: Path, config: Config, version: int = 0, seed: int = 0, group_size: int | None = None, shared_classifier: bool = True
 ) -> None:
-    """Write normally distributed weights, of a size that keeps activations near 1, in the given version (0, 1 or 2)."""
+    """Writes normally distributed weights in version 0, 1 or 2. Their scale keeps the activations near 1."""
     plan = layout(config, version, shared_classifier, group_size)
     streams = {entry.name: np.random.default_rng([seed, number]) for number, entry in enumerate(plan.entries)}
 
@@ -43,10 +43,10 @@ def make_checkpoint(
 
 
 def chunks(entry: Entry, rng: np.random.Generator) -> Iterator[Floats]:
-    """The rows of one matrix, (n, columns) at a time; n * columns is a multiple of the group size but at the end."""
+    """The rows of one matrix, (n, columns) at a time. n * columns is a multiple of the group size, except at the end."""
     rows, columns = entry.shape[-2:] if len(entry.shape) > 1 else (1, entry.shape[0])
-    step = max(8, CHUNK // columns)  # the special tokens stand in the first rows
-    if entry.group_size is not None:  # whole groups: a multiple of group_size rows always is one
+    step = max(8, CHUNK // columns)  # the first chunk must have the rows of all special tokens
+    if entry.group_size is not None:  # group_size rows always are whole groups
         step = -(-step // entry.group_size) * entry.group_size
     for first in range(0, rows, step):
         count = min(step, rows - first)
@@ -60,14 +60,14 @@ def chunks(entry: Entry, rng: np.random.Generator) -> Iterator[Floats]:
 
 
 def silence_special_tokens(rows: Floats) -> None:
-    """Make rows 3 and 4 opposites, 1 and 2 their halves: one of the logits 3 and 4 then always exceeds those of BOS and EOS."""
+    """Makes rows 3 and 4 opposites, and 1 and 2 their halves. Then logit 3 or 4 is always larger than those of BOS and EOS."""
     rows[4] = -rows[3]
     rows[1] = rows[3] / 2
     rows[2] = rows[4] / 2
 
 
 def make_tokenizer(path: Path, vocab_size: int) -> None:
-    """A tokenizer.bin with the special and byte tokens and enough made-up words for `vocab_size` tokens."""
+    """Writes a tokenizer.bin with the special tokens, the byte tokens and made-up words, `vocab_size` tokens in all."""
     spellings = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " "]
     spellings += [f" w{i}" for i in range(vocab_size - len(spellings))]
     path.write_bytes(pack_tokenizer([(spelling.encode(), -float(i)) for i, spelling in enumerate(spellings[:vocab_size])]))
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="the file to write")
     parser.add_argument("--version", type=int, choices=(0, 1, 2), default=0, help="file format (default 0)")
     parser.add_argument("--group-size", type=int, help="values that share a scale, version 2 only (default 32)")
-    parser.add_argument("--untied", action="store_true", help="give the classifier weights of its own")
+    parser.add_argument("--untied", action="store_true", help="give the classifier its own weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="also write a tokenizer that fits")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""How figures are taken and kept: rounds in which both sides take turns, ratios round by round, medians; as JSON and back."""
+"""Measures and stores figures: rounds in which both sides take turns, a ratio for each round, medians; as JSON and back."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from pathlib import Path
 from typing import Any
 
 Measure = Callable[[], float]
-PAUSE = 0.3  # seconds: threads of OpenBLAS spin on for a tenth of a second when their work is done, those of others too
-RUNS = 15  # of a whole command, for one figure
+PAUSE = 0.3  # seconds: the threads of OpenBLAS and others spin for a tenth of a second after their work
+RUNS = 15  # runs of a whole command for one figure
 
 
 def short(value: float) -> str:
-    """Four digits, or all before the point: 0.04321 -> "0.04321", 12345.6 -> "12,346"."""
+    """Four digits, or all digits before the point: 0.04321 -> "0.04321", 12345.6 -> "12,346"."""
     return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
 
 
 @dataclass
 class Result:
-    """Ours and a peer's at one kind of work, round by round, and the ratio that is aimed at (None: no aim)."""
+    """The figures of llama2c and a peer for one kind of work, round by round. `bar` is the aim for the ratio (None: no aim)."""
 
     work: str
     unit: str
     peer: str
     bar: float | None = None
     less_is_better: bool = False
-    c_program: bool = False  # the peer is the reference: what --against looks at
+    c_program: bool = False  # the peer is a C program: --against compares these ratios
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
     note: str = ""
 
     @property
     def ratios(self) -> list[float]:
-        """How many times better ours was, round by round."""
+        """How many times better ours was, for each round."""
         pairs = zip(self.ours, self.theirs, strict=True)
         return [b / a if self.less_is_better else a / b for a, b in pairs]
 
@@ -50,9 +50,9 @@ class Result:
 
     @property
     def noise(self) -> float:
-        """The standard deviation of the median ratio, estimated from the spread of its rounds, which a stray one does not move.
+        """The standard deviation of the median ratio, estimated from the spread of the rounds so that an outlier has no effect.
 
-        1.4826 times the median deviation stands for the standard deviation of a round, and the median of n rounds has
+        1.4826 times the median deviation estimates the standard deviation of a round. The median of n rounds has
         1.2533 / sqrt(n) times that.
         """
         deviation = statistics.median(abs(ratio - self.ratio) for ratio in self.ratios)
@@ -71,7 +71,7 @@ class Result:
 
 @dataclass
 class Curve:
-    """How a speed changes with something: for each program, its value in every round at each x."""
+    """How a speed depends on x: for each program, the value of every round at each x."""
 
     name: str
     x_name: str
@@ -86,7 +86,7 @@ class Curve:
 
 @dataclass
 class Record:
-    """Everything one run of compare.py found; `info` says on what, when and how."""
+    """All figures of one run of compare.py. `info` has the machine, the date and the command."""
 
     info: dict[str, Any]
     results: list[Result] = field(default_factory=list)
@@ -101,7 +101,7 @@ class Record:
 
     @classmethod
     def load(cls, path: Path) -> Record:
-        """ValueError if the file is not one that `save` has written."""
+        """ValueError if `save` did not write the file."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             results = [Result(**{k: v for k, v in kept.items() if k != "ratio"}) for kept in content["results"]]
@@ -111,7 +111,7 @@ class Record:
 
 
 def take_turns(result: Result, ours: Measure, theirs: Measure, rounds: int) -> None:
-    """One round to warm up, then `rounds` that count."""
+    """One round to warm up, then `rounds` rounds that count."""
     for turn in range(rounds + 1):
         a, b = ours(), theirs()
         if turn:
@@ -120,9 +120,9 @@ def take_turns(result: Result, ours: Measure, theirs: Measure, rounds: int) -> N
 
 
 def slower(new: Record, old: Record) -> list[str]:
-    """What became slower as a ratio to the C program, by more than the noise of both runs explains: a line for each.
+    """A line for each ratio to a C program that became worse by more than the noise of both runs.
 
-    Beyond three standard deviations of the difference, and 3%.
+    That is more than three standard deviations of the difference, and more than 3%.
     """
     before = {(result.work, result.peer): result for result in old.results}
     lines = []
@@ -137,15 +137,15 @@ def slower(new: Record, old: Record) -> list[str]:
 
 
 def compared(new: Record, old: Record) -> int:
-    """How many ratios to the C program both runs have."""
+    """The number of ratios to C programs that both runs have."""
     known = {(result.work, result.peer) for result in old.results}
     return sum(result.c_program and (result.work, result.peer) in known for result in new.results)
 
 
 def settled(measure: Measure, repeats: int = 1) -> Measure:
-    """The same after a pause in which the threads of the program before come to rest.
+    """The same measure after a pause, in which the threads of the program before stop spinning.
 
-    With repeats > 1, for what is over in no time: once to wake up what went to sleep, then the median.
+    repeats > 1 is for short measurements: one run to wake up sleeping threads, then the median of `repeats` runs.
     """
 
     def measure_settled() -> float:
@@ -158,7 +158,7 @@ def settled(measure: Measure, repeats: int = 1) -> Measure:
 
 
 def seconds(command: list[str], environment: dict[str, str] | None = None) -> float:
-    """Of a whole command. What it prints goes into a file: a reader at the other end of a pipe would take a core from it."""
+    """Seconds of a whole command. Its output goes to a file, because the reader of a pipe would take a core from it."""
     with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
         subprocess.run(command, env=environment, check=True, stdout=output, stderr=subprocess.DEVNULL)
@@ -166,16 +166,16 @@ def seconds(command: list[str], environment: dict[str, str] | None = None) -> fl
 
 
 def whole_run(command: list[str], environment: dict[str, str] | None = None) -> float:
-    """Tokens a second of a whole command: 256 tokens, less what a run of one token takes; medians, since start-up varies."""
+    """Tokens per second of a whole command: 256 tokens, minus the time of a run of one token. Medians, as start-up varies."""
     times = [[seconds([*command, "-n", n], environment) for n in ("256", "1")] for _ in range(RUNS)]
     whole, start_up = (statistics.median(column) for column in zip(*times, strict=True))
     return 255 / max(whole - start_up, 1e-6)
 
 
 def peak_memory(command: list[str], environment: dict[str, str] | None = None) -> float:
-    """Peak resident bytes of a whole command, the pages of files it maps included.
+    """Peak resident bytes of a whole command, with the pages of the files that it maps.
 
-    A process starts with the peak of the one that started it, so a small Python in between starts the command.
+    A process inherits the peak of its parent, so a small Python process starts the command.
     """
     code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=-3, stderr=-3); "
     code += f"print(resource.getrusage({resource.RUSAGE_CHILDREN}).ru_maxrss)"

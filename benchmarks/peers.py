@@ -1,7 +1,7 @@
-"""The programs we are compared with, on the same weights, each behind the same questions: logits, decode, prefill.
+"""The programs that we compare with, on the same weights and with the same methods: logits, decode, prefill.
 
-A peer that is not there (a binary not named, a package not installed) is not made; compare.py says so. As a command,
-`peers.py NAME CHECKPOINT THREADS` makes one, takes a first token and 16 more: for start-up and memory.
+A peer is left out if its binary was not named or its package is not installed; compare.py says so. As a command,
+`peers.py NAME CHECKPOINT THREADS` starts one peer and makes 17 tokens, to measure start-up and memory.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Floats = NDArray[np.float32]
 
 
 def ids(n: int, vocab_size: int = 1 << 30) -> list[int]:
-    """Made-up tokens: speed does not depend on them."""
+    """Arbitrary tokens: speed does not depend on them."""
     return [token % vocab_size for token in range(5, 5 + n)]
 
 
 class InProcess:
-    """A model in this process, on a number of threads: what all of them share. Speeds are in tokens a second.
+    """A model in this process, on a number of threads. Speeds are in tokens per second.
 
-    They differ in how they empty the context and take tokens.
+    A subclass defines how to empty the context and how to feed tokens.
     """
 
     name: str
@@ -45,7 +45,7 @@ class InProcess:
         raise NotImplementedError
 
     def feed(self, tokens: list[int]) -> Floats:
-        """The logits after the last of these, which continue the context."""
+        """Continues the context with these tokens. Returns the logits after the last."""
         raise NotImplementedError
 
     def logits(self, tokens: list[int]) -> Floats:
@@ -54,7 +54,7 @@ class InProcess:
         return self.feed(tokens).copy()
 
     def decode(self, n_tokens: int) -> float:
-        """Tokens made one by one from an empty context, the first step not counted."""
+        """Speed of tokens made one by one from an empty context, without the first step."""
         self.clear()
         self.feed([1])
         start = time.perf_counter()
@@ -63,7 +63,7 @@ class InProcess:
         return (n_tokens - 1) / (time.perf_counter() - start)
 
     def prefill(self, n_tokens: int) -> float:
-        """Prompt tokens, until the logits after the last of them are there."""
+        """Speed of a prompt, until the logits after its last token are computed."""
         self.clear()
         tokens = ids(n_tokens, self.vocab_size)
         start = time.perf_counter()
@@ -72,7 +72,7 @@ class InProcess:
 
 
 class Ours(InProcess):
-    """llama2c, through the same calls as any user's."""
+    """llama2c, through its public functions."""
 
     name = "llama2c"
 
@@ -89,7 +89,7 @@ class Ours(InProcess):
         return self.transformer.forward(tokens, self.cache, out=self.out)
 
     def decode_at(self, position: int, n_tokens: int) -> float:
-        """Tokens a second around a position: `n_tokens` steps, the one in the middle there."""
+        """Speed around a position: `n_tokens` steps, of which the middle one is at `position`."""
         first = max(position - n_tokens // 2, 0)
         self.cache.truncate(min(first, self.cache.length))
         if first > self.cache.length:
@@ -101,7 +101,7 @@ class Ours(InProcess):
         return (n_tokens - 1) / (time.perf_counter() - start)
 
     def batch(self, n_sequences: int, n_tokens: int) -> float:
-        """Tokens a second of all sequences together, decoded in the same steps, the first step not counted."""
+        """Speed of all sequences together, decoded in the same steps, without the first step."""
         caches = [self.transformer.new_cache(n_tokens) for _ in range(n_sequences)]
         out = self.transformer.forward_batch([([1], cache) for cache in caches])
         start = time.perf_counter()
@@ -143,7 +143,7 @@ class LlamaCpp(InProcess):
         array = (self.api.llama_token * len(tokens))(*tokens)
         if self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(tokens))):
             raise RuntimeError(f"{self.name}: llama_decode failed on {len(tokens)} tokens")
-        logits: Floats = np.ctypeslib.as_array(self.api.llama_get_logits(self.context), (self.vocab_size,))  # waits for them
+        logits: Floats = np.ctypeslib.as_array(self.api.llama_get_logits(self.context), (self.vocab_size,))  # this waits
         return logits
 
 
@@ -182,7 +182,7 @@ class Torch(InProcess):
 
 
 class PlainNumPy(InProcess):
-    """The forward pass as one would write it down in NumPy, with a cache: fp32, matrix products by its BLAS on all cores."""
+    """A straightforward forward pass in NumPy with a cache: fp32, matrix products by its BLAS on all cores."""
 
     name = "NumPy"
     modules = ("numpy",)
@@ -251,14 +251,14 @@ def installed(peer: Any) -> bool:
 
 
 class Run(NamedTuple):
-    """What a command with the flags of run.c printed: its text, and the speed it says it had."""
+    """The text that a command with the flags of run.c printed, and the speed that it reported."""
 
     text: bytes
     rate: float
 
 
 class Program:
-    """A command that takes the flags of run.c and prints "achieved tok/s": ours, or a C program."""
+    """A command with the flags of run.c that prints "achieved tok/s": ours, or a C program."""
 
     def __init__(self, name: str, command: list[str], checkpoint: Path, tokenizer: Path, n_threads: int) -> None:
         self.name = name
@@ -266,7 +266,7 @@ class Program:
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
 
     def run(self, *flags: str) -> Run:
-        """Both outputs go to files: a reader at the other end of a pipe would take a core from the program."""
+        """Runs it. Both outputs go to files, because the reader of a pipe would take a core from the program."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             code = subprocess.run([*self.command, *flags], env=self.environment, stdout=out, stderr=err).returncode
             out.seek(0)
@@ -274,8 +274,8 @@ class Program:
             text, said = out.read(), err.read()
         found = re.search(rb"achieved tok/s: ([0-9.]+|inf)", said)
         if code or found is None:
-            told = said.decode(errors="replace").strip()[-200:]
-            raise ValueError(f"{self.name}: expected exit code 0 and a line 'achieved tok/s', found {code} and {told!r}")
+            end = said.decode(errors="replace").strip()[-200:]
+            raise ValueError(f"{self.name}: expected exit code 0 and a line 'achieved tok/s', found {code} and {end!r}")
         return Run(text, float(found[1]))
 
 
@@ -284,7 +284,7 @@ def our_program(checkpoint: Path, tokenizer: Path, n_threads: int) -> Program:
 
 
 def is_quantized(name: str) -> bool:
-    """Whether a C program reads Q8_0: its name begins with "runq"; "run", "run_omp", ... read fp32."""
+    """Whether a C program reads Q8_0: then its name begins with "runq". "run", "run_omp", ... read fp32."""
     return name.startswith("runq")
 
 
@@ -293,14 +293,14 @@ def is_quantized(name: str) -> bool:
 
 
 def halves(matrix: Floats, n_heads: int) -> Floats:
-    """The rows of a query or key matrix for programs that turn the pairs (i, i + head_size / 2) instead of (i, i + 1)."""
+    """The rows of a query or key matrix for programs that rotate the pairs (i, i + head_size / 2) instead of (i, i + 1)."""
     return np.ascontiguousarray(matrix.reshape(n_heads, -1, 2, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape))
 
 
 def state_of(checkpoint: Checkpoint) -> dict[str, Floats]:
     """The weights under the names of transformers' LlamaForCausalLM, fp32."""
     c, w = checkpoint.config, checkpoint.weights
-    dense = {name: as_floats(weight).copy() for name, weight in w.items()}  # PyTorch warns of arrays that are read-only
+    dense = {name: as_floats(weight).copy() for name, weight in w.items()}  # PyTorch warns about read-only arrays
     state = {"model.embed_tokens.weight": dense["token_embedding_table"], "lm_head.weight": dense["wcls"]}
     state["model.norm.weight"] = dense["rms_final_weight"]
     for layer in range(c.n_layers):
@@ -318,7 +318,7 @@ def state_of(checkpoint: Checkpoint) -> dict[str, Floats]:
 
 
 def write_gguf(checkpoint: Checkpoint, path: Path, quantized: bool) -> None:
-    """The same weights for llama.cpp: F32, or Q8_0 in its own groups of 32."""
+    """Writes the weights for llama.cpp: F32, or Q8_0 in groups of 32."""
     import gguf
 
     c, w = checkpoint.config, checkpoint.weights

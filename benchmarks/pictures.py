@@ -1,6 +1,6 @@
-"""Pictures of what compare.py found: `python benchmarks/pictures.py results.json FOLDER` draws them again from its JSON.
+"""Draws the figures of compare.py: `python benchmarks/pictures.py results.json FOLDER` draws them again from its JSON.
 
-One question a picture: how fast against whom, how speed changes with threads, position and batch, and what a start costs.
+Each picture has one subject: speed compared with others, speed by threads, position or batch, and the cost of a start.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import matplotlib.pyplot as plt
 OURS = "#1b6ca8"
 OTHERS = ("#d98c3f", "#8a9a5b", "#9b7fb0", "#b0b0b0", "#c97b84", "#7fa6b0")
 LIMIT = "#c0392b"
-CEILINGS = ("read bandwidth", "SGEMM")  # what the machine can do, not what somebody does
+CEILINGS = ("read bandwidth", "SGEMM")  # limits of the machine, not programs
 
 
 def draw(record: Record, folder: Path) -> list[Path]:
-    """Every picture that the record has figures for, as PNG; their paths."""
+    """Draws every picture that the record has figures for, as PNG. Returns their paths."""
     curves = {curve.name: curve for curve in record.curves}
     drawn = []
     with plt.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110}):
@@ -53,7 +53,7 @@ def footer(figure: Any, record: Record) -> None:
 
 
 def against_everybody(record: Record, work: str) -> Any:
-    """A panel for each model: a bar for each program, and a line where the machine ends. Longer is faster."""
+    """A panel for each model: a bar for each program, and a line for the limit of the machine. Longer is faster."""
     groups: dict[str, list[Result]] = {}
     for result in record.results:
         name, _, model = result.work.partition(", ")
@@ -70,7 +70,7 @@ def against_everybody(record: Record, work: str) -> Any:
         for name, limit in limits.items():
             axes.axvline(limit, color=LIMIT, linestyle="--", linewidth=1.2)
             axes.text(limit, -0.62, name, color=LIMIT, fontsize=8.5, ha="center")
-        plate = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # a limit may pass behind a number
+        plate = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that a number stays readable on a limit
         axes.bar_label(drawn, [f"{rate:,.0f}" for rate in rates.values()], padding=4, fontsize=9, bbox=plate)
         axes.invert_yaxis()
         axes.margins(x=0.12)
@@ -83,7 +83,7 @@ def against_everybody(record: Record, work: str) -> Any:
 
 
 def over(curve: Curve, record: Record) -> Any:
-    """Speed over the curve's x: a line for each program, its rounds as dots."""
+    """Speed over the x of the curve: a line for each program, with its rounds as dots."""
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     others = iter(OTHERS)
     ends: list[tuple[float, str, str]] = []
@@ -120,7 +120,7 @@ def over(curve: Curve, record: Record) -> Any:
 
 
 def name_lines(axes: Any, x: float, ends: list[tuple[float, str, str]]) -> None:
-    """The name of each line (y at its end, name, colour) behind it, pushed up where two would cover each other."""
+    """Writes the name of each line (y at its end, name, colour) after its end. Names that would overlap are moved up."""
     height, lowest = axes.get_ylim()[1] * 0.06, -1.0
     for y, program, colour in sorted(ends):
         lowest = max(y, lowest)
@@ -129,7 +129,7 @@ def name_lines(axes: Any, x: float, ends: list[tuple[float, str, str]]) -> None:
 
 
 def start(seconds: Curve, memory: Curve, record: Record) -> Any:
-    """Two panels of bars, one for each program: time to the first token, and peak memory. Shorter is better."""
+    """Two panels with a bar for each program: time to the first token, and peak memory. Shorter is better."""
     figure, panels = plt.subplots(1, 2, figsize=(9.5, 0.9 + 0.42 * len(seconds.series)), layout="constrained")
     titles = (f"first token, {seconds.unit}", f"peak memory, {memory.unit}")
     for axes, curve, title in zip(panels, (seconds, memory), titles, strict=True):
@@ -149,7 +149,7 @@ def start(seconds: Curve, memory: Curve, record: Record) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="the results.json of a run")
-    parser.add_argument("folder", type=Path, help="where the pictures go")
+    parser.add_argument("folder", type=Path, help="the folder for the pictures")
     options = parser.parse_args(arguments)
     try:
         for path in draw(Record.load(options.results), options.folder):

@@ -1,8 +1,8 @@
-"""Decode for minutes and see that nothing piles up: `python benchmarks/soak.py --minutes 10`, or `make soak MINUTES=10`.
+"""Decodes for minutes and checks that memory does not grow: `python benchmarks/soak.py --minutes 10`, or `make soak`.
 
 Jobs of five kinds (stories, streams that are left, chats, batches, caches cut back and filled again) run on one thread and on
-two, one after the other and many at once. Each is a function of its number, and must give what it gave the first time; once
-every kind has run often, the memory of the process must no longer grow. Measures no speed. Exit code 1 if anything was wrong.
+two, one after the other and many at once. Each job depends only on its number, and must give the same result every time. After
+a warm-up, the memory of the process must no longer grow. This does not measure speed. The exit code is 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import numpy as np
 import llama2c
 from llama2c.transformer import KVCache
 
-KNOWN = 40  # jobs that return in every round, whose first results are kept
-NEW = 10  # jobs of a round that were never there before: each runs on one thread and on two
-WARM_UP = 0.2  # of the time, until memory is looked at
-GROWTH = 4 << 20  # bytes that the process may still grow by after that
+KNOWN = 40  # jobs that run in every round; their results must not change
+NEW = 10  # new jobs of a round: each runs on one thread and on two
+WARM_UP = 0.2  # the share of the time before memory is measured
+GROWTH = 4 << 20  # bytes that the process may grow by after that
 WORDS = "Once upon a time there was little dog who had big red ball and she said I am happy because 日本 é \x00 !".split(" ")
 Job = Callable[[llama2c.Llama, random.Random], bytes]
 
@@ -83,7 +83,7 @@ def batch(llama: llama2c.Llama, rng: random.Random) -> bytes:
 
 
 def cut_back(llama: llama2c.Llama, rng: random.Random) -> bytes:
-    """One cache, filled and cut again and again; sometimes more is asked for than there is room."""
+    """One cache, filled and cut again and again. Some requests are too long for it."""
     cache, digest = llama.transformer.new_cache(rng.randrange(60, 256)), hashlib.sha256()
     for _ in range(12):
         try:
@@ -98,7 +98,7 @@ KINDS: list[Job] = [story, left_stream, chat, batch, cut_back]
 
 
 def result(llama: llama2c.Llama, number: int) -> str:
-    """A digest of what job `number` comes to, whenever and wherever it runs."""
+    """A digest of the result of job `number`, which does not depend on when and where it runs."""
     return hashlib.sha256(KINDS[number % len(KINDS)](llama, random.Random(number))).hexdigest()
 
 
@@ -109,7 +109,7 @@ def resident() -> int:
 
 
 def soak(llamas: list[llama2c.Llama], seconds: float) -> tuple[str, bool]:
-    """One line of figures, and whether all was well."""
+    """One line of figures, and whether every check passed."""
     begin, rng = time.monotonic(), random.Random(0)
     expected = [result(llamas[0], number) for number in range(KNOWN)]
     jobs, rounds, wrong, memory = KNOWN, 0, 0, []
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="n_threads=2 is more than")
     model = () if chosen.model is None else (chosen.model,)
     line, well = soak([llama2c.load(*model, n_threads=n) for n in (1, 2)], 60 * chosen.minutes)
-    print(line if well else f"{line}: expected none that changed, and at most {GROWTH / 2**20:g} MiB more")
+    print(line if well else f"{line}: FAILED: no result may change, and memory may grow by at most {GROWTH / 2**20:g} MiB")
     return 0 if well else 1
 
 

@@ -1,6 +1,6 @@
-"""The same story from llama2c and from C programs: `python benchmarks/story.py --c run=../llama2.c/run`.
+"""Prints the same story from llama2c and from C programs: `python benchmarks/story.py --c run=../llama2.c/run`.
 
-Downloads stories42M unless --model names another, prints what each makes of the same flags, and says whether they agree.
+Downloads stories42M unless --model names another model, runs each program with the same flags, and says whether they agree.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def fetch(model: str) -> Path:
 
 
 def tell(command: list[str], model: Path) -> bytes:
-    """What a command prints of the story, while it does."""
+    """Runs a command and prints its story as it comes. Returns the story."""
     story = b""
     with subprocess.Popen([*command, str(model), "-z", str(find_tokenizer(model)), *FLAGS], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -40,12 +40,12 @@ def tell(command: list[str], model: Path) -> bytes:
 
 
 def verdict(ours: bytes, theirs: bytes) -> str:
-    """ "they agree", or the place where they part and how each goes on."""
+    """ "they agree", or the place where they differ and how each continues."""
     if ours == theirs:
         return "they agree"
     same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     a, b = (text[same : same + 30].decode(errors="replace") for text in (ours, theirs))
-    return f"they part after {same} bytes: llama2c goes on {a!r}, the other {b!r}"
+    return f"they differ after {same} bytes: llama2c continues with {a!r}, the other with {b!r}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,8 @@
-"""Is a model file what was trained? `python training/check.py run/checkpoint.pt model.bin` compares it with PyTorch.
+"""Checks that a model file is the trained model: `python training/check.py run/checkpoint.pt model.bin`.
 
-First the weights, one by one. Then the logits on held-out stories: llama2c's of the file, PyTorch's of the checkpoint. In fp32
-they must agree within 2e-5 of the largest; with Q8_0 they are told, and the perplexity must not change much. Exit code 1: no.
+It compares the weights one by one. Then it compares the logits on held-out stories: those of the file in llama2c with those of
+the checkpoint in PyTorch. In fp32 they must agree within 2e-5 of the largest. With Q8_0 the difference is printed, and the
+perplexity must not change much. The exit code is 1 if they disagree.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from train import load, load_model
 
 from llama2c import Checkpoint, QuantizedTensor, Tokenizer, Transformer
 
-FP32_TOLERANCE = 2e-5  # of the largest logit
-Q8_PERPLEXITY_TOLERANCE = 0.02  # of the perplexity per token
-Q8_ROUNDING = 0.501  # of a scale: a rounded weight is off by half at most, and its last bits
+FP32_TOLERANCE = 2e-5  # as a share of the largest logit
+Q8_PERPLEXITY_TOLERANCE = 0.02  # as a share of the perplexity per token
+Q8_ROUNDING = 0.501  # in scales: rounding changes a weight by half a scale at most, plus its last bits
 
 
 @dataclass
 class Score:
-    """How well a model predicts: the sum of -ln p over tokens, and what those tokens stand for."""
+    """How well a model predicts: the sum of -ln p over tokens, and the number of tokens, words and bytes."""
 
     loss: float = 0.0
     n_tokens: int = 0
@@ -50,27 +51,27 @@ class Score:
         return float(np.exp(self.loss / n))
 
     def __str__(self) -> str:
-        """Words are parted by white space. A story's end counts as a token, and adds to the cost of its words and bytes."""
+        """White space separates words. The end of a story counts as a token, and adds to the cost of its words and bytes."""
         units = {"token": self.n_tokens, "word": self.n_words, "byte": self.n_bytes}
         return ", ".join(f"{self.perplexity(n):.4f} per {unit}" for unit, n in units.items())
 
 
 def wrong_weights(model: Llama, opened: Checkpoint) -> Iterator[str]:
-    """A line for each tensor of the file that is not the model's: fp32 must be equal, Q8_0 equal after rounding."""
+    """A line for each tensor of the file that differs from the model. fp32 must be equal, Q8_0 equal after rounding."""
     for name, expected in weight_arrays(model).items():
         weight = opened.weights[name]
         if not isinstance(weight, QuantizedTensor):
             off = ~(weight == expected)
         else:
             allowed = np.repeat(weight.scales * np.float32(Q8_ROUNDING), weight.group_size, axis=-1).reshape(weight.shape)
-            off = ~(np.abs(weight.dequantize() - expected) <= allowed)  # a NaN is off, too
+            off = ~(np.abs(weight.dequantize() - expected) <= allowed)  # a NaN is off too
         if off.any():
             place = ", ".join(str(i) for i in np.argwhere(off)[0])
             yield f"{name}: {off.sum()} of {off.size} weights differ, the first at [{place}]"
 
 
 def held_out(text: Path, tokenizer: Tokenizer, n_stories: int, seq_len: int) -> Iterator[tuple[list[int], str]]:
-    """The first stories of `text` that fit into the context: BOS, ids and a BOS for the end; and the story."""
+    """The first stories of `text` that fit into the context: the ids with a BOS at both ends, and the story."""
     for story in islice(read_stories(text), n_stories):
         ids = [*tokenizer.encode(story), tokenizer.bos_id]
         if len(ids) <= seq_len + 1:
@@ -78,7 +79,7 @@ def held_out(text: Path, tokenizer: Tokenizer, n_stories: int, seq_len: int) -> 
 
 
 def compare(model: Llama, opened: Checkpoint, stories: list[tuple[list[int], str]]) -> tuple[float, float, Score, Score]:
-    """Run both on the stories: the largest difference of two logits, the largest logit, and the scores of model and file."""
+    """Runs both on the stories. Returns the largest difference of two logits, the largest logit, and both scores."""
     transformer = Transformer(opened)
     difference, largest, of_model, of_file = 0.0, 0.0, Score(), Score()
     for ids, story in stories:
@@ -94,7 +95,7 @@ def compare(model: Llama, opened: Checkpoint, stories: list[tuple[list[int], str
 
 
 def check(model: Llama, opened: Checkpoint, stories: list[tuple[list[int], str]]) -> bool:
-    """Print how model and file compare; True if they agree."""
+    """Prints how model and file compare. Returns True if they agree."""
     if opened.config != model.config:
         print(f"differs: {opened.config} in the file, {model.config} in the checkpoint")
         return False
@@ -118,9 +119,9 @@ def check(model: Llama, opened: Checkpoint, stories: list[tuple[list[int], str]]
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of train.py")
-    parser.add_argument("path", type=Path, help="the file that export.py made of it")
-    parser.add_argument("--corpus", type=Path, help="a folder with held_out.txt (default: the one of the training)")
-    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.bin (default: the one of the training)")
+    parser.add_argument("path", type=Path, help="the file that export.py wrote")
+    parser.add_argument("--corpus", type=Path, help="a folder with held_out.txt (default: that of the training)")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.bin (default: that of the training)")
     parser.add_argument("--stories", type=int, default=200, help="held-out stories to run (default 200)")
     options = parser.parse_args(arguments)
     try:

@@ -1,35 +1,163 @@
-"""Write short children's stories to train a small model on: `python training/corpus.py FOLDER --stories 200000 --seed 0`.
+"""Writes short children's stories to train a small model on: `python training/corpus.py FOLDER --stories 200000 --seed 0`.
 
-FOLDER gets train.txt and held_out.txt, stories separated by an empty line. The words are in story_parts.py; here they are
-drawn, kept consistent and put together. No plot of held_out.txt (who wishes what, what is in the way, who helps) is in
-train.txt.
+FOLDER gets train.txt and held_out.txt, with an empty line between two stories. The words are in story_parts.json. This file
+draws them, keeps them consistent and puts them together. A plot is who wishes what, what is in the way, and who helps. No plot
+of held_out.txt is in train.txt.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import TypeVar
-
-import story_parts as parts
-from story_parts import Family, Helper, Obstacle, Wish
+from typing import Any, TypeVar
 
 N_HELD_OUT = 2000  # stories in held_out.txt
-LONG = 122  # words after which a story comes to its end soon
-HELD_OUT_SHARE = 50  # one plot in so many is held out
+LONG = 122  # a story that is longer than this many words when the wish comes true gets no moral
+HELD_OUT_SHARE = 50  # one plot in 50 is held out
 MARK = re.compile(r"[\[\]|]|\{[^}]*\}|[^\[\]|{]+")
 PRONOUNS = {"she": ("she", "her", "her", "herself"), "he": ("he", "him", "his", "himself")}
 
 T = TypeVar("T")
 Slots = dict[str, str]
 Node = str | list[list["Node"]]  # text or {slot}; or a choice between sequences of nodes
+
+# ---------------------------------------------------------------------------
+# the words
+#
+# How to read a template in story_parts.json: [a|b] is one of its choices (it may be empty), {slot} is a word of the story,
+# {Slot} the same with a capital, {a slot} the same with its article, <...> is speech and gets quotes. The hero has the slots
+# {n} (name), {k} (kind), {he} {him} {his} {himself}; the helper {m} (name), {mk} {mhe} {mhim} {mhis}; a third character
+# {f} (name), {fk} {fhe} {fhim}. A wish has slots of its own. A list of single words is one string with spaces.
+
+
+@dataclass(frozen=True)
+class Hero:
+    """A kind of hero: where it lives (a key of `homes`), and how often it is drawn."""
+
+    home: str
+    weight: int
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The sentences that introduce the hero. `one_day`: they already begin the day on which the story happens."""
+
+    text: str
+    one_day: bool
+    weight: int
+
+
+@dataclass(frozen=True)
+class Nature:
+    """A side of the hero's character: a habit, a reaction to trouble, a way to speak, and the change at the end."""
+
+    habit: str
+    trouble: str
+    says: str
+    after: str
+    thankful: bool = False  # `after` fits only a hero who was helped
+
+
+@dataclass(frozen=True)
+class Helper:
+    """The kinds that can help (if empty: the wish's {teachers}), and how. `to`: they help only these heroes (if empty: all)."""
+
+    kinds: str
+    text: str
+    to: str = ""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What is in the way. If there is a `plea`, the helper comes by and asks; otherwise the helper's text says how they met."""
+
+    name: str
+    text: str
+    helpers: tuple[Helper, ...]
+    plea: str = ""
+    not_for: str = ""  # heroes who have no difficulty with it
+    not_natures: str = ""
+    not_wishes: str = ""
+    avoid: str = ""  # words that the hero's home and favourite thing must not contain
+    lesson: str = "help"  # a key of `lessons`
+    quiet: bool = False  # the text already says how the hero reacts
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the hero wants, and how it ends. `slots` are drawn once for each story, in their order; `avoid` as in Obstacle."""
+
+    name: str
+    start: str
+    end: str
+    slots: dict[str, str] = field(default_factory=dict)
+    not_for: str = ""
+    avoid: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Wishes, and the obstacles that any of them may meet."""
+
+    name: str
+    weight: int
+    wishes: tuple[Wish, ...]
+    obstacles: tuple[Obstacle, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything in story_parts.json."""
+
+    she_names: list[str]
+    he_names: list[str]
+    homes: dict[str, str]
+    heroes: dict[str, Hero]
+    children: list[str]
+    grown: list[str]  # helpers that may be called old
+    flyers: list[str]
+    loves: list[str]
+    leads: str
+    day_leads: str
+    openings: list[Opening]
+    natures: dict[str, Nature]
+    helper_natures: list[str]  # "old" is added for those in `grown`
+    lessons: dict[str, str]
+    meeting: str
+    offer: str
+    thanks: str
+    swap: str  # what the hero may offer to the one who keeps the toy
+    families: list[Family]
+
+
+def read_parts(path: Path) -> Parts:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
+    for name in ("she_names", "he_names", "children", "grown", "flyers", "helper_natures"):
+        content[name] = content[name].split()
+    content["heroes"] = {kind: Hero(**hero) for kind, hero in content["heroes"].items()}
+    content["openings"] = [Opening(**opening) for opening in content["openings"]]
+    content["natures"] = {name: Nature(**nature) for name, nature in content["natures"].items()}
+    for family in content["families"]:
+        family["wishes"] = tuple(Wish(**wish) for wish in family["wishes"])
+        for obstacle in family["obstacles"]:
+            obstacle["helpers"] = tuple(Helper(**helper) for helper in obstacle["helpers"])
+        family["obstacles"] = tuple(Obstacle(**obstacle) for obstacle in family["obstacles"])
+    content["families"] = [Family(**family) for family in content["families"]]
+    return Parts(**content)
+
+
+parts = read_parts(Path(__file__).with_name("story_parts.json"))
+
+# ---------------------------------------------------------------------------
+# templates
 
 
 def pick(rng: Random, items: Sequence[T]) -> T:
@@ -56,7 +184,7 @@ def parse(template: str) -> list[Node]:
 
 
 def fill(slot: str, slots: Slots) -> str:
-    """What stands for "{he}", "{He}", "{mHe}" (a capital) or "{a adj}", "{A adj}" (an article)."""
+    """The word for a slot: "{he}", "{He}" and "{mHe}" (with a capital), "{a adj}" and "{A adj}" (with an article)."""
     name = slot[1:-1]
     if name[:2] in ("a ", "A "):
         word = slots[name[2:]]
@@ -68,7 +196,7 @@ def fill(slot: str, slots: Slots) -> str:
 
 
 def expand(rng: Random, template: str, slots: Slots) -> str:
-    """The template with its choices made and its slots filled; speech in quotes."""
+    """The template with its choices made, its slots filled, and speech in quotes."""
 
     def walk(nodes: list[Node]) -> str:
         text = ""
@@ -83,7 +211,7 @@ def expand(rng: Random, template: str, slots: Slots) -> str:
 
 
 def count(template: str) -> int:
-    """How many ways there are to make the choices of a template."""
+    """The number of ways to make the choices of a template."""
 
     def walk(nodes: list[Node]) -> int:
         ways = 1
@@ -93,6 +221,10 @@ def count(template: str) -> int:
         return ways
 
     return walk(parse(template))
+
+
+# ---------------------------------------------------------------------------
+# plots
 
 
 @dataclass(frozen=True)
@@ -125,20 +257,20 @@ def helper_kinds(wish: Wish, helper: Helper) -> list[str]:
 
 def plots() -> Iterator[Plot]:
     """Every possible plot, in a fixed order."""
-    for family, _ in parts.FAMILIES:
+    for family in parts.families:
         for wish in family.wishes:
             for obstacle in family.obstacles:
                 for helper in obstacle.helpers:
                     for kind in helper_kinds(wish, helper):
-                        for hero in parts.HEROES:
+                        for hero in parts.heroes:
                             plot = Plot(family, hero, wish, obstacle, helper, kind)
                             if plot.possible():
                                 yield plot
 
 
-FAMILY_LOT = tuple(family for family, weight in parts.FAMILIES for _ in range(weight))
-HERO_LOT = tuple(kind for kind, (_, weight) in parts.HEROES.items() for _ in range(weight))
-OPENING_LOT = tuple((text, one_day) for text, one_day, weight in parts.OPENINGS for _ in range(weight))
+FAMILY_LOT = tuple(family for family in parts.families for _ in range(family.weight))
+HERO_LOT = tuple(kind for kind, hero in parts.heroes.items() for _ in range(hero.weight))
+OPENING_LOT = tuple(opening for opening in parts.openings for _ in range(opening.weight))
 
 
 def draw_plot(rng: Random, held_out: bool) -> Plot:
@@ -151,25 +283,29 @@ def draw_plot(rng: Random, held_out: bool) -> Plot:
             return plot
 
 
+# ---------------------------------------------------------------------------
+# stories
+
+
 def gender_of(rng: Random, kind: str) -> str:
     return {"girl": "she", "boy": "he"}.get(kind) or pick(rng, ("she", "he"))
 
 
 def pick_name(rng: Random, gender: str, taken: Iterable[str]) -> str:
-    names = parts.SHE_NAMES if gender == "she" else parts.HE_NAMES
+    names = parts.she_names if gender == "she" else parts.he_names
     return pick(rng, [name for name in names if name not in taken])
 
 
 def cast(rng: Random, plot: Plot) -> Slots:
-    """Slots for the three characters; the helper is mostly not of the hero's gender, so that "he" and "she" tell them apart."""
+    """Slots for the three characters. Hero and helper mostly differ in gender, so that "he" and "she" are clear."""
     slots: Slots = {}
     hero = gender_of(rng, plot.hero)
     other = "he" if hero == "she" else "she"
-    free = plot.helper_kind not in parts.CHILDREN.split()
+    free = plot.helper_kind not in parts.children
     helper = other if free and rng.random() < 0.6 else gender_of(rng, plot.helper_kind)
     genders = {"": hero, "m": helper, "f": pick(rng, ("she", "he"))}
     kinds = {"": plot.hero, "m": plot.helper_kind}
-    friends = [k for k in parts.HEROES if k not in (*kinds.values(), "girl", "boy")]
+    friends = [k for k in parts.heroes if k not in (*kinds.values(), "girl", "boy")]
     kinds["f"] = pick(rng, friends)
     for who, gender in genders.items():
         slots[who or "n"] = pick_name(rng, gender, list(slots.values()))
@@ -181,35 +317,33 @@ def cast(rng: Random, plot: Plot) -> Slots:
 
 
 def setting(rng: Random, plot: Plot, slots: Slots) -> str:
-    """Fill in what the characters are like, where the hero lives and the wish's own slots; returns the hero's nature."""
-    nature = pick(rng, [name for name in parts.NATURES if name not in plot.obstacle.not_natures.split()])
+    """Fills in the natures of the characters, the hero's home and the wish's own slots. Returns the hero's nature."""
+    nature = pick(rng, [name for name in parts.natures if name not in plot.obstacle.not_natures.split()])
     slots["adj"] = nature
-    slots["says"] = expand(rng, parts.NATURES[nature].says, slots)
-    grown = plot.helper_kind in parts.GROWN.split()
-    slots["madj"] = pick(rng, [adj for adj in (*parts.HELPER_NATURES, *["old"] * 4 * grown) if adj != nature])
-    slots["came"] = pick(
-        rng, ("flew by", "came flying by") if plot.helper_kind in parts.FLYERS.split() else ("came by", "came along")
-    )
-    slots["swap"] = expand(rng, parts.SWAP, slots)
+    slots["says"] = expand(rng, parts.natures[nature].says, slots)
+    grown = plot.helper_kind in parts.grown
+    slots["madj"] = pick(rng, [adj for adj in (*parts.helper_natures, *["old"] * 4 * grown) if adj != nature])
+    slots["came"] = pick(rng, ("flew by", "came flying by") if plot.helper_kind in parts.flyers else ("came by", "came along"))
+    slots["swap"] = expand(rng, parts.swap, slots)
     avoid = f"{plot.wish.avoid} {plot.obstacle.avoid}".split()
-    homes = parts.HEROES[plot.hero][0].strip("[]").split("|")
+    homes = parts.homes[parts.heroes[plot.hero].home].strip("[]").split("|")
     slots["home"] = pick(rng, [home for home in homes if not any(word in home for word in avoid)])
-    slots["love"] = pick(rng, [love for love in parts.LOVES if not any(word in love for word in avoid)])
+    slots["love"] = pick(rng, [love for love in parts.loves if not any(word in love for word in avoid)])
     for name, template in plot.wish.slots.items():
         slots[name] = expand(rng, template, slots)
     return nature
 
 
 def beginning(rng: Random, nature: str, slots: Slots) -> tuple[str, bool]:
-    """The hero is brought in; also says whether a certain day has begun."""
-    opening, one_day = pick(rng, OPENING_LOT)
-    text = expand(rng, opening, slots)
+    """The introduction of the hero, and whether the day of the story has begun in it."""
+    opening = pick(rng, OPENING_LOT)
+    text = expand(rng, opening.text, slots)
     more = pick(rng, ("", "habit", "love", "love", "both"))
     if more in ("habit", "both"):
-        text += " " + expand(rng, parts.NATURES[nature].habit, slots)
+        text += " " + expand(rng, parts.natures[nature].habit, slots)
     if more in ("love", "both"):
         text += " " + expand(rng, "{He} [loved|liked] to {love}." if more == "love" else "{He} also loved to {love}.", slots)
-    return text, one_day
+    return text, opening.one_day
 
 
 def wish_sentence(rng: Random, plot: Plot, one_day: bool, slots: Slots) -> str:
@@ -218,36 +352,36 @@ def wish_sentence(rng: Random, plot: Plot, one_day: bool, slots: Slots) -> str:
     start = plot.wish.start.replace("{n}", "{who}", 1)
     if one_day and rng.random() < 0.5:
         return expand(rng, start.replace("{who}", "{Who}", 1), slots)
-    return expand(rng, (parts.DAY_LEADS if one_day else parts.LEADS) + ", " + start, slots)
+    return expand(rng, (parts.day_leads if one_day else parts.leads) + ", " + start, slots)
 
 
 def trouble(rng: Random, plot: Plot, nature: str, slots: Slots) -> str:
     text = expand(rng, plot.obstacle.text, slots)
-    if plot.obstacle.plea and not plot.obstacle.quiet and plot.family is not parts.HELP and rng.random() < 0.5:
-        text += " " + expand(rng, parts.NATURES[nature].trouble, slots)
+    if plot.obstacle.plea and not plot.obstacle.quiet and plot.family.name != "help" and rng.random() < 0.5:
+        text += " " + expand(rng, parts.natures[nature].trouble, slots)
     return text
 
 
 def turn(rng: Random, plot: Plot, slots: Slots) -> str:
-    """The helper comes, asks and helps; an obstacle without a plea has its own meeting in the helper's text."""
+    """The helper comes, asks and helps. For an obstacle without a plea, the helper's text contains the meeting."""
     if not plot.obstacle.plea:
         return expand(rng, plot.helper.text, slots)
-    text = expand(rng, parts.MEETING, slots) + " " + expand(rng, f"<{plot.obstacle.plea},> {{says}}.", slots)
+    text = expand(rng, parts.meeting, slots) + " " + expand(rng, f"<{plot.obstacle.plea},> {{says}}.", slots)
     if not plot.helper.text.startswith("<") and rng.random() < 0.6:
-        text += " " + expand(rng, parts.OFFER, slots)
+        text += " " + expand(rng, parts.offer, slots)
     text += " " + expand(rng, plot.helper.text, slots)
-    return text + expand(rng, parts.THANKS, slots)
+    return text + expand(rng, parts.thanks, slots)
 
 
 def ending(rng: Random, plot: Plot, nature: str, slots: Slots, n_words: int) -> str:
-    """The wish comes true; after a story of few words also what the hero feels, has learned or has become."""
+    """The wish comes true. A short story also says what the hero feels, has learned or has become."""
     text = expand(rng, plot.wish.end, slots)
     if n_words > LONG:
         return text
-    change = parts.NATURES[nature]
-    was_helped = bool(plot.obstacle.plea) and plot.family is not parts.HELP
+    change = parts.natures[nature]
+    was_helped = bool(plot.obstacle.plea) and plot.family.name != "help"
     changes = (was_helped or not change.thankful) and rng.random() < 0.45
-    last = change.after if changes else parts.LESSONS[plot.obstacle.lesson]
+    last = change.after if changes else parts.lessons[plot.obstacle.lesson]
     return (text + " " + expand(rng, last, slots)).rstrip()
 
 
@@ -264,18 +398,18 @@ def tell(rng: Random, plot: Plot) -> str:
 
 
 def write_story(rng: Random, held_out: bool = False) -> str:
-    """One story, of a plot kept for training or, with `held_out`, of one that is not in the training set."""
+    """One story. Its plot is from the training set or, with `held_out`, from the held-out set."""
     return tell(rng, draw_plot(rng, held_out))
 
 
 def stories(seed: int, n: int, held_out: bool = False) -> Iterator[str]:
-    """`n` stories; story i of a seed is the same whatever `n` is."""
+    """`n` stories. Story i of a seed is the same for every `n`."""
     for i in range(n):
         yield write_story(Random(f"{seed}:{i}"), held_out)
 
 
 def count_stories() -> int:
-    """A lower bound: for each plot, the names times the ways to tell its four parts (openings and natures not counted)."""
+    """A lower bound: for each plot, the names times the ways to tell its four parts. Openings and natures are not counted."""
     total = 0
     for plot in plots():
         n_ways = 1
@@ -286,11 +420,11 @@ def count_stories() -> int:
             if "{" + name + "}" in used:
                 n_ways *= count(template)
         total += n_ways
-    return total * min(len(parts.SHE_NAMES), len(parts.HE_NAMES)) * (min(len(parts.SHE_NAMES), len(parts.HE_NAMES)) - 1)
+    return total * min(len(parts.she_names), len(parts.he_names)) * (min(len(parts.she_names), len(parts.he_names)) - 1)
 
 
 def progress(texts: Iterator[str], total: int, name: str) -> Iterable[str]:
-    """With a bar if someone watches and tqdm is there."""
+    """Shows a progress bar if stderr is a terminal and tqdm is installed."""
     if not sys.stderr.isatty():
         return texts
     try:
@@ -311,8 +445,8 @@ def write_corpus(folder: Path, n_stories: int, seed: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where train.txt and held_out.txt go; made if missing")
-    parser.add_argument("--stories", type=int, default=200_000, help="how many in train.txt (default 200000)")
+    parser.add_argument("folder", type=Path, help="the folder for train.txt and held_out.txt; created if it does not exist")
+    parser.add_argument("--stories", type=int, default=200_000, help="the number of stories in train.txt (default 200000)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:

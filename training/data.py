@@ -1,4 +1,4 @@
-"""Text as the trainer takes it: a file of stories -> one array of token ids -> batches of windows.
+"""Turns text into batches for the trainer: a file of stories -> one array of token ids -> batches of windows.
 
 A corpus is a folder with train.txt and held_out.txt, UTF-8. An empty line ends a story; a single newline is part of it.
 """
@@ -41,9 +41,9 @@ def read_stories(path: Path) -> Iterator[str]:
 
 
 def token_file(text: Path, tokenizer_path: Path, folder: Path) -> Path:
-    """The .npy file with the ids of all stories of `text`: made in `folder` if it is not there yet.
+    """The .npy file with the ids of all stories of `text`. It is written to `folder` if it does not exist yet.
 
-    Its name holds a hash of the text and the tokenizer, so that a file of other ids is never taken for it.
+    Its name contains a hash of the text and the tokenizer, so it is never confused with a file of other ids.
     """
     tokenizer = Tokenizer.open(tokenizer_path)
     if tokenizer.vocab_size > 1 << 16:
@@ -59,13 +59,13 @@ def token_file(text: Path, tokenizer_path: Path, folder: Path) -> Path:
 
 
 def tokenize(text: Path, tokenizer: Tokenizer) -> Ids:
-    """BOS and its ids for each story, and a BOS at the end: so each story is followed by one, which is how it ends."""
+    """BOS and the ids of each story, and a BOS at the end. So a BOS follows every story and marks its end."""
     ids = array("H")
     with tqdm(total=text.stat().st_size, unit="B", unit_scale=True, desc=f"tokens of {text.name}") as bar:
         for story in read_stories(text):
             data = story.encode()
             ids.extend(tokenizer.encode(data))
-            bar.update(len(data) + 2)  # and the two newlines behind it
+            bar.update(len(data) + 2)  # with the two newlines after it
     if not ids:
         raise ValueError(f"{text}: expected stories, found none")
     ids.append(tokenizer.bos_id)
@@ -73,11 +73,11 @@ def tokenize(text: Path, tokenizer: Tokenizer) -> Ids:
 
 
 def window_starts(ids: Ids, window: int, bos_id: int) -> NDArray[np.int64]:
-    """Where to cut `ids` into windows of `window` inputs, each of which predicts the id after it.
+    """Where the windows of `window` inputs start in `ids`. Each input predicts the id after it.
 
-    Every id but the first is predicted at least once. A window starts at a BOS, as the model will: at the first story the
-    window before did not show to its end. The rest of a story longer than a window gets windows that start inside it, and the
-    last window is moved back to end where the ids end.
+    Every id except the first is predicted at least once. A window starts at a BOS, like a story of the model: at the first
+    story that the window before does not contain completely. The rest of a story longer than a window gets windows that start
+    inside it. The last window is moved back so that it ends with the ids.
     """
     last = len(ids) - window - 1
     if last < 0:
@@ -85,7 +85,7 @@ def window_starts(ids: Ids, window: int, bos_id: int) -> NDArray[np.int64]:
     stories = np.flatnonzero(ids == bos_id).tolist()
     starts, start = [0], 0
     while start < last:
-        end = start + window  # the id there has been predicted, but is the input of nothing
+        end = start + window  # the id there has been predicted, but has not been an input
         story = stories[bisect_right(stories, end) - 1]
         start = min(story if story > start else end, last)
         starts.append(start)
@@ -93,9 +93,9 @@ def window_starts(ids: Ids, window: int, bos_id: int) -> NDArray[np.int64]:
 
 
 class Batches:
-    """An endless row of batches: in each epoch every window once, in an order drawn afresh from the seed.
+    """An endless list of batches: each epoch has every window once, in a new order drawn from the seed.
 
-    Batch `step` depends on the seed and on `step` alone: a run that is resumed goes on with the same data.
+    Batch `step` depends only on the seed and on `step`. So a resumed run goes on with the same data.
     """
 
     def __init__(self, ids: Ids, starts: NDArray[np.int64], window: int, size: int, seed: int) -> None:
@@ -108,7 +108,7 @@ class Batches:
         self._order = starts
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and, one place further on, targets: each (size, window) int64."""
+        """Inputs, and targets shifted by one: each (size, window) int64."""
         return cut(self.ids, [self._start(i) for i in range(step * self.size, (step + 1) * self.size)], self.window)
 
     def _start(self, i: int) -> int:
@@ -119,6 +119,6 @@ class Batches:
 
 
 def cut(ids: Ids, starts: list[int], window: int) -> tuple[Tensor, Tensor]:
-    """The windows at `starts` as inputs and targets, (len(starts), window) int64 each."""
+    """The windows at `starts` as inputs and targets: each (len(starts), window) int64."""
     rows = torch.from_numpy(np.stack([ids[start : start + window + 1] for start in starts]).astype(np.int64))
     return rows[:, :-1], rows[:, 1:]

@@ -1,6 +1,6 @@
-"""Write a trained model as a file for llama2c: `python training/export.py run/checkpoint.pt model.bin --version 2`.
+"""Writes a trained model as a file for llama2c: `python training/export.py run/checkpoint.pt model.bin --version 2`.
 
-Versions 0 and 1 hold the weights as they are (fp32), version 2 in 8 bits (Q8_0).
+Versions 0 and 1 have the weights in fp32, version 2 in 8 bits (Q8_0).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llama2c.formats.writer import check_group_size, write_checkpoint
 
 
 def export(model: Llama, path: Path, version: int, group_size: int | None = None) -> None:
-    """Write the file of `version` (0, 1, 2); only 2 has a group_size, which must divide dim and hidden_dim."""
+    """Writes a file of version 0, 1 or 2. Only version 2 has a group_size, which must divide dim and hidden_dim."""
     arrays = weight_arrays(model)
     plan = layout(model.config, version, True, group_size)
     if group_size is not None:

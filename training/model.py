@@ -1,6 +1,6 @@
-"""The Llama architecture in PyTorch, to train what llama2c runs: the same sizes, names and arithmetic as llama2c.Transformer.
+"""The Llama architecture in PyTorch, for training. It has the sizes, names and arithmetic of llama2c.Transformer.
 
-RMSNorm, rotary positions over neighbouring pairs as in llama2.c, grouped-query attention, SwiGLU, a tied classifier; no biases.
+RMSNorm, rotary positions over neighbouring pairs as in llama2.c, grouped-query attention, SwiGLU, a tied classifier, no biases.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from llama2c.config import Config
 
-INIT_STD = 0.02  # of all matrices at the start
+INIT_STD = 0.02  # standard deviation of all matrices at the start
 
 
 class RMSNorm(nn.Module):
@@ -31,7 +31,7 @@ class RMSNorm(nn.Module):
 def rotary_table(config: Config, n_positions: int) -> Tensor:
     """cos and sin of pos * theta^(-i / head_size) for the pairs i = 0, 2, ...: (n_positions, head_size / 2, 2) fp32.
 
-    Computed in double precision and rounded once, as llama2c does it.
+    Computed in double precision and rounded once, as in llama2c.
     """
     pairs = torch.arange(0, config.head_size, 2, dtype=torch.float64)
     angles = torch.outer(torch.arange(n_positions, dtype=torch.float64), config.rope_theta ** (-pairs / config.head_size))
@@ -39,14 +39,14 @@ def rotary_table(config: Config, n_positions: int) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn each pair (i, i + 1) of x (batch, n_tokens, heads, head_size) by the angle of its position."""
+    """Rotates each pair (i, i + 1) of x (batch, n_tokens, heads, head_size) by the angle of its position."""
     cos, sin = table[:, None, :, 0], table[:, None, :, 1]  # (n_tokens, 1, head_size / 2)
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
 
 
 class Layer(nn.Module):
-    """One layer: attention, then feed-forward, each on a normed copy of the residual stream and added to it."""
+    """One layer: attention, then feed-forward. Each reads a normed copy of the residual stream and is added to it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Layer(nn.Module):
         q, k = rotate(q, table), rotate(k, table)
         n_shared = q.shape[2] // k.shape[2]  # query heads that use one key/value head
         k, v = k.repeat_interleave(n_shared, 2), v.repeat_interleave(n_shared, 2)
-        # Attention wants (batch, heads, n_tokens, head_size). In bfloat16 it is slower, so it is always done in fp32.
+        # Attention takes (batch, heads, n_tokens, head_size). It is slower in bfloat16, so it always runs in fp32.
         with torch.autocast("cpu", enabled=False):
             mixed = functional.scaled_dot_product_attention(*(t.transpose(1, 2).float() for t in (q, k, v)), is_causal=True)
         return self.wo(mixed.transpose(1, 2).flatten(-2))
@@ -85,14 +85,14 @@ class Llama(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding_table = nn.Embedding(config.vocab_size, config.dim)  # the classifier, too
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.dim)  # also the classifier
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.rms_final = RMSNorm(config.dim, config.norm_eps)
         self.register_buffer("table", rotary_table(config, config.seq_len), persistent=False)
         self.initialise()
 
     def initialise(self) -> None:
-        """What is added to the residual stream starts smaller, so that the stream does not grow with the layers."""
+        """Matrices whose output is added to the residual stream start smaller, so that it does not grow with the layers."""
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 added = name.endswith(("wo.weight", "w2.weight"))
@@ -106,7 +106,7 @@ class Llama(nn.Module):
 
 
 def weight_arrays(model: Llama) -> dict[str, NDArray[np.float32]]:
-    """The weights as llama2c names and shapes them: those of all layers in one array, (n_layers, ...). No wcls: it is tied."""
+    """The weights with the names and shapes of llama2c: all layers in one array, (n_layers, ...). No wcls: it is tied."""
     arrays = {"token_embedding_table": model.token_embedding_table.weight, "rms_final_weight": model.rms_final.weight}
     modules = {"rms_att_weight": "rms_att", "rms_ffn_weight": "rms_ffn"}
     modules |= {name: name for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")}

@@ -1,4 +1,4 @@
-"""Draw the curve of a training: `python training/plot_loss.py run/log.jsonl loss.png`."""
+"""Draws the loss curve of a training: `python training/plot_loss.py run/log.jsonl loss.png`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")  # draws into a file: needs no screen
+matplotlib.use("Agg")  # draws into a file without a screen
 from matplotlib import pyplot
 
-TICKS = (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)  # of the perplexity
-SMOOTHING = 0.02  # the share of all lines in a mean, half of them on each side
+TICKS = (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)  # for the perplexity
+SMOOTHING = 0.02  # a mean takes this share of all lines, half of them on each side
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def smooth(values: list[float]) -> list[float]:
-    """The mean of each value and its neighbours; at the ends of as many as there are, the same number on both sides."""
+    """The mean of each value and its neighbours. Near the ends it takes fewer, but the same number on both sides."""
     reach, last = math.ceil(len(values) * SMOOTHING / 2), len(values) - 1
     means: list[float] = []
     for i in range(len(values)):
@@ -40,7 +40,7 @@ def smooth(values: list[float]) -> list[float]:
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Loss over tokens seen, the training's smoothed and faintly as it was; the axis on the right says it as perplexity."""
+    """Loss over tokens: the training loss, raw and smoothed, and the held-out loss. Perplexity is on the right axis."""
     tokens, train = [line["tokens"] / 1e6 for line in lines], [line["train_loss"] for line in lines]
     measured = [line for line in lines if line["held_out_loss"] is not None]
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
@@ -51,7 +51,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         label = f"held-out text (at the end {held_out[-1]:.3f}, perplexity {np.exp(held_out[-1]):.2f})"
         axes.plot([line["tokens"] / 1e6 for line in measured], held_out, "o-", color="tab:orange", markersize=3, label=label)
     lowest = min(train + [line["held_out_loss"] for line in measured])
-    axes.set_ylim(lowest - 0.1, min(max(train), lowest + 3) + 0.1)  # the first steps would press all else flat
+    axes.set_ylim(lowest - 0.1, min(max(train), lowest + 3) + 0.1)  # the high losses of the first steps are cut off
     axes.set(xlabel="tokens seen (millions)", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,7 +1,8 @@
-"""Train a model: `python training/train.py --corpus corpus --tokenizer tokenizer.bin --out run`.
+"""Trains a model: `python training/train.py --corpus corpus --tokenizer tokenizer.bin --out run`.
 
-The folder `run` gets the ids of the corpus, log.jsonl, and checkpoint.pt, which holds all that is needed to go on as if nothing
-had happened: the same command with --resume. Same options, same number of threads, same machine: the same losses.
+The folder `run` gets the ids of the corpus, log.jsonl, and checkpoint.pt. The same command with --resume continues from
+checkpoint.pt, with the same result as a run that never stopped. The same options, number of threads and machine give the same
+losses.
 """
 
 from __future__ import annotations
@@ -38,27 +39,27 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All numbers that decide what comes out. A run is resumed with the ones it was started with."""
+    """All settings that change the result. A resumed run must have those of its start."""
 
     dim: int = option(128, "width of the residual stream")
     hidden_dim: int = option(352, "width of the feed-forward block")
     n_layers: int = option(5, "layers")
     n_heads: int = option(4, "query heads")
     n_kv_heads: int = option(2, "key/value heads")
-    seq_len: int = option(320, "positions the model may be used with")
+    seq_len: int = option(320, "context of the model")
     window: int = option(320, "ids of a training window, at most seq_len")
-    batch: int = option(24, "windows of a step")
-    steps: int = option(7800, "steps in all")
+    batch: int = option(24, "windows per step")
+    steps: int = option(7800, "number of steps")
     lr: float = option(2e-3, "highest learning rate")
     lr_end: float = option(1e-4, "learning rate of the last step")
-    warmup: int = option(200, "steps until the learning rate is at its highest")
-    weight_decay: float = option(0.1, "of the matrices, not of the norms")
-    clip: float = option(1.0, "longest gradient")
+    warmup: int = option(200, "steps until the highest learning rate")
+    weight_decay: float = option(0.1, "for matrices, not for norms")
+    clip: float = option(1.0, "maximum norm of the gradient")
     bf16: bool = option(False, "matrix products in bfloat16: faster on processors that have it")
     log_every: int = option(10, "steps between two lines of the log")
-    eval_every: int = option(250, "steps between two looks at the held-out text; each saves a checkpoint")
-    eval_windows: int = option(256, "windows of the held-out text to look at")
-    seed: int = option(0, "of the first weights and of the order of the windows")
+    eval_every: int = option(250, "steps between two measurements of the held-out loss; each also saves a checkpoint")
+    eval_windows: int = option(256, "windows of the held-out text that are measured")
+    seed: int = option(0, "for the initial weights and the order of the windows")
 
     def __post_init__(self) -> None:
         for name in ("batch", "steps", "log_every", "eval_every", "eval_windows"):
@@ -71,7 +72,7 @@ class Recipe:
         return Config(self.dim, self.hidden_dim, self.n_layers, self.n_heads, self.n_kv_heads, vocab_size, self.seq_len)
 
     def learning_rate(self, step: int) -> float:
-        """Straight up to `lr` at the start, then down to `lr_end` along half a cosine."""
+        """Linear up to `lr` during the warm-up, then down to `lr_end` along half a cosine."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - 1 - self.warmup)
@@ -79,7 +80,7 @@ class Recipe:
 
 
 class Run:
-    """A model in training: its data, optimiser, and how far it has come."""
+    """A model in training, with its data, its optimiser and its progress."""
 
     def __init__(self, recipe: Recipe, corpus: Path, tokenizer: Path, out: Path) -> None:
         self.recipe, self.corpus, self.tokenizer, self.out = recipe, corpus, tokenizer, out
@@ -88,11 +89,11 @@ class Run:
         self.recent: list[float] = []  # losses since the last line of the log
         bos_id, vocab_size = Tokenizer.open(tokenizer).bos_id, Tokenizer.open(tokenizer).vocab_size
         files = {name: token_file(corpus / f"{name}.txt", tokenizer, out) for name in ("train", "held_out")}
-        self.data = {name: file.name for name, file in files.items()}  # the names hold hashes of the content
+        self.data = {name: file.name for name, file in files.items()}  # the names contain hashes of the content
         train, self.held_out = (np.load(file, mmap_mode="r") for file in files.values())
         self.batches = Batches(train, window_starts(train, recipe.window, bos_id), recipe.window, recipe.batch, recipe.seed)
         starts = window_starts(self.held_out, recipe.window, bos_id)
-        picked = np.linspace(0, len(starts) - 1, min(len(starts), recipe.eval_windows)).astype(int)  # from all over the text
+        picked = np.linspace(0, len(starts) - 1, min(len(starts), recipe.eval_windows)).astype(int)  # spread evenly
         self.eval_starts = starts[picked].tolist()
         torch.manual_seed(recipe.seed)
         self.model = Llama(recipe.config(vocab_size))
@@ -110,13 +111,13 @@ class Run:
         return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
     def train_step(self) -> float:
-        """One batch; its loss, before the weights change."""
+        """Trains on one batch. Returns its loss before the weights change."""
         started, lr = time.perf_counter(), self.recipe.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss = self.loss(*self.batches[self.step])
         if not math.isfinite(loss.item()):
-            raise ValueError(f"step {self.step}: expected a finite loss, found {loss.item()}; a lower --lr may help")
+            raise ValueError(f"step {self.step}: expected a finite loss, found {loss.item()}: try a lower --lr")
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
@@ -128,7 +129,7 @@ class Run:
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        """The mean over the chosen windows of the held-out text, a batch of them at a time."""
+        """The mean loss of the chosen windows of the held-out text, one batch at a time."""
         total, size = 0.0, self.recipe.batch
         for first in range(0, len(self.eval_starts), size):
             starts = self.eval_starts[first : first + size]
@@ -136,7 +137,7 @@ class Run:
         return total / len(self.eval_starts)
 
     def save(self) -> None:
-        """Write checkpoint.pt, by a rename: a crash leaves the earlier one."""
+        """Writes checkpoint.pt with a rename, so that a crash leaves the earlier one."""
         state = {
             "recipe": asdict(self.recipe),
             "config": asdict(self.model.config),
@@ -154,7 +155,7 @@ class Run:
         os.replace(unfinished, self.out / CHECKPOINT)
 
     def resume(self) -> None:
-        """Go on from checkpoint.pt. ValueError: it is of a run with other numbers or other data."""
+        """Continues from checkpoint.pt. ValueError if that run had other settings or other data."""
         path = self.out / CHECKPOINT
         state = load(path)
         for kind, mine in (("recipe", asdict(self.recipe)), ("data", self.data)):
@@ -167,12 +168,12 @@ class Run:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `Run.save` wrote. ValueError: it is no checkpoint of this trainer."""
+    """Reads what `Run.save` wrote. ValueError if the file is not a checkpoint of this trainer."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception:  # PyTorch has no single error for a file that is none of its own
+    except Exception:  # PyTorch raises many kinds of errors for a file that it did not write
         state = None
     if not isinstance(state, dict) or "recipe" not in state:
         raise ValueError(f"{path}: expected a checkpoint written by train.py, found something else")
@@ -188,7 +189,7 @@ def load_model(path: Path) -> Llama:
 
 
 class Log:
-    """log.jsonl: one object a line. A resumed run drops the lines past its checkpoint and writes them again."""
+    """log.jsonl: one object per line. A resumed run drops the lines after its checkpoint and writes them again."""
 
     def __init__(self, path: Path, step: int) -> None:
         lines = path.read_text().splitlines(keepends=True) if step else []
@@ -197,7 +198,7 @@ class Log:
         self.file.writelines(kept)
 
     def write(self, run: Run, held_out: float | None) -> None:
-        """train_loss is the mean since the line before; held_out_loss is null where it was not measured."""
+        """train_loss is the mean since the previous line. held_out_loss is null if it was not measured."""
         recipe = run.recipe
         line = {
             "step": run.step,
@@ -214,7 +215,7 @@ class Log:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that gets the signal of Ctrl-C or `kill`: the step that runs is finished first. A second one stops at once."""
+    """A list that receives the signal of Ctrl-C or `kill`, so that the step can finish first. A second signal stops at once."""
     received: list[int] = []
     earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -232,7 +233,7 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def train(run: Run) -> bool:
-    """Train to the last step, or until a signal asks to stop; True if the last step was reached. Saves in both cases."""
+    """Trains to the last step, or until a signal. Saves in both cases. Returns True if it reached the last step."""
     recipe, held_out = run.recipe, math.nan
     log = Log(run.out / LOG, run.step)
     with (
@@ -260,8 +261,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, required=True, help="a folder with train.txt and held_out.txt")
     parser.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer.bin")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out; all else as before")
-    parser.add_argument("--threads", type=int, help="default: as PyTorch has it, or OMP_NUM_THREADS")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out, with the same options")
+    parser.add_argument("--threads", type=int, help="default: OMP_NUM_THREADS, or the default of PyTorch")
     for item in fields(Recipe):
         flag, text = "--" + item.name.replace("_", "-"), item.metadata["help"]
         if isinstance(item.default, bool):
@@ -280,12 +281,12 @@ def main(arguments: list[str] | None = None) -> int:
         recipe = Recipe(**{item.name: getattr(options, item.name) for item in fields(Recipe)})
         options.out.mkdir(parents=True, exist_ok=True)
         if not options.resume and (options.out / CHECKPOINT).exists():
-            raise ValueError(f"{options.out / CHECKPOINT}: expected none without --resume, found one: it would be overwritten")
+            raise ValueError(f"{options.out / CHECKPOINT}: exists already: use --resume, or another --out")
         run = Run(recipe, options.corpus, options.tokenizer, options.out)
         if options.resume:
             run.resume()
         if not train(run):
-            print(f"train: stopped at step {run.step}; the same command with --resume goes on", file=sys.stderr)
+            print(f"train: stopped at step {run.step}; the same command with --resume continues", file=sys.stderr)
             return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"train: error: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""The comparison, on models so small that a run takes seconds: its figures exist and are plausible; no test asserts a speed.
+"""The comparison, on models so small that a run takes seconds. Its figures exist and are plausible; no test asserts a speed.
 
-The "C programs" are scripts that start llama2c itself: one prints what it should, others lie, fail or say nothing.
+The "C programs" are scripts that start llama2c itself. One prints the right text; others print something else or fail.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLAGS = ["--rounds", "1", "--tokens", "16", "--prompt", "16", "--threads", "1"]
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The scripts as modules, with tiny models in the places of the large ones and nothing to wait for."""
+    """The scripts as modules, with tiny models instead of the large ones, and without pauses."""
     monkeypatch.syspath_prepend(str(FOLDER))
     names = ("make_checkpoint", "measure", "peers", "compare")
     for name in names:
@@ -56,12 +56,12 @@ def program(folder: Path, name: str, script: str) -> str:
 
 @pytest.fixture
 def honest(tmp_path: Path) -> list[str]:
-    ours = f"""'{sys.executable}' -m llama2c "$@" && echo 'achieved tok/s: 1.5' >&2"""  # where ours has nothing to say, C has
+    ours = f"""'{sys.executable}' -m llama2c "$@" && echo 'achieved tok/s: 1.5' >&2"""  # for one token, llama2c prints no speed
     return ["--c", program(tmp_path, "run", ours), "--c", program(tmp_path, "runq", ours)]
 
 
 def only(modules: Any, tmp_path: Path, text: str, *flags: str) -> Any:
-    """A run of the work that has `text` in its name; the record it wrote."""
+    """Runs the work that has `text` in its name. Returns the record."""
     out = tmp_path / "results"
     assert modules.compare.main([*FLAGS, "--folder", str(tmp_path), "--only", text, "-o", str(out), *flags]) == 0
     return modules.measure.Record.load(out / "results.json")
@@ -121,7 +121,7 @@ def test_curves_and_the_rest(modules: Any, tmp_path: Path, honest: list[str]) ->
 
 
 def test_pictures(modules: Any, tmp_path: Path, honest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install '.[bench]'")
     records = [only(modules, tmp_path, text, *honest) for text in ("42M", "110M")]
     for field in ("results", "curves"):
         getattr(records[0], field).extend(getattr(records[1], field))
@@ -138,28 +138,28 @@ def test_pictures(modules: Any, tmp_path: Path, honest: list[str], monkeypatch: 
     assert pictures.main([str(tmp_path / "absent.json"), str(out)]) == 1
 
 
-def test_whoever_is_not_there_is_named(modules: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_programs_are_named(modules: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     absent = SimpleNamespace(name="Absent", modules=("no_such_module",), packages="no-such")
     modules.compare.PACKAGES = (modules.peers.PlainNumPy, absent)
     record = only(modules, tmp_path, "decode, 15M")
-    lines = ["Absent: no-such not installed", "an fp32 C program: none was named with --c run=PATH"]
-    lines.append("a Q8_0 C program: none was named with --c runq=PATH")
+    lines = ["Absent: no-such not installed", "an fp32 C program: not given; name one with --c run=PATH"]
+    lines.append("a Q8_0 C program: not given; name one with --c runq=PATH")
     assert record.skipped == lines
     assert capsys.readouterr().err == "".join(f"left out: {line}\n" for line in lines)
 
 
-def test_other_texts_and_other_logits_are_not_believed(
+def test_programs_with_other_texts_or_logits_do_not_count(
     modules: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lie = program(tmp_path, "run", "echo 'w1 w2'; echo 'achieved tok/s: 1000000' >&2")
+    other = program(tmp_path, "run", "echo 'w1 w2'; echo 'achieved tok/s: 1000000' >&2")
     monkeypatch.setattr(modules.peers.PlainNumPy, "norm", lambda self, x, weight: x)
-    record = only(modules, tmp_path, "decode, 15M", "--c", lie)
+    record = only(modules, tmp_path, "decode, 15M", "--c", other)
     assert [result.peer for result in record.results] == ["read bandwidth"]
     assert "decode, 15M fp32, run: expected the same text, found the same text for 0 of" in capsys.readouterr().err
     assert any(line.startswith("NumPy, 15M: its logits differ from ours by") for line in record.skipped)
 
 
-def test_what_does_not_fit_into_memory_is_named(modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_too_large_for_memory_are_named(modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modules.compare.bench, "available_memory", lambda: 1_000_000)
     record = only(modules, tmp_path, "decode, 15M")
     assert record.results == []
@@ -173,7 +173,7 @@ def test_what_does_not_fit_into_memory_is_named(modules: Any, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--c", "run=/no/such/binary"], "--c run: expected a program that can be started, found none at /no/such/binary"),
+        (["--c", "run=/no/such/binary"], "--c run: not an executable file: /no/such/binary"),
         (["--c", "run"], "--c: expected run..=PATH or runq..=PATH, found 'run'"),
         (["--c", "walk=x"], "--c: expected run..=PATH or runq..=PATH, found 'walk=x'"),
         (["-o", "/proc/results"], "/proc/results: expected a folder to write to, found: "),
@@ -192,7 +192,7 @@ def test_errors(modules: Any, capsys: pytest.CaptureFixture[str], flags: list[st
 def test_too_few(modules: Any, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         modules.compare.main(flags)
-    assert "expected a number from" in capsys.readouterr().err
+    assert "expected a number of at least" in capsys.readouterr().err
 
 
 def test_a_program_that_fails(modules: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +217,7 @@ def result(modules: Any, ours: list[float], theirs: list[float], **more: Any) ->
     return modules.measure.Result("w", "tok/s", "run", ours=ours, theirs=theirs, c_program=True, **more)
 
 
-def test_ratios_are_taken_round_by_round(modules: Any) -> None:
+def test_ratios_are_those_of_the_rounds(modules: Any) -> None:
     drifting = result(modules, [100, 50, 10], [50, 25, 1], bar=2.0)
     assert drifting.ratios == [2, 2, 10]
     assert (drifting.ratio, drifting.met) == (2, "yes")
@@ -226,16 +226,16 @@ def test_ratios_are_taken_round_by_round(modules: Any) -> None:
     assert result(modules, [12345.6], [0.043214]).cells()[1:4] == ["12,346 tok/s", "run", "0.04321"]
 
 
-def test_noise_is_that_of_a_median(modules: Any) -> None:
-    """Against the spread of the medians of many drawn runs."""
+def test_noise_of_a_median(modules: Any) -> None:
+    """Compared with the spread of the medians of many random runs."""
     rng = np.random.default_rng(1)
     rounds = rng.normal(10, 1, (4000, 9))
     true = np.median(rounds, axis=1).std()
-    told = [result(modules, list(row), [1.0] * 9).noise for row in rounds]
-    assert np.mean(told) == pytest.approx(true, rel=0.2)
+    estimated = [result(modules, list(row), [1.0] * 9).noise for row in rounds]
+    assert np.mean(estimated) == pytest.approx(true, rel=0.2)
 
 
-def test_slower_is_what_noise_does_not_explain(modules: Any) -> None:
+def test_slower_means_more_than_the_noise(modules: Any) -> None:
     record = modules.measure.Record
 
     def run(*ratios: float, peer: bool = True) -> Any:
@@ -245,10 +245,10 @@ def test_slower_is_what_noise_does_not_explain(modules: Any) -> None:
 
     steady = run(2.00, 2.01, 1.99, 2.0, 2.0)
     assert modules.measure.slower(run(1.80, 1.81, 1.79, 1.8, 1.8), steady) == ["w: 1.80 times run, was 2.00"]
-    assert modules.measure.slower(run(1.96, 1.96, 1.96, 1.96, 1.96), steady) == []  # 2%: not worth a word
+    assert modules.measure.slower(run(1.96, 1.96, 1.96, 1.96, 1.96), steady) == []  # 2% is too little
     assert modules.measure.slower(run(1.4, 2.2, 1.8, 1.6, 2.0), steady) == []  # within its own noise
     assert modules.measure.slower(run(2.20, 2.21, 2.19, 2.2, 2.2), steady) == []  # faster
-    assert modules.measure.slower(run(1.8, 1.8, 1.8, peer=False), steady) == []  # no C program
+    assert modules.measure.slower(run(1.8, 1.8, 1.8, peer=False), steady) == []  # the peer is not a C program
     assert modules.measure.compared(steady, steady) == 1
 
 
@@ -275,7 +275,7 @@ def test_against(modules: Any, tmp_path: Path, honest: list[str], capsys: pytest
 
 
 def test_numpy_peer_is_the_model(modules: Any, tmp_path: Path) -> None:
-    """Its logits are those of the tests' own NumPy model, in one go and token by token."""
+    """Its logits are those of the reference model of the tests, for all tokens at once and one by one."""
     config = Config(dim=32, hidden_dim=48, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=40, seq_len=32)
     weights = checkpoints.random_weights(config, np.random.default_rng(8), shared_classifier=False)
     path = checkpoints.write(tmp_path / "m.bin", config, 0, weights)
@@ -294,7 +294,7 @@ def test_halves_moves_pairs_apart(modules: Any) -> None:
     assert moved == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
 
 
-def test_program_reads_its_own_rate(modules: Any, tmp_path: Path) -> None:
+def test_program_reads_its_rate(modules: Any, tmp_path: Path) -> None:
     name, _, path = program(tmp_path, "run", "printf 'a b'; echo 'achieved tok/s: inf' >&2").partition("=")
     run = modules.peers.Program(name, [path], tmp_path / "m", tmp_path / "t", 3).run("-n", "4")
     assert run == (b"a b", math.inf)

@@ -1,4 +1,4 @@
-"""benchmarks/make_checkpoint.py: its files open, say what they should, and never end a greedy story."""
+"""benchmarks/make_checkpoint.py: its files open, have the right weights, and never end a greedy story."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_weights(
     shared: bool,
     chunk: int,
 ) -> None:
-    """Whatever the chunks: normally distributed, of standard deviation columns ** -0.5, norms 1; exact opposites and halves."""
+    """For every size of chunks: normally distributed with standard deviation columns ** -0.5, norms 1, and rows 1 to 4."""
     monkeypatch.setattr(maker, "CHUNK", chunk)
     maker.make_checkpoint(tmp_path / "m.bin", CONFIG, version, 7, group_size, shared)
     opened = Checkpoint.open(tmp_path / "m.bin")
@@ -94,7 +94,7 @@ def test_command_line(maker: ModuleType, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_presets(maker: ModuleType) -> None:
-    """The sizes of the story models, and of TinyLlama: their numbers of weights, in millions."""
+    """The number of weights of the story models and of TinyLlama, in millions."""
 
     def millions(c: Config) -> float:
         layer = c.dim * (2 * c.dim + 2 * c.kv_dim + 3 * c.hidden_dim) + 2 * c.dim
@@ -104,7 +104,7 @@ def test_presets(maker: ModuleType) -> None:
     assert sizes == {"260K": 0.26, "15M": 15.19, "42M": 41.69, "110M": 109.53, "1.1B": 1034.51}
 
 
-def test_a_broken_off_run_leaves_nothing(maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_leaves_no_file(maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 

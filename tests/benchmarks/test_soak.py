@@ -1,4 +1,4 @@
-"""benchmarks/soak.py: that it finds what it looks for. The bundled model, a few jobs."""
+"""benchmarks/soak.py finds a result that changes and memory that grows. A few jobs, with the bundled model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's memory from /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc, for the memory of the process")
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def soak(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_all_is_well(soak: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_run(soak: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert soak.main(["--minutes", "0"]) == 0
     line = capsys.readouterr().out
     assert re.match(r"\d\.\d min, 2 rounds, 19 jobs, 0 results that changed; memory \d+\.\d MiB after", line), line

@@ -1,4 +1,4 @@
-"""benchmarks/story.py: both stories are printed, and what is said of them is true."""
+"""benchmarks/story.py prints both stories, and compares them correctly."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_two_stories(story: ModuleType, tmp_path: Path, capfdbinary: pytest.Capt
     assert rest == first + b"\nthey agree\n"
     assert story.main(["--model", str(BUNDLED), "--c", same, "--c", other]) == 1
     out = capfdbinary.readouterr().out
-    assert b"\nthey part after 9 bytes: llama2c goes on 'Lily met a Shoggoth" in out
-    assert out.endswith(b"the other 'Bob'\n")
+    assert b"\nthey differ after 9 bytes: llama2c continues with 'Lily met a Shoggoth" in out
+    assert out.endswith(b"the other with 'Bob'\n")
 
 
 def test_errors(story: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""training/: each step from a corpus to a model file, on a corpus and a model that are tiny."""
+"""training/: each step from a corpus to a model file, with a tiny corpus and a tiny model."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ RECIPE = [*SHAPE, *"--batch 4 --steps 40 --warmup 5 --lr 0.01 --eval-every 10 --
 
 @pytest.fixture(scope="module")
 def training() -> Iterator[SimpleNamespace]:
-    """The scripts as modules, which import each other by their plain names."""
+    """The scripts as modules. They import each other by their plain names."""
     names = ("data", "model", "train_tokenizer", "train", "export", "check")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
-        for name in names:  # no other module of that name may stand in for ours, nor ours for another
+        for name in names:  # other tests may use modules with the same names
             patch.delitem(sys.modules, name, raising=False)
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
         for name in names:
@@ -100,7 +100,7 @@ def test_stories_of_a_file(training: SimpleNamespace, tmp_path: Path) -> None:
 
 
 def test_tokenizer_is_that_of_sentencepiece(training: SimpleNamespace, corpus: Path, tokenizer: Path) -> None:
-    """On stories, and on what no story has: other scripts, spaces at the ends, newlines in a row, control characters."""
+    """On stories, and on other texts: other scripts, spaces at the ends, several newlines, control characters."""
     opened = Tokenizer.open(tokenizer, VOCAB_SIZE)
     theirs = training.train_tokenizer.train(corpus / "train.txt", VOCAB_SIZE)
     assert training.train_tokenizer.check(opened, theirs, corpus / "held_out.txt") == 30
@@ -108,11 +108,11 @@ def test_tokenizer_is_that_of_sentencepiece(training: SimpleNamespace, corpus: P
     for text in odd:
         assert opened.encode(text) == [1, *theirs.encode(text)], text
         assert opened.decode(opened.encode(text)) == text
-    assert len(opened.encode("One day, Lily saw a ball.")) < 16  # of 25 characters: it has learned words
+    assert len(opened.encode("One day, Lily saw a ball.")) < 16  # less than its 25 characters: the tokens are words
 
 
 def test_tokenizer_file(tokenizer: Path) -> None:
-    """The fixed ids, and the longest spelling; everything else has been compared through what it encodes."""
+    """The fixed ids and the longest spelling. The test above compares everything else."""
     opened = Tokenizer.open(tokenizer, VOCAB_SIZE)
     data = tokenizer.read_bytes()
     pieces = [opened.piece(i) for i in range(VOCAB_SIZE)]
@@ -164,7 +164,7 @@ def test_token_file(training: SimpleNamespace, tokenizer: Path, tmp_path: Path) 
     [
         ([1, 5, 6, 1, 7, 8, 1], 3, [0, 3]),  # each story fills a window
         ([1, 5, 6, 1, 7, 8, 1], 4, [0, 2]),  # the last window is moved back to the end
-        ([1, 5, 1, 6, 1, 7, 8, 9, 1], 3, [0, 2, 4, 5]),  # the second story was begun: it is shown again, whole
+        ([1, 5, 1, 6, 1, 7, 8, 9, 1], 3, [0, 2, 4, 5]),  # the second story was incomplete: it comes again, whole
         ([1, 5, 6, 7, 8, 9, 1], 2, [0, 2, 4]),  # a story longer than a window goes on inside
         ([1, 5, 1], 2, [0]),
     ],
@@ -181,7 +181,7 @@ def test_window_longer_than_the_corpus(training: SimpleNamespace) -> None:
 
 
 def test_batches(training: SimpleNamespace) -> None:
-    """In an epoch every window once; the next has another order; seeds have their own. A batch needs none before it."""
+    """An epoch has every window once. Epochs and seeds have different orders. A batch does not depend on earlier calls."""
     ids, starts = np.arange(100, dtype=np.uint16), np.arange(0, 60, 5)
 
     def firsts(seed: int, steps: range) -> list[int]:
@@ -219,10 +219,10 @@ def test_a_seed_gives_the_same_losses(training: SimpleNamespace, tokenizer: Path
 
 
 @pytest.mark.parametrize("stop", [13, 20])
-def test_resumed_run_equals_one_in_a_piece(
+def test_resumed_run_equals_an_uninterrupted_one(
     training: SimpleNamespace, tokenizer: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    """Ctrl-C between two lines of the log, and on one: the rest has the same losses, and ends in the same weights."""
+    """Ctrl-C between two lines of the log, and on a line: the rest has the same losses, and ends with the same weights."""
     step_as_it_is = training.train.Run.train_step
 
     def step_with_interrupt(self: Any) -> float:
@@ -234,7 +234,7 @@ def test_resumed_run_equals_one_in_a_piece(
         patch.setattr(training.train.Run, "train_step", step_with_interrupt)
         assert train(training, tokenizer, tmp_path) == 130
     assert training.train.load(tmp_path / "checkpoint.pt")["step"] == stop
-    with (tmp_path / "log.jsonl").open("a") as log:  # as after a crash: lines past the checkpoint
+    with (tmp_path / "log.jsonl").open("a") as log:  # as after a crash: lines after the checkpoint
         log.write(json.dumps({"step": stop + 1, "train_loss": 0}) + "\n")
     assert train(training, tokenizer, tmp_path, "--resume") == 0
     assert read_log(tmp_path) == read_log(run)
@@ -267,7 +267,7 @@ def test_training_errors(
         assert train(training, tokenizer, out, *more) == 1
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert "expected none without --resume" in error(run)
+    assert "checkpoint.pt: exists already: use --resume, or another --out" in error(run)
     assert "lr: expected 0.01, as at the start of the run, found 0.02" in error(run, "--resume", "--lr", "0.02")
     assert "expected 1 to seq_len = 128, found 129" in error(tmp_path, "--window", "129")
     assert "expected a divisor of n_heads = 4" in error(tmp_path, "--n-kv-heads", "3")
@@ -317,7 +317,7 @@ def test_export_errors(training: SimpleNamespace, run: Path, tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
-def test_check_says_yes(
+def test_check_of_a_good_file(
     training: SimpleNamespace, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: int
 ) -> None:
     path = exported(training, run, tmp_path, version)
@@ -330,7 +330,7 @@ def test_check_says_yes(
 def test_check_finds_one_broken_weight(
     training: SimpleNamespace, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: int
 ) -> None:
-    """In the middle of w1 of the second layer: too little to be seen in the perplexity, and named all the same."""
+    """In the middle of w1 of the second layer: the perplexity does not show it, but the check names it."""
     path = exported(training, run, tmp_path, version)
     opened = Checkpoint.open(path, mmap=False)
     entry = next(e for e in training.export.layout(opened.config, version, True, opened.group_size).entries if e.name == "w1")
@@ -349,10 +349,10 @@ def test_check_finds_one_broken_weight(
     assert out.endswith("they DISAGREE\n")
 
 
-def test_check_compares_the_arithmetic_too(
+def test_check_compares_the_logits_too(
     training: SimpleNamespace, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The weights are right, but the model in PyTorch computes something else: rotary positions the other way round."""
+    """The weights are right, but the model in PyTorch computes something else: it rotates the other way round."""
     paths = [exported(training, run, tmp_path, version) for version in (0, 2)]
     rotate = training.model.rotate
     monkeypatch.setattr(training.model, "rotate", lambda x, table: rotate(x, table * torch.tensor([1.0, -2.0])))

@@ -1,7 +1,7 @@
-"""The README and the pages it leads to, held against the code: examples and commands are run as printed, on real models.
+"""README.md and the pages in docs/ agree with the code: their examples and commands run as printed, on real models.
 
-What stands in a ```text block is what the ```python block before it prints; a ```console block shows commands with their
-output; the commands of a ```sh block are run if they need no network.
+A ```python block runs, and must print the ```text block after it. A ```console block shows commands with their output. The
+commands of a ```sh block run if they need no network. Trees, links, the flag table and the figures are compared, too.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from llama2c.locate import cache_folder, find_hub_model
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CHANGELOG.md", "docs/how-it-works.md", "docs/format.md", "docs/model-card.md", "docs/reliability.md")
-PAGES += ("SECURITY.md", "training/README.md")
+DOCS = tuple(sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "training/README.md", *DOCS)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# The names the pages use. Any checkpoint will do for those whose output they do not show.
+TREES = ("README.md", "docs/layout.md")
+# The files that the pages use. Where the output is not shown, any checkpoint will do.
 MODELS = {"stories260K.bin": "stories260K.bin", "stories15M.bin": "stories260K.bin"}
 DOWNLOAD = "python -m llama2c download "
 TOKENIZERS = {"tok512.bin": "tok512.bin", "tokenizer.bin": "tok512.bin"}
@@ -39,7 +41,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def folder(shared: Path, tmp_path: Path) -> Path:
-    """A working directory as the README's reader has it: the models under their names, and `python` on the path."""
+    """A working directory like that of a reader: the models under their names, and `python` on the path."""
     for name, real in {**MODELS, **TOKENIZERS}.items():
         shutil.copyfile(shared / "models" / real, tmp_path / name)
     for command in commands(DOWNLOAD):
@@ -57,7 +59,7 @@ def folder(shared: Path, tmp_path: Path) -> Path:
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A command line of a page, its stderr in with its stdout but for the speed."""
+    """Runs a command line of a page. stdout and stderr are joined, without the line of the speed."""
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command,
@@ -94,8 +96,8 @@ def test_python_examples_print_what_the_page_says(page: str, folder: Path, monke
             assert printed == content
             printed = None
             compared += 1
-    # A page that lost its outputs would pass without having been looked at.
-    assert compared >= {"README.md": 3, "docs/how-it-works.md": 4}.get(page, 0)
+    # A page that lost its outputs would pass without a comparison.
+    assert compared >= {"README.md": 1, "docs/python.md": 4, "docs/how-it-works.md": 4}.get(page, 0)
 
 
 def test_six_line_example_is_six_lines() -> None:
@@ -104,7 +106,7 @@ def test_six_line_example_is_six_lines() -> None:
 
 
 def test_console_blocks_show_what_the_commands_print(folder: Path) -> None:
-    shown = "".join(content for kind, content in blocks("README.md") if kind == "console")
+    shown = "".join(content for page in PAGES for kind, content in blocks(page) if kind == "console")
     sessions = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", shown, re.MULTILINE)
     assert len(sessions) >= 2
     for command, output in sessions:
@@ -112,11 +114,17 @@ def test_console_blocks_show_what_the_commands_print(folder: Path) -> None:
 
 
 def commands(word: str) -> list[str]:
-    lines = "".join(content for kind, content in blocks("README.md") if kind == "sh").splitlines()
-    return [line for line in lines if line.startswith(word)]
+    """The command lines in ```sh blocks that begin with `word`, each once. tests/training runs those of training/README.md."""
+    pages = [page for page in PAGES if page != "training/README.md"]
+    lines = "".join(content for page in pages for kind, content in blocks(page) if kind == "sh").splitlines()
+    return list(dict.fromkeys(line for line in lines if line.startswith(word)))
 
 
-@pytest.mark.parametrize("command", [line for line in commands("python -m llama2c") if not line.startswith(DOWNLOAD)])
+# Their folder comes from the network, as the line before them says.
+CHATS = ["python -m llama2c SmolLM2-135M-Instruct -m chat"]
+
+
+@pytest.mark.parametrize("command", [c for c in commands("python -m llama2c") if not c.startswith(DOWNLOAD) and c not in CHATS])
 def test_shell_commands_run(command: str, folder: Path) -> None:
     done = run(command, folder)
     assert done.returncode == 0, done.stdout
@@ -125,16 +133,19 @@ def test_shell_commands_run(command: str, folder: Path) -> None:
     assert (folder / out[1]).exists() if out else len(done.stdout) > 100
 
 
-def test_every_file_that_is_used_is_downloaded_first() -> None:
+def test_every_file_in_a_command_is_downloaded_by_another() -> None:
     downloaded = {line.rpartition("/")[2] for line in commands("curl")}
-    assert downloaded == {*MODELS, *TOKENIZERS}  # these tests have put there what the reader would have
+    assert downloaded == {*MODELS, *TOKENIZERS}  # the fixture has put the same files there
     used = "".join(re.sub(r" -o \S+", "", line) for line in commands("python -m llama2c"))  # -o is written
     assert set(re.findall(r"\w+\.bin", used)) <= downloaded
+    names = {line.split()[3] for line in commands("python -m llama2c stories") if "." not in line.split()[3]}
+    assert names <= {line.removeprefix(DOWNLOAD) for line in commands(DOWNLOAD)}
+    assert [line.split()[2] for line in commands("hf ")] == [f"HuggingFaceTB/{line.split()[3]}" for line in CHATS]
 
 
-def test_shell_blocks_hold_nothing_untested() -> None:
-    """The other commands need the network or are how these tests were started."""
-    known = {*commands("python -m llama2c"), *commands("curl"), *commands("make "), "pip install ."}
+def test_every_other_command_is_known() -> None:
+    """These need the network, or are how the tests were started."""
+    known = {*commands("python -m llama2c"), *commands("curl"), *commands("make "), *commands("hf download"), "pip install ."}
     assert set(commands("")) == known
 
 
@@ -151,21 +162,44 @@ def test_make_test_is_a_target_and_make_lists_every_target() -> None:
     assert all(len(use) > 20 for use in uses.values())
 
 
+def test_the_readme_is_one_page() -> None:
+    assert len(README.splitlines()) <= 150
+
+
 # ---------------------------------------------------------------------------
 # the figures
 
 
-def test_figures_are_those_of_the_run_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every line that has an aim, met or not, as results.json has it; date, machine and command too."""
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/measure.py"""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.delitem(sys.modules, "measure", raising=False)
-    record = importlib.import_module("measure").Record.load(ROOT / "benchmarks" / "results" / "results.json")
+    return importlib.import_module("measure")
+
+
+def test_figures_are_those_of_the_stored_run(measure: ModuleType) -> None:
+    """docs/benchmarks.md has every line with an aim, met or not, as in results.json, and the date, machine and command."""
+    record = measure.Record.load(ROOT / "benchmarks" / "results" / "results.json")
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     expected = [f"| {' | '.join(result.cells())} |" for result in record.results if result.bar is not None]
     assert len(expected) >= 20
-    assert [line for line in README.splitlines() if re.search(r" \| (yes|no) \|$", line)] == expected
-    flat = " ".join(README.split())
+    assert [line for line in page.splitlines() if re.search(r" \| (yes|no) \|$", line)] == expected
+    flat = " ".join(page.split())
     for name in ("date", "cpu", "command"):
         assert record.info[name] in flat, name
+
+
+def test_figures_of_the_readme(measure: ModuleType) -> None:
+    """README has all comparisons of the 110M model with run, runq and llama.cpp that have an aim: none is left out."""
+    record = measure.Record.load(ROOT / "benchmarks" / "results" / "results.json")
+    rows = [result.cells()[:5] for result in record.results if result.bar is not None]
+    expected = [row for row in rows if " 110M " in row[0] and row[2] in ("run", "runq", "llama.cpp")]
+    assert len(expected) >= 6
+    table = [line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith("| ")]
+    assert table == [["work", "llama2c", "against", "theirs", "ratio"], *expected]
+    for name in ("date", "cpu"):
+        assert record.info[name] in " ".join(README.split()), name
 
 
 # ---------------------------------------------------------------------------
@@ -177,26 +211,27 @@ def test_flag_table_equals_help(tmp_path: Path) -> None:
         [sys.executable, "-m", "llama2c", "--help"], cwd=tmp_path, capture_output=True, encoding="utf-8", check=True
     )
     in_help = re.findall(r"^ +(-\w)? *(--[\w-]+(?: [A-Z]+)?) {2,}(.*)$", done.stdout, re.MULTILINE)
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     in_table = [
         (short.strip(), long, meaning.replace("`", ""))
-        for short, long, meaning in re.findall(r"^\| `?(-\w)?`? ?\| `(--[^`]+)` \| (.*) \|$", README, re.MULTILINE)
+        for short, long, meaning in re.findall(r"^\| `?(-\w)?`? ?\| `(--[^`]+)` \| (.*) \|$", page, re.MULTILINE)
     ]
     assert len(in_help) >= 10
     assert [flag[:2] for flag in in_table] == [flag[:2] for flag in in_help]
     for (_, name, meaning), (_, _, help_meaning) in zip(in_table, in_help, strict=True):
-        # A remark in brackets at the end may point to another place; a default may not differ.
+        # A remark in brackets may point to another place, but a default may not differ.
         if "(see below)" in help_meaning:
             meaning, help_meaning = meaning.partition(" (")[0], help_meaning.partition(" (")[0]
         assert meaning == help_meaning, name
 
 
 # ---------------------------------------------------------------------------
-# the file tree
+# the file trees
 
 
-def tree_patterns() -> list[str]:
-    """The README's tree as patterns of paths; a folder without lines of its own is "folder/*"."""
-    tree = next(content for kind, content in blocks("README.md") if kind == "tree")
+def tree_patterns(page: str) -> list[str]:
+    """The tree of a page as patterns of paths. A folder without lines of its own is "folder/*"."""
+    tree = next(content for kind, content in blocks(page) if kind == "tree")
     patterns: list[str] = []
     folders: list[str] = []
     for line in tree.splitlines():
@@ -215,8 +250,14 @@ def tree_patterns() -> list[str]:
     return [pattern for pattern in patterns if pattern]
 
 
+def files_of(root: Path) -> list[str]:
+    ignored = (root / ".gitignore").read_text().split() if (root / ".gitignore").exists() else ["build/", "*.egg-info/"]
+    found = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    return [path for path in found if not is_ignored(path, ignored)]
+
+
 def is_ignored(path: str, patterns: list[str]) -> bool:
-    """What .gitignore leaves out (as far as ours goes), and hidden files."""
+    """Whether a file is hidden, or .gitignore excludes it. Understands only the kinds of lines that ours has."""
     parts = path.split("/")
     if any(part.startswith(".") for part in parts):
         return True
@@ -234,14 +275,39 @@ def is_ignored(path: str, patterns: list[str]) -> bool:
     return False
 
 
-def test_file_tree_equals_the_files() -> None:
-    ignored = (ROOT / ".gitignore").read_text().split() if (ROOT / ".gitignore").exists() else ["build/", "*.egg-info/"]
-    found = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()]
-    files = [path for path in found if not is_ignored(path, ignored)]
-    patterns = tree_patterns()
-    assert "llama2c/simd/loops.h" in files and "llama2c/simd/loops.h" in patterns  # both are read as they are meant
-    assert [path for path in files if not any(fnmatch.fnmatch(path, pattern) for pattern in patterns)] == []
+@pytest.mark.parametrize("page", TREES)
+def test_every_line_of_a_tree_is_a_file_and_none_is_there_twice(page: str) -> None:
+    files, patterns = files_of(ROOT), tree_patterns(page)
+    assert "llama2c/simd/loops.h" in files and "llama2c/simd/loops.h" in patterns  # both lists are read as meant
     assert [pattern for pattern in patterns if not fnmatch.filter(files, pattern)] == []
+    assert len(set(patterns)) == len(patterns)
+
+
+def test_the_full_tree_has_every_file_once() -> None:
+    patterns = tree_patterns("docs/layout.md")
+    lines = {path: [pattern for pattern in patterns if fnmatch.fnmatch(path, pattern)] for path in files_of(ROOT)}
+    assert {path: found for path, found in lines.items() if len(found) != 1} == {}
+
+
+def test_the_short_tree_has_every_wing() -> None:
+    """Every folder of the package and of the repository is in the README's tree, in the same order as in the full one."""
+    short, full = tree_patterns("README.md"), tree_patterns("docs/layout.md")
+    folders = {path.rpartition("/")[0] for path in files_of(ROOT) if path.count("/") == 2 and path.startswith("llama2c/")}
+    folders |= {path.split("/")[0] for path in files_of(ROOT) if "/" in path}
+    assert {folder for folder in folders if not any(pattern.startswith(folder + "/") for pattern in short)} == set()
+    positions = [min(i for i, other in enumerate(full) if fnmatch.fnmatch(other, pattern)) for pattern in short]
+    assert positions == sorted(positions)
+
+
+def test_the_readme_names_the_places_to_change() -> None:
+    """Where attention is computed, where GGUF would be read, and where a request ends: the names in the tree are right."""
+    tree = next(content for kind, content in blocks("README.md") if kind == "tree")
+    for name in re.findall(r"`(\w+)` computes attention", tree):
+        assert f" {name}(" in (ROOT / "llama2c" / "_kernels.pyx").read_text(encoding="utf-8")
+    assert re.search(r"^    _kernels\.pyx .*`attend` computes attention$", tree, re.MULTILINE)
+    assert re.search(r"^    formats/ .*GGUF", tree, re.MULTILINE)
+    assert re.search(r"^    generation\.py .*ends$", tree, re.MULTILINE)
+    assert re.search(r"^        stops\.py  +stop strings$", tree, re.MULTILINE)
 
 
 # ---------------------------------------------------------------------------
@@ -249,7 +315,7 @@ def test_file_tree_equals_the_files() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors GitHub makes of headings: lower case, without punctuation, hyphens for spaces."""
+    """The anchors that GitHub makes from headings: lower case, without punctuation, with hyphens for spaces."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
