@@ -55,6 +55,11 @@ isa: str
 openmp: bool
 compiler: str
 
+LEAST_STACK: int
+
+def stack_size(environment: Mapping[str, str]) -> int: ...
+def bound_cores() -> int: ...
+
 LAYER_WEIGHTS: tuple[str, ...]
 
 class KVBuffer:

@@ -63,80 +63,16 @@ cdef extern from "simd/kernels.h" nogil:
     const kernel_table *llama2c_levels[]
     int llama2c_can_run(const kernel_table *level)
 
-cdef extern from *:
-    """
-    #include <stdlib.h>
-    #include <sched.h>
-    #ifdef _OPENMP
-    #include <omp.h>
-    #define LLAMA2C_OPENMP 1
-    /* Cython marks the index of a prange firstprivate and lastprivate; for both at once GCC puts a barrier before the loop. No
-     * index is read after its loop here, so it need not be lastprivate. (OpenMP expands macros in its directives.) */
-    #define lastprivate(index)
-    #else
-    #define LLAMA2C_OPENMP 0
-    #define omp_get_num_threads() 1
-    #endif
-    #if defined(__x86_64__)
-    #define llama2c_pause() __builtin_ia32_pause()
-    #else
-    #define llama2c_pause() ((void)0)
-    #endif
-    #if defined(__linux__)
-    #include <limits.h>
-    #include <linux/futex.h>
-    #include <sys/syscall.h>
-    #include <unistd.h>
-    #define llama2c_sleep(word, value) syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0)
-    #define llama2c_wake(word) syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0)
-    #else
-    #define llama2c_sleep(word, value) sched_yield()
-    #define llama2c_wake(word) ((void)0)
-    #endif
-    typedef struct { int waiting, generation, asleep; } llama2c_barrier;
-    /* All threads of the team meet here. libgomp's barrier makes a system call each time, and spins for milliseconds: where the
-     * machine is busy, that keeps the thread it waits for from running. This one spins for a tenth of a millisecond, then sleeps. */
-    static inline void llama2c_meet(llama2c_barrier *b) {
-        int n_threads = omp_get_num_threads();
-        if (n_threads == 1)
-            return;
-        int generation = __atomic_load_n(&b->generation, __ATOMIC_ACQUIRE);
-        if (__atomic_add_fetch(&b->waiting, 1, __ATOMIC_ACQ_REL) == n_threads) {
-            __atomic_store_n(&b->waiting, 0, __ATOMIC_RELAXED);
-            __atomic_store_n(&b->generation, generation + 1, __ATOMIC_SEQ_CST);
-            if (__atomic_load_n(&b->asleep, __ATOMIC_SEQ_CST)) /* one that goes to sleep later sees the new generation */
-                llama2c_wake(&b->generation);
-            return;
-        }
-        for (int spins = 0; spins < 2000; spins++) {
-            if (__atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) != generation)
-                return;
-            llama2c_pause();
-        }
-        __atomic_add_fetch(&b->asleep, 1, __ATOMIC_SEQ_CST);
-        while (__atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) == generation)
-            llama2c_sleep(&b->generation, generation);
-        __atomic_sub_fetch(&b->asleep, 1, __ATOMIC_SEQ_CST);
-    }
-    #if defined(__clang__)
-    #define LLAMA2C_COMPILER "clang " __clang_version__
-    #else
-    #define LLAMA2C_COMPILER "gcc " __VERSION__
-    #endif
-    static void *llama2c_alloc(size_t bytes) { /* at a cache line, so that two threads never share one */
-        void *p = NULL;
-        return posix_memalign(&p, 64, bytes) ? NULL : p;
-    }
-    """
+cdef extern from "team.h" nogil:
     const int LLAMA2C_OPENMP
     const char *LLAMA2C_COMPILER
+    void *aligned_alloc "llama2c_alloc" (size_t size)
+
+    # Some versions of Cython give a prange `nowait` and others do not: every wait between two phases is a call of meet().
     ctypedef struct llama2c_barrier:
         int waiting, generation, asleep
-    # Cython's prange says `nowait` in some versions and not in others: every wait between two phases is this one, in the open.
-    void meet "llama2c_meet" (llama2c_barrier *barrier) noexcept nogil
-    void *aligned_alloc "llama2c_alloc" (size_t size) noexcept nogil
+    void meet "llama2c_meet" (llama2c_barrier *barrier)
 
-cdef extern from "team.h" nogil:
     ctypedef struct llama2c_team:
         int size, most
 
@@ -144,6 +80,7 @@ cdef extern from "team.h" nogil:
     llama2c_team *llama2c_this_team()
     int llama2c_watch_forks()
     int llama2c_try_threads(int n, size_t stack)
+    int llama2c_bound_cores()
 
 
 # ---------------------------------------------------------------------------------------------- the level, chosen at import
@@ -177,21 +114,34 @@ compiler = LLAMA2C_COMPILER.decode()
 
 # ---------------------------------------------------------------------------------------------- how many threads there can be
 
-cdef size_t stack_size() except? 0:
-    """The bytes of stack that the OpenMP runtime gives a thread, from the environment as it was at import; 0: the default."""
-    wanted = os.environ.get("OMP_STACKSIZE", "").strip() or os.environ.get("GOMP_STACKSIZE", "").strip()
-    number = re.fullmatch(r"(\d+)\s*([bkmg]?)", wanted.lower())
-    return min(int(number[1]) << {"b": 0, "k": 10, "": 10, "m": 20, "g": 30}[number[2]], 1 << 62) if number else 0
+LEAST_STACK = 64 << 10  # bytes: the largest frames of a step take 30 KB; the runtime and thread-local variables need some more
 
 
-cdef size_t thread_stack = stack_size()
+def stack_size(environment):
+    """The bytes of stack that the OpenMP runtime gives each thread it starts; 0: the system's default.
+
+    The variables are read as libgomp reads them: "512" and "512k" are kilobytes; what is not a size is ignored.
+    """
+    for name in ("OMP_STACKSIZE", "GOMP_STACKSIZE"):
+        number = re.fullmatch(r"\s*\+?(\d+)\s*([bkmg]?)\s*", environment.get(name, ""), re.ASCII | re.IGNORECASE)
+        if number:
+            return min(int(number[1]) << {"b": 0, "k": 10, "": 10, "m": 20, "g": 30}[number[2].lower()], 1 << 62)
+    return 0
+
+
+cdef size_t thread_stack = stack_size(os.environ)  # the runtime, too, reads them once
 cdef bint told_of_fork = False
 if llama2c_watch_forks():
-    raise MemoryError("no room to register what is done at a fork")
+    raise MemoryError("not enough memory to register what is done at a fork")
+
+
+def bound_cores():
+    """How many cores the OpenMP runtime binds its threads to; 0: it does not bind them, and this thread's affinity counts."""
+    return llama2c_bound_cores()
 
 
 cdef inline int usable_threads(int n_threads) except -1:
-    """How many threads a parallel region can have that asks for `n_threads`. Before each of them."""
+    """How many threads a parallel region can have that asks for `n_threads`. Called before each region."""
     cdef llama2c_team *team = llama2c_this_team()
     if n_threads == team.size or n_threads == 1 and team.size:
         return n_threads
@@ -199,17 +149,14 @@ cdef inline int usable_threads(int n_threads) except -1:
 
 
 cdef int new_team(int n_threads, llama2c_team *team) except -1:
-    """A first region, or one of another size than the last: whatever the runtime will need now is tried first."""
+    """A first region, or one of another size than the last: try first whatever the runtime will need. IN OUT team."""
     global told_of_fork
     global llama2c_threaded
-    cdef int started
-    cdef size_t room
-    cdef void *memory
     if llama2c_forked and n_threads > 1:
         if not told_of_fork:
             told_of_fork = True
             warnings.warn("llama2c ran on several threads before this process was forked: it runs on one here "
-                          "(multiprocessing's start methods 'spawn' and 'forkserver' are not bound to that)",
+                          "(multiprocessing's start methods 'spawn' and 'forkserver' keep all threads)",
                           RuntimeWarning, stacklevel=4)
         n_threads = 1
     if team.most and n_threads > team.most:
@@ -217,25 +164,42 @@ cdef int new_team(int n_threads, llama2c_team *team) except -1:
     if n_threads == team.size or n_threads == 1 and team.size:
         return n_threads
     if n_threads > max(team.size, 1):
-        with nogil:
-            started = llama2c_try_threads(n_threads - 1, thread_stack)
-        if started < 0:
-            raise MemoryError(f"no room to start {n_threads} threads")
-        if started < n_threads - 1:
-            message = (f"n_threads={n_threads}: expected to start {n_threads - 1} threads beside this one, "
-                       f"found that {started} can be")
-            n_threads = team.most = started + 1
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
-    room = 65536 + 4096 * <size_t>n_threads  # more than the runtime asks for, which ends the process when it gets none
-    memory = malloc(room)
-    free(memory)
-    if memory == NULL:
-        raise MemoryError(f"no room for the {room} bytes that the OpenMP runtime may need")
+        n_threads = startable_threads(n_threads, team)
+    check_room_of_runtime(n_threads)
     if n_threads > 1 or not team.size:
         team.size = n_threads
     if n_threads > 1:
         llama2c_threaded = 1
     return n_threads
+
+
+cdef int startable_threads(int n_threads, llama2c_team *team) except -1:
+    """How many of n_threads threads can be there at once, this one included; if fewer, a warning says so. OUT team.most."""
+    cdef int started = 0
+    if 0 < thread_stack < <size_t>LEAST_STACK:
+        message = (f"n_threads={n_threads}: OMP_STACKSIZE gives a thread {thread_stack} bytes of stack, and llama2c needs "
+                   f"{LEAST_STACK}: it runs on one thread")
+    else:
+        with nogil:
+            started = llama2c_try_threads(n_threads - 1, thread_stack)
+        if started < 0:
+            raise MemoryError(f"not enough memory to start {n_threads} threads")
+        message = (f"n_threads={n_threads}: expected to start {n_threads - 1} threads beside this one, "
+                   f"found that {started} can be")
+    if started < n_threads - 1:
+        n_threads = team.most = started + 1
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    return n_threads
+
+
+cdef int check_room_of_runtime(int n_threads) except -1:
+    """MemoryError if the runtime could not allocate what a team of n_threads needs: it would end the process."""
+    cdef size_t room = 65536 + 4096 * <size_t>n_threads  # more than it asks for
+    cdef void *memory = malloc(room)
+    free(memory)
+    if memory == NULL:
+        raise MemoryError(f"not enough memory: the OpenMP runtime may need {room} bytes")
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------- weights and ranges

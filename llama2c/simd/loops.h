@@ -67,7 +67,7 @@ INLINE reg load_weights(const char *w, int type, int64_t left) {
 }
 
 INLINE float fused(float a, float b, float c) {
-#if defined(FP_FAST_FMAF) || defined(__FMA__)
+#ifdef HAVE_FMA
     return fmaf(a, b, c);
 #else
     return a * b + c;

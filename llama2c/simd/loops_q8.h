@@ -20,10 +20,8 @@ INLINE int32_t dot_i8(const int8_t *a, const int8_t *b, int64_t n) {
     return sum;
 }
 
-#if defined(__AVX512VNNI__)
-#include "q8_avx512.h"
-#elif defined(__AVX2__)
-#include "q8_avx2.h"
+#ifdef LEVEL_Q8 /* by the level that is compiled, not by the compiler's macros: those follow -march, too */
+#include LEVEL_Q8
 #endif
 
 /* ---------------------------------------------------------------------------------------------- quantising a row */
