@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
+from ._kernels import MAX_WORK, count_layer_weights
 from .config import Config, RopeScaling
 from .formats.checkpoint import Checkpoint
 from .threads import decide_n_threads
@@ -26,7 +27,6 @@ Part: TypeAlias = "tuple[list[int], int, _kernels.KVBuffer]"  # ids, the positio
 
 MAX_ROWS = 256  # rows of one step: enough to read the weights once for many
 MIN_ROWS = 32  # below this, rows wait for weights
-MAX_WORK = 1 << 31  # multiply-adds of a thread in one layer, a tenth of a second: signals are looked for between two layers
 
 
 class KVCache:
@@ -202,12 +202,6 @@ def plan_steps(sequences: list[Part], all_logits: bool, max_rows: int) -> Iterat
                 step, wanted, rows = [], [], 0
     if step:
         yield step, wanted
-
-
-def count_layer_weights(config: Config) -> int:
-    """Numbers in the matrices of one layer."""
-    q_dim = config.n_heads * config.head_size
-    return config.dim * (2 * q_dim + 2 * config.kv_dim + 3 * config.hidden_dim)
 
 
 def count_weights(config: Config) -> int:

@@ -20,9 +20,10 @@ import pytest
 
 import llama2c
 from llama2c import Checkpoint, Transformer, _kernels, build_info
+from llama2c._kernels import MAX_WORK, count_layer_weights
 from llama2c.config import Config
 from llama2c.formats.layout import layout
-from llama2c.transformer import MAX_ROWS, MIN_ROWS, count_layer_weights, rows_per_step
+from llama2c.transformer import MAX_ROWS, MIN_ROWS, rows_per_step
 
 CONFIG = Config(96, 260, 3, 6, 2, 203, 256)
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(3, 203, 40)]
@@ -101,6 +102,7 @@ def test_rows_are_fewer_where_layers_are_large() -> None:
     assert count_layer_weights(llama_7b) == 4 * 4096**2 + 3 * 4096 * 11008
     assert rows_per_step(CONFIG, 1) == rows_per_step(Config(768, 2048, 12, 12, 12, 32000, 1024), 1) == MAX_ROWS == 256
     assert rows_per_step(llama_7b, 1) == MIN_ROWS
+    assert MAX_WORK == 2**31
     assert rows_per_step(llama_7b, 4) == 4 * 2**31 // count_layer_weights(llama_7b) == 42
     assert rows_per_step(llama_7b, 64) == MAX_ROWS
 

@@ -268,7 +268,7 @@ INLINE void widen_type(float *out, const char *w, int type, int64_t n) {
         store_up_to(out + i, load_weights(w + i * SIZE_OF(type), type, n - i), n - i);
 }
 
-static void widen(float *out, const void *w, int type, int64_t n) {
+static void widen_floats(float *out, const void *w, int type, int64_t n) {
     if (type == FLOAT32)
         memcpy(out, w, sizeof(float) * (size_t)n);
     else if (type == FLOAT16)
@@ -507,8 +507,8 @@ static void matmul_tiles(float *out, int64_t out_stride, const float *x, int64_t
 }
 
 /* One pass over the weights, or several with fewer rows where all of x would not stay in the second cache. */
-static void matmul(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
-                   const void *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) {
+static void matmul_floats(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
+                          const void *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) {
     if (n_rows == 1) {
         matvec(out, x, w, type, w_stride, n_out, n, add);
         return;
@@ -586,8 +586,8 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
         for (int64_t i = 0; i < n_queries; i++)
             short_scores(scores + i * score_stride, queries + i * head_size, keys, lengths[i], head_size);
     else
-        matmul(scores, score_stride, queries, head_size, n_queries,
-               keys, FLOAT32, head_size, lengths[n_queries - 1], head_size, 0, NULL);
+        matmul_floats(scores, score_stride, queries, head_size, n_queries,
+                      keys, FLOAT32, head_size, lengths[n_queries - 1], head_size, 0, NULL);
     for (int64_t i = 0; i < n_queries; i++) {
         float *row = scores + i * score_stride;
         sums[i] = exp_and_sum(row, lengths[i], max_of(row, lengths[i]), scale);
@@ -611,6 +611,25 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
 
 #include "loops_q8.h"
 
+/* ---------------------------------------------------------------------------------------------- the kinds of matrices */
+
+static void widen(float *out, const matrix *w, int64_t row) {
+    switch (w->kind) {
+    case Q8_0: widen_q8(out, w, row); break;
+    default: widen_floats(out, w->numbers + row * w->columns * SIZE_OF(w->kind), w->kind, w->columns);
+    }
+}
+
+static void matmul(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows,
+                   const matrix *w, int64_t first, int64_t n_out, int add, void *pack) {
+    int64_t n = w->columns;
+    switch (w->kind) {
+    case Q8_0: matmul_q8(out, out_stride, xq, n_rows, w, first, n_out, n, add, pack); break;
+    default:
+        matmul_floats(out, out_stride, x, n, n_rows, w->numbers + first * n * SIZE_OF(w->kind), w->kind, n, n_out, n, add, pack);
+    }
+}
+
 const kernel_table JOIN(llama2c_, LEVEL) = {
-    TEXT(LEVEL), rmsnorm, sum, argmax, softmax, exp_logits, swiglu, rotate, widen, matmul, quantize, matmul_q8, attention,
+    TEXT(LEVEL), rmsnorm, sum, argmax, softmax, exp_logits, swiglu, rotate, widen, quantize, matmul, attention,
 };
