@@ -55,7 +55,7 @@ if SANITIZE == "thread":
 
 
 def compile_error(command: list[str], code: str, *link_flags: str) -> str | None:
-    """Compile and link a small program. None if that works, else the first line of what went wrong."""
+    """Compile and link a small program. -> None if that works, else the compiler's first line with an error."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
         source.write_text(code)
@@ -112,7 +112,7 @@ class BuildExt(build_ext):
 
 
 def own_commit() -> str | None:
-    """The commit of this folder. None without git, and where the folder is no checkout of its own but is inside another one."""
+    """The commit of this folder. None without git, and if this folder is not the top of a checkout but inside another one."""
     here = Path(__file__).resolve().parent
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook of git sets some
     answers = []

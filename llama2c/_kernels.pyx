@@ -1,9 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The arithmetic of llama2c: kernels over buffers that the caller owns, without the GIL, spread over threads with `prange`.
+"""The arithmetic of llama2c: kernels that work on the caller's buffers without the GIL, on several threads with `prange`.
 
-From bottom to top: the instruction-set level; small functions over a range of outputs or one (tile, head), whose inner loops
-are in simd/; the step, which runs whole layers in one parallel region; the Python entries, which check every shape and type.
-Nothing here opens a file, knows a text, or keeps anything between two calls but the buffers it was handed.
+In this order: the instruction-set level; the number of threads; small functions over a range of outputs or one (tile, head),
+whose inner loops are in simd/; the step, which runs whole layers in one parallel region; the functions that Python calls, which
+check every shape and type. Nothing here opens a file or knows a text. In a docstring, IN, OUT and SCRATCH say which arguments
+are read, written, and overwritten.
 """
 
 import os
@@ -49,9 +50,11 @@ cdef extern from "simd/kernels.h" nogil:
         void (*softmax)(float *x, int64_t n) noexcept nogil
         void (*exp_logits)(float *out, const float *x, int64_t n, float divisor) noexcept nogil
         void (*swiglu)(float *gate, const float *up, int64_t n) noexcept nogil
-        void (*rotate)(float *out, const float *x, const float *table, int64_t n_pairs, int64_t step, int64_t apart) noexcept nogil
+        void (*rotate)(float *out, const float *x, const float *table, int64_t n_pairs,
+                       int64_t step, int64_t apart) noexcept nogil
         void (*widen)(float *out, const Matrix *w, int64_t row) noexcept nogil
-        void (*quantize)(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n, int64_t size) noexcept nogil
+        void (*quantize)(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n,
+                         int64_t size) noexcept nogil
         void (*matmul)(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows,
                        const Matrix *w, int64_t first, int64_t n_out, int add, void *pack) noexcept nogil
         void (*attention)(float *out, const float *queries, int64_t n_queries, const int64_t *lengths,
@@ -89,7 +92,7 @@ cdef const kernel_table *level = NULL
 
 
 cdef choose_level():
-    """Set `level`: the best that this machine runs, or the one LLAMA2C_ISA names."""
+    """Set `level`: the best that this machine can run, or the one that LLAMA2C_ISA names. -> the names of all it can run."""
     global level
     wanted = os.environ.get("LLAMA2C_ISA", "")
     names = []
@@ -132,7 +135,7 @@ def stack_size(environment):
 cdef size_t thread_stack = stack_size(os.environ)  # the runtime, too, reads them once
 cdef bint told_of_fork = False
 if llama2c_watch_forks():
-    raise MemoryError("not enough memory to register what is done at a fork")
+    raise MemoryError("not enough memory to register the handlers of fork()")
 
 
 def bound_cores():
@@ -149,14 +152,14 @@ cdef inline int usable_threads(int n_threads) except -1:
 
 
 cdef int new_team(int n_threads, llama2c_team *team) except -1:
-    """A first region, or one of another size than the last: try first whatever the runtime will need. IN OUT team."""
+    """Before a first region, or one with more threads: try what the runtime will need. -> the threads it gets. IN OUT team."""
     global told_of_fork
     global llama2c_threaded
     if llama2c_forked and n_threads > 1:
         if not told_of_fork:
             told_of_fork = True
-            warnings.warn("llama2c ran on several threads before this process was forked: it runs on one here "
-                          "(multiprocessing's start methods 'spawn' and 'forkserver' keep all threads)",
+            warnings.warn("This process was forked after llama2c had run on several threads, so llama2c runs on one thread "
+                          "here. With multiprocessing's start methods 'spawn' and 'forkserver' it runs on all of them.",
                           RuntimeWarning, stacklevel=4)
         n_threads = 1
     if team.most and n_threads > team.most:
@@ -178,14 +181,13 @@ cdef int startable_threads(int n_threads, llama2c_team *team) except -1:
     cdef int started = 0
     if 0 < thread_stack < <size_t>LEAST_STACK:
         message = (f"n_threads={n_threads}: OMP_STACKSIZE gives a thread {thread_stack} bytes of stack, and llama2c needs "
-                   f"{LEAST_STACK}: it runs on one thread")
+                   f"{LEAST_STACK}, so it runs on one thread")
     else:
         with nogil:
             started = llama2c_try_threads(n_threads - 1, thread_stack)
         if started < 0:
             raise MemoryError(f"not enough memory to start {n_threads} threads")
-        message = (f"n_threads={n_threads}: expected to start {n_threads - 1} threads beside this one, "
-                   f"found that {started} can be")
+        message = f"n_threads={n_threads}: the system lets llama2c start {started} of {n_threads - 1} more threads"
     if started < n_threads - 1:
         n_threads = team.most = started + 1
         warnings.warn(message, RuntimeWarning, stacklevel=4)
@@ -193,7 +195,7 @@ cdef int startable_threads(int n_threads, llama2c_team *team) except -1:
 
 
 cdef int check_room_of_runtime(int n_threads) except -1:
-    """MemoryError if the runtime could not allocate what a team of n_threads needs: it would end the process."""
+    """MemoryError if there is too little memory for a team of n_threads: the runtime would then end the process."""
     cdef size_t room = 65536 + 4096 * <size_t>n_threads  # more than it asks for
     cdef void *memory = malloc(room)
     free(memory)
@@ -220,7 +222,7 @@ cdef struct Layer:
     const float *rms_ffn_weight  # (dim,)
     Matrix wq, wk, wv, wo, w1, w2, w3
     Input att_input              # of wq, wk and wv: x, normed
-    Input wo_input               # of wo: what attention gives
+    Input wo_input               # of wo: the result of attention
     Input ffn_input              # of w1 and w3: x, normed
     Input w2_input               # of w2: the gate
 
@@ -259,7 +261,7 @@ cdef struct Forward:
     const float *rms_final_weight
     Matrix embedding, wcls
     Input wcls_input             # of wcls: x, normed
-    # what its matrices need
+    # the scratch that its matrices need
     int n_sizes                  # the most sizes of groups that one input is quantised in
     int64_t widest, widest_groups  # the longest input that is quantised, and the most groups of one
     int64_t pack_size
@@ -275,7 +277,7 @@ cdef struct Forward:
     int64_t n_tiles
     int64_t *tile_starts         # (n_tiles,) the number of the first query: row * heads per group + head
     int64_t *tile_sizes
-    # what comes out
+    # the results
     int64_t n_logits
     int64_t *logit_rows          # (n_logits,)
     float *logits                # (n_logits, vocab_size)
@@ -366,8 +368,9 @@ cdef void project(const Forward *f, int64_t layer, int part, int parts, int64_t 
 
 
 cdef void attend(const Forward *f, int64_t layer, int64_t task, int thread) noexcept nogil:
-    """att[row, head] of one tile of queries that share a sequence and a key head. IN f.q, the caches; OUT f.att; SCRATCH f.heads,
-    f.scores of this thread."""
+    """att[row, head] of one tile of queries that share a sequence and a key head.
+
+    IN f.q, the caches; OUT f.att; SCRATCH f.heads, f.scores of this thread."""
     cdef int64_t group = f.n_heads // f.n_kv_heads, kv_head = task % f.n_kv_heads, tile = task // f.n_kv_heads
     cdef int64_t start = f.tile_starts[tile], size = f.tile_sizes[tile], hs = f.head_size, row = start // group
     cdef int64_t lengths[QUERY_TILE]
@@ -521,7 +524,7 @@ cdef int64_t layers_at_once(const Forward *f, int64_t n_positions, int n_threads
 # ---------------------------------------------------------------------------------------------- what Python sees: the step
 
 cdef object checked(object array, str name, object dtype, tuple shape):
-    """`array` itself, if it is an ndarray of this type and shape in C order; else TypeError or ValueError."""
+    """-> the array itself if it is an ndarray of this type and shape in C order; else TypeError or ValueError."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: expected a numpy array, found {type(array).__name__}")
     if array.dtype != dtype:
@@ -534,16 +537,17 @@ cdef object checked(object array, str name, object dtype, tuple shape):
 
 
 cdef object writable(object array, str name, object dtype, tuple shape):
+    """-> the array itself if checked() takes it and it can be written to."""
     checked(array, name, dtype, shape)
     if not array.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, found a read-only one")
-    if not array.flags.aligned:  # weights may lie at any byte, as files have them; what we write may not
-        raise ValueError(f"{name}: expected an array at an address for {np.dtype(dtype).name}, found {array.ctypes.data:#x}")
+    if not array.flags.aligned:  # weights may begin at any byte, as in files; what we write must be aligned
+        raise ValueError(f"{name}: expected an aligned {np.dtype(dtype).name} array, found one at {array.ctypes.data:#x}")
     return array
 
 
 cdef int64_t checked_int(object value, str name, int64_t low, int64_t high) except? -1:
-    """An integer from low to high; Cython by itself would cut 1.5 to 1."""
+    """-> an integer from low to high. Cython by itself would turn 1.5 into 1."""
     number = index(value)
     if number < low or number > high:
         raise ValueError(f"{name}: expected {low} to {high}, found {number}")
@@ -551,17 +555,19 @@ cdef int64_t checked_int(object value, str name, int64_t low, int64_t high) exce
 
 
 cdef int checked_threads(object n_threads) except -1:
+    """-> a number of threads."""
     return checked_int(n_threads, "n_threads", 1, 4096)
 
 
 cdef int64_t checked_group_size(object size) except -1:
-    return checked_int(size, "group_size", 1, 65536)  # 65536 products of two int8 fit an int32
+    """-> a group size. The sum of 65536 products of two int8 fits an int32."""
+    return checked_int(size, "group_size", 1, 65536)
 
 
 cdef bint checked_halves(object rope_pairs) except -1:
-    """Whether RoPE turns elements i and i + head_size / 2 of a head, not neighbours."""
+    """-> whether RoPE turns the elements i and i + head_size / 2 of a head together, instead of neighbours."""
     if rope_pairs not in ("adjacent", "halves"):
-        raise ValueError(f"rope_pairs: expected adjacent or halves, found {rope_pairs!r}")
+        raise ValueError(f"rope_pairs: expected 'adjacent' or 'halves', found {rope_pairs!r}")
     return rope_pairs == "halves"
 
 
@@ -569,8 +575,10 @@ KINDS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "q8_0": Q
 
 
 cdef Matrix as_matrix(object weights, str name, tuple shape) except *:
-    """The kernels' view of one (rows, columns) matrix: a float32 or float16 array, or an object whose `kind` is "bfloat16" (with
-    bits) or "q8_0" (with values, scales and group_size). A kind is checked here and nowhere else."""
+    """-> the kernels' view of one (rows, columns) matrix. This is the only place that reads a kind.
+
+    IN weights, a float32 or float16 array, or an object whose `kind` is "bfloat16" (with bits) or "q8_0" (with values, scales
+    and group_size)."""
     cdef Matrix m
     memset(&m, 0, sizeof(m))
     m.rows, m.columns = shape
@@ -597,13 +605,13 @@ cdef Matrix as_matrix(object weights, str name, tuple shape) except *:
 cdef class KVBuffer:
     """The keys and values of one sequence: two float32 arrays (n_layers, n_kv_heads, capacity, head_size).
 
-    length: positions filled so far; kept for the caller.
+    length: how many positions are filled. The kernels do not use it.
     """
 
     cdef readonly object keys, values
     cdef readonly int64_t capacity
     cdef public int64_t length
-    cdef int taken  # 0, or how many forks this process was away from its first ancestor, and 1, when a Claim took it
+    cdef int taken  # 0: free. Else 1 and the number of forks there had been before this process when a Claim took it
     cdef float *key_data
     cdef float *value_data
 
@@ -616,8 +624,8 @@ cdef class KVBuffer:
 
 
 cdef class Claim:
-    """What one call has taken for itself, so that no other can use it meanwhile. Each method is done whole: a signal comes
-    before or after it, never between two of its buffers. What was taken in a process is free in a fork of it."""
+    """The KVBuffers that one call uses, so that no other call can use them at the same time. A signal handler runs before or
+    after a method, never in the middle of it. In a forked process, the buffers that the parent had taken are free."""
 
     cdef list buffers
     cdef int mark
@@ -627,7 +635,7 @@ cdef class Claim:
         cdef KVBuffer buffer
         cdef int mark = llama2c_forks + 1
         if self.buffers is not None:
-            raise ValueError("claim: expected one that holds nothing, found one in use")
+            raise ValueError("claim: it already holds buffers: release them first")
         self.buffers, self.mark = [], mark
         try:
             for buffer in buffers:
@@ -648,12 +656,12 @@ cdef class Claim:
         if self.buffers is None or len(counts) != len(self.buffers):
             raise ValueError(f"counts: expected one for each buffer that was taken, found {len(counts)}")
         for count in counts:
-            pass  # all are integers, or none counts
+            pass  # a TypeError comes before any length is changed
         for buffer, count in zip(self.buffers, counts):
             buffer.length += count
 
     def release(self):
-        """Give back what was taken, if anything was."""
+        """Give the buffers back. Does nothing if none are taken."""
         cdef KVBuffer buffer
         if self.buffers is not None:
             for buffer in self.buffers:
@@ -664,7 +672,7 @@ cdef class Claim:
 
 cdef struct Arena:
     # A block of memory that is given out from its start on.
-    char *memory  # NULL: what is taken is only counted
+    char *memory  # NULL: take() only counts
     int64_t used  # bytes
 
 
@@ -774,7 +782,7 @@ cdef class Model:
     "q8_0" (values: int8, scales: float32, group_size); those of the layers are a sequence of matrices with a `shape`. Kinds and
     group sizes may differ from matrix to matrix and from layer to layer.
     rope_pairs: which elements of a head RoPE turns together: "adjacent", 2i and 2i + 1, or "halves", i and i + head_size / 2.
-    Raises TypeError or ValueError for what does not fit.
+    Raises TypeError or ValueError for a weight that does not fit.
     """
 
     cdef Forward forward
@@ -913,7 +921,8 @@ cdef int fill_rows(Forward *f, sequences, logit_rows) except -1:
 
 
 cdef int deal_tiles(Forward *f, sequences, int n_threads) except -1:
-    """Cut the queries of each sequence into tiles: as large as the kernel takes, smaller where threads would be left without one.
+    """Cut the queries of each sequence into tiles: as large as the kernel takes, but smaller if some threads would get none.
+
     OUT f.n_tiles, f.tile_starts, f.tile_sizes."""
     cdef int64_t group = f.n_heads // f.n_kv_heads, tile = QUERY_TILE, first = 0, stop
     while tile > 1 and (f.n_rows * group + tile - 1) // tile * f.n_kv_heads < n_threads:
@@ -940,7 +949,7 @@ def rmsnorm(float[::1] out not None, const float[::1] x not None, const float[::
 
 
 def read_all(const float[::1] x not None, n_threads=1):
-    """Read x, float32 (n,), once with n_threads threads, each a stretch of its own; -> the sum. For measuring memory."""
+    """Read x, float32 (n,), once with n_threads threads, each a part of its own. -> the sum. For measuring memory."""
     cdef int64_t n = x.shape[0]
     cdef int part = 0, parts = checked_threads(n_threads), team
     cdef double total = 0
@@ -967,7 +976,7 @@ def swiglu(float[::1] gate not None, const float[::1] up not None):
 
 
 def rotate(float[::1] out not None, const float[::1] x not None, const float[:, ::1] table not None, rope_pairs="adjacent"):
-    """(out[2i], out[2i + 1]) = (x[2i], x[2i + 1]), or for the pairs "halves" (x[i], x[i + n / 2]), turned by table[i] = (cos, sin).
+    """(out[2i], out[2i + 1]) = (x[2i], x[2i + 1]), or for "halves" (x[i], x[i + n / 2]), turned by table[i] = (cos, sin).
 
     OUT out, IN x: float32 (n,), two buffers; IN table (n / 2, 2).
     """
@@ -1046,7 +1055,7 @@ def attention(float[:, ::1] out not None, const float[:, ::1] queries not None, 
         raise ValueError(f"attention: expected 1 to {QUERY_TILE} queries, found {n}")
     if (hs < 1 or out.shape[0] != n or out.shape[1] != hs or lengths.shape[0] != n or keys.shape[1] != hs
             or values.shape[1] != hs or values.shape[0] != keys.shape[0]):
-        raise ValueError("attention: expected queries and out of one shape, a length for each, and keys and values of one shape")
+        raise ValueError("attention: expected out in the shape of queries, a length for each, and values in the shape of keys")
     for i in range(n):
         if lengths[i] < 1 or lengths[i] > keys.shape[0] or (i and lengths[i] < lengths[i - 1]):
             raise ValueError(f"attention: expected lengths that rise from 1 to {keys.shape[0]}, found {lengths[i]}")
@@ -1057,7 +1066,7 @@ def attention(float[:, ::1] out not None, const float[:, ::1] queries not None, 
 # ---------------------------------------------------------------------------------------------- rotary angles
 
 cdef double kernel_sin(double r) noexcept nogil:
-    """Taylor series, |r| <= pi / 4: the first term left out is below 5e-17."""
+    """-> sin(r) for |r| <= pi / 4, by its Taylor series: the first term left out is below 5e-17."""
     cdef double z = r * r, term = r, total = r
     cdef int i
     for i in range(1, 9):
@@ -1067,6 +1076,7 @@ cdef double kernel_sin(double r) noexcept nogil:
 
 
 cdef double kernel_cos(double r) noexcept nogil:
+    """-> cos(r), likewise."""
     cdef double z = r * r, term = 1, total = 1
     cdef int i
     for i in range(1, 9):
@@ -1076,7 +1086,7 @@ cdef double kernel_cos(double r) noexcept nogil:
 
 
 cdef void sine_cosine(double angle, float *cosine, float *sine) noexcept nogil:
-    """cos and sin of angle >= 0, rounded once to fp32: the same bits on every machine, which no libm promises.
+    """OUT cosine, sine of angle >= 0, rounded once to fp32. No libm promises the same bits on every machine.
 
     angle = q pi / 2 + r with pi / 2 in three parts, the first two of 30 bits each: q times those is exact below q = 2^23.
     """
@@ -1113,14 +1123,16 @@ cdef struct Candidate:
 
 
 cdef inline uint32_t bits_of(float prob) noexcept nogil:
-    """The bits of a float >= 0, which sort as the floats do; below 2^30 for one of at most 1."""
+    """-> the bits of a float >= 0, which sort as the floats do. They are below 2^30 if prob <= 1."""
     cdef uint32_t bits
     memcpy(&bits, &prob, 4)
     return bits
 
 
 cdef int64_t gather(Candidate *candidates, const float *probs, int64_t n, float least) noexcept nogil:
-    """The tokens of probability `least` and more, by id. -> how many."""
+    """Collect the tokens of probability `least` and more, in the order of their ids. -> how many.
+
+    IN probs (n,); OUT candidates (n,)."""
     cdef int64_t i, count = 0
     for i in range(n):
         candidates[count].prob = probs[i]
@@ -1130,9 +1142,10 @@ cdef int64_t gather(Candidate *candidates, const float *probs, int64_t n, float 
 
 
 cdef int64_t keep_upper(Candidate *candidates, int64_t n, float mass, int64_t most) noexcept nogil:
-    """Keep, by id, the likeliest that are sure to hold `mass` of probability or to be `most`, and some more. -> how many.
+    """Keep the likeliest, in the order of their ids: enough to have `mass` of probability or to be `most`, and some more.
 
-    Counted by exponent: what is kept ends at a power of two, so that far fewer need be sorted than there are.
+    -> how many. IN OUT candidates (n,). The tokens are counted by the exponent of their probability, and all tokens of an
+    exponent are kept or none, so that few have to be sorted.
     """
     cdef double masses[128]
     cdef int64_t counts[128]
@@ -1157,7 +1170,10 @@ cdef int64_t keep_upper(Candidate *candidates, int64_t n, float mass, int64_t mo
 
 
 cdef void sort_candidates(Candidate *candidates, int64_t n, Candidate *spare) noexcept nogil:
-    """By probability downwards, equals by id as they stand: few by insertion, many by their bits, ten at a time from the lowest."""
+    """Sort by probability, the largest first; equal ones keep their order. IN OUT candidates (n,); SCRATCH spare (n,).
+
+    A few are sorted by insertion, many by the bits of the probability, ten bits at a time from the lowest.
+    """
     cdef int64_t starts[1024]
     cdef int64_t i, at
     cdef Candidate moved
@@ -1189,14 +1205,16 @@ cdef void sort_candidates(Candidate *candidates, int64_t n, Candidate *spare) no
 
 
 cdef int64_t likeliest(Candidate *candidates, int64_t n, float mass, int64_t most, Candidate *spare) noexcept nogil:
-    """Sort the likeliest of n candidates to the front: until their sum exceeds `mass` or there are `most`. -> how many."""
+    """Sort the likeliest to the front, until their sum exceeds `mass` or there are `most`. -> how many.
+
+    IN OUT candidates (n,); SCRATCH spare (n,)."""
     cdef int64_t kept = keep_upper(candidates, n, mass, most) if n > 1024 else n
     sort_candidates(candidates, kept, spare)
     return kept
 
 
 cdef int64_t walk(const float *probs, int64_t n, float coin) noexcept nogil:
-    """The first token at which the running sum exceeds the coin; the last one if the sum runs out."""
+    """-> the first token at which the running sum exceeds the coin, or the last one if it never does. IN probs (n,)."""
     cdef float cdf = 0
     cdef int64_t i
     for i in range(n):
@@ -1207,7 +1225,9 @@ cdef int64_t walk(const float *probs, int64_t n, float coin) noexcept nogil:
 
 
 cdef int64_t cut(const Candidate *candidates, int64_t n, float total, float top_p, float *mass) noexcept nogil:
-    """How many of the likeliest it takes until the sum of prob / total exceeds top_p (OUT mass); all if it never does."""
+    """-> how many of the likeliest it takes until the sum of prob / total exceeds top_p; all if it never does.
+
+    IN candidates (n,); OUT mass, the sum of those."""
     cdef int64_t i
     mass[0] = 0
     for i in range(n):
@@ -1218,7 +1238,7 @@ cdef int64_t cut(const Candidate *candidates, int64_t n, float total, float top_
 
 
 cdef int64_t walk_candidates(const Candidate *candidates, int64_t n, float total, float r) noexcept nogil:
-    """As walk(), over prob / total, the likeliest first."""
+    """As walk(), over prob / total, in the order of the candidates. IN candidates (n,)."""
     cdef float cdf = 0
     cdef int64_t i
     for i in range(n):
@@ -1230,7 +1250,9 @@ cdef int64_t walk_candidates(const Candidate *candidates, int64_t n, float total
 
 cdef int64_t draw(const float *logits, float *probs, Candidate *candidates, int64_t n, float temperature, float top_p,
                   int64_t top_k, float min_p, float coin) noexcept nogil:
-    """The token, or -1 where the logits make no distribution. All fp32, sums in sequence, as in the C program."""
+    """-> the token, or -1 where softmax of the logits is not a distribution.
+
+    All in fp32, with sums from left to right, as in the C program. IN logits (n,); SCRATCH probs (n,), candidates (2 n,)."""
     cdef float total = 0, mass
     cdef int64_t i, count, kept, most
     cdef bint nucleus = 0 < top_p < 1
@@ -1256,7 +1278,7 @@ cdef int64_t draw(const float *logits, float *probs, Candidate *candidates, int6
     most = min(top_k, count) if top_k else count
     likeliest(candidates, count, 2, most, candidates + n)
     total = 0
-    for i in range(most):  # what is kept is a distribution of its own; top-p cuts that
+    for i in range(most):  # the kept tokens make a new distribution, which top-p then cuts
         total += candidates[i].prob
     kept = cut(candidates, most, total, top_p if nucleus else 2, &mass)
     return walk_candidates(candidates, kept, total, coin * mass)

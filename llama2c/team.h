@@ -31,8 +31,8 @@
 
 #ifdef _OPENMP
 #define LLAMA2C_OPENMP 1
-/* Cython marks the index of a prange firstprivate and lastprivate; for both at once GCC puts a barrier before the loop. No index
- * is read after its loop here, so it need not be lastprivate. (OpenMP expands macros in its directives.) */
+/* Cython marks the index of a prange firstprivate and lastprivate; for both at once GCC puts a barrier before the loop. Here no
+ * index is read after its loop, so it need not be lastprivate. (OpenMP expands macros in its directives.) */
 #define lastprivate(index)
 #else
 #define LLAMA2C_OPENMP 0
@@ -53,7 +53,7 @@
 #define llama2c_wake(word) ((void)0)
 #endif
 
-/* Memory that begins at a cache line, so that two threads never share one. NULL: there is not enough. Free it with free(). */
+/* Memory that begins at a cache line, so that two threads never share one. NULL: there is not enough. */
 static inline void *llama2c_alloc(size_t bytes) {
     void *memory = NULL;
     return posix_memalign(&memory, 64, bytes) ? NULL : memory;
@@ -63,8 +63,8 @@ static inline void *llama2c_alloc(size_t bytes) {
 
 typedef struct { int waiting, generation, asleep; } llama2c_barrier;
 
-/* All threads of the team meet here. libgomp's barrier makes a system call each time, and spins for milliseconds: where the
- * machine is busy, that keeps the thread it waits for from running. This one spins for a tenth of a millisecond, then sleeps. */
+/* All threads of the team meet here. libgomp's barrier makes a system call each time, and spins for milliseconds: on a busy
+ * machine that keeps the thread it waits for from running. This one spins for a tenth of a millisecond, then sleeps. */
 static inline void llama2c_meet(llama2c_barrier *b) {
     int n_threads = omp_get_num_threads();
     if (n_threads == 1)
@@ -109,7 +109,7 @@ static int llama2c_bound_cores(void) {
 /* ---------------------------------------------------------------------------------------------- pools, forks and limits */
 
 typedef struct {
-    int size; /* threads that the runtime keeps for this thread, itself among them; 0: it has not entered a region of ours yet */
+    int size; /* threads that the runtime keeps for this one, which counts too; 0: it has not entered a region of ours yet */
     int most; /* 0, or how many could be started when more were last asked for */
 } llama2c_team;
 

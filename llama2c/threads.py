@@ -1,4 +1,4 @@
-"""How many threads a step runs on: what was asked for, else what the machine gives this process."""
+"""How many threads a step runs on: the number the caller asks for, else the cores that this process may use."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def decide_n_threads(n_threads: int | None, n_weights: int) -> int:
 
 
 def _from_environment(text: str) -> int:
-    """The outermost level of OMP_NUM_THREADS, which may be a list: "4,2" -> 4."""
+    """The first number of OMP_NUM_THREADS, which may be a list with one for each level: "4,2" -> 4."""
     try:
         return int(text.split(",")[0])
     except ValueError:

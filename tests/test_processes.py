@@ -186,7 +186,7 @@ def test_interrupts_at_any_moment_leave_the_cache_usable(path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------- forks
 
-FORKED = "llama2c ran on several threads before this process was forked: it runs on one here"
+FORKED = "This process was forked after llama2c had run on several threads, so llama2c runs on one thread here."
 
 FORK = """
 def child():
@@ -195,7 +195,7 @@ def child():
         check(two)
         check(two)
         check(Transformer(checkpoint, n_threads=2))
-    print([str(warning.message)[:82] for warning in told if "more than the" not in str(warning.message)], n_own_threads())
+    print([str(warning.message)[:101] for warning in told if "more than the" not in str(warning.message)], n_own_threads())
     sys.stdout.flush()
 
 two = Transformer(checkpoint, n_threads=2)
@@ -451,7 +451,7 @@ resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 
 
 def fewer(beside: int) -> str:
-    return f"n_threads=4: expected to start 3 threads beside this one, found that {beside} can be"
+    return f"n_threads=4: the system lets llama2c start {beside} of 3 more threads"
 
 
 @needs_openmp
@@ -531,7 +531,7 @@ def test_a_stack_too_small_for_the_kernels_means_one_thread(
     """It was a segmentation fault. One line says why."""
     assert run(STACK, OMP_STACKSIZE=value).stdout.splitlines() == [
         f"{size} 65536",
-        f"n_threads=2: OMP_STACKSIZE gives a thread {size} bytes of stack, and llama2c needs 65536: it runs on one thread",
+        f"n_threads=2: OMP_STACKSIZE gives a thread {size} bytes of stack, and llama2c needs 65536, so it runs on one thread",
         "1",
     ]
 

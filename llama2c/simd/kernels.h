@@ -54,8 +54,8 @@ typedef struct {
     void (*swiglu)(float *gate, const float *up, int64_t n);
 
     /* (out[2 i], out[2 i + 1]) = the pair (x[step i], x[step i + apart]) turned by the angle whose (cos, sin) is table[i], for
-     * i < n_pairs. The pairs of llama2.c are neighbours (step 2, apart 1), those of Hugging Face are in the two halves of a head
-     * (step 1, apart n_pairs). */
+     * i < n_pairs. The pairs of llama2.c are neighbours (step 2, apart 1); those of Hugging Face are in the two halves of a
+     * head (step 1, apart n_pairs). */
     void (*rotate)(float *out, const float *x, const float *table, int64_t n_pairs, int64_t step, int64_t apart);
 
     /* out = one row of w, (columns,), in fp32. */
@@ -86,7 +86,8 @@ static inline int64_t input_group(const matrix *w) {
     }
 }
 
-/* Bytes of scratch that matmul() needs, a multiple of 64: as many rows of weights, and of their scales, as a level packs at once. */
+/* Bytes of scratch that matmul() needs, a multiple of 64: room for the rows of weights that a level packs at once, and their
+ * scales. */
 static inline int64_t pack_size(const matrix *w) {
     int64_t n = w->columns, bytes;
     switch (w->kind) {
@@ -96,7 +97,7 @@ static inline int64_t pack_size(const matrix *w) {
     return bytes / 64 * 64 + 64;
 }
 
-/* The tables compiled into this build, best first, ended by NULL; and those this machine can run. */
+/* The tables compiled into this build, the best first, with NULL at the end; and whether this machine can run one. */
 extern const kernel_table *const llama2c_levels[];
 int llama2c_can_run(const kernel_table *level);
 

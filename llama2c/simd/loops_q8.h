@@ -4,7 +4,7 @@
  * groups ascending, one accumulator for an output. Where weight groups straddle rows (their size does not divide n), a
  * "group" is each intersection of a weight group and an activation group.
  *
- * A level may bring its own quantiser, group_dots, transpose16 and packed kernel (HAVE_...); the integers are exact, so all agree.
+ * A level may have its own quantiser, group_dots, transpose16 and packed kernel (HAVE_...). Integers are exact, so all agree.
  */
 
 INLINE float scale_at(const char *scales, int64_t i) { /* scales may start at any byte */
@@ -107,7 +107,7 @@ static float dot_segments(const matrix *w, int64_t row, const int8_t *x, const f
 /* ---------------------------------------------------------------------------------------------- one row, groups of 32 m */
 
 #ifndef HAVE_GROUP_DOTS
-/* isums[g] = w . x over group g, for up to 16 groups; offsets[g] = -128 times the sum of x over it; zeros after the last group. */
+/* isums[g] = w . x over group g, for up to 16 groups, then zeros. IN offsets[g] = -128 times the sum of x over group g. */
 INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *offsets, int groups, int64_t size) {
     (void)offsets;
     for (int g = 0; g < 16; g++)
@@ -139,8 +139,8 @@ static void add_up_groups(float acc[16], const float *products, int64_t stride, 
         reg_store(acc + p * LANES, sums[p]);
 }
 
-/* 16 outputs (or the fewer that are left): each weight row is read once, in order; what the groups give is laid down and
- * added up for all the outputs together, since the order allows only one accumulator for each. */
+/* 16 outputs (or the fewer that are left): each weight row is read once, in order. The products of its groups are stored, and
+ * added up for all the outputs together, because the order allows only one accumulator for each. */
 static void matvec_q8_block(float acc[16], const int8_t *x, const float *x_scales, const int32_t *offsets,
                             const matrix *w, int64_t first, int outs, int64_t n, float *products) {
     int64_t size = w->group_size, n_groups = n / size, stride = (n_groups + 15) / 16 * 16;
@@ -169,8 +169,8 @@ static void matvec_q8_block(float acc[16], const int8_t *x, const float *x_scale
 
 /* ---------------------------------------------------------------------------------------------- many rows, packed */
 
-/* A level packs the weights of PACKED_HALVES times 16 outputs so that its multiplications take many of them at once: pack16()
- * lays down 16 of them where the others leave room, and packed_rows() makes acc[r][half][o] for `rows` rows, at most
+/* A level packs the weights of PACKED_HALVES times 16 outputs so that one instruction multiplies many of them: pack16() packs
+ * 16 of them, interleaved with the others, and packed_rows() makes acc[r][half][o] for `rows` rows, at most
  * PACKED_ROWS, with w_scales (n_groups, halves, 16). Both counts are constant where it is called. */
 #ifndef HAVE_PACKED
 /* As int16, interleaved in pairs: [k / 2][output][2]. */
