@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
+from ._kernels import MAX_WORK, count_layer_weights
 from .config import Config, RopeScaling
 from .errors import RequestError, check_int
 from .formats.checkpoint import Checkpoint
@@ -27,10 +28,8 @@ Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
 Part: TypeAlias = "tuple[list[int], int, _kernels.KVBuffer]"  # ids, the position of the first, where keys and values go
 PlannedStep: TypeAlias = "tuple[list[Part], list[int], Sequence[int]]"  # parts, the number of the sequence of each, logit rows
 
-
 MAX_ROWS = 256  # rows of one step: enough that reading the weights is a small part of the work
 MIN_ROWS = 32  # with fewer rows, reading the weights takes longer than computing
-MAX_WORK = 1 << 31  # multiply-adds of a thread in one layer, a tenth of a second: signals are looked for between two layers
 
 
 class KVCache:
@@ -290,12 +289,6 @@ def plan_steps(sequences: list[Part], wanted: Sequence[int], max_rows: int) -> I
                 parts, numbers, logit_rows, rows = [], [], [], 0
     if parts:
         yield parts, numbers, logit_rows
-
-
-def count_layer_weights(config: Config) -> int:
-    """Numbers in the matrices of one layer."""
-    q_dim = config.n_heads * config.head_size
-    return config.dim * (2 * q_dim + 2 * config.kv_dim + 3 * config.hidden_dim)
 
 
 def count_weights(config: Config) -> int:
