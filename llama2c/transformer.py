@@ -67,6 +67,7 @@ class Transformer:
     """
 
     def __init__(self, checkpoint: Checkpoint, n_threads: int | None = None) -> None:
+        self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.n_threads = decide_n_threads(n_threads, count_weights(checkpoint.config))
         self._model = _kernels.Model(checkpoint.config, checkpoint.weights, checkpoint.rope_pairs)
