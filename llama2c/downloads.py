@@ -288,6 +288,7 @@ def bar_class(report: Report) -> type:
     class Bar:
         def __init__(self, *_: Any, initial: int = 0, total: int | None = None, **__: Any) -> None:
             self.n, self.total = initial, total
+            report(initial)  # more than 0 where a download is resumed
 
         def __enter__(self) -> Bar:
             return self

@@ -189,3 +189,7 @@ class User:
         """All files in the cache, with their content, by path."""
         found = (path for path in self.cache.rglob("*") if path.is_file())
         return {path.relative_to(self.cache).as_posix(): path.read_bytes() for path in found}
+
+    def named_files(self) -> dict[str, bytes]:
+        """Those with a final name. Old versions of huggingface_hub also keep what they can resume."""
+        return {path: content for path, content in self.files().items() if "/.download/" not in path}

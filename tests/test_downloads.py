@@ -116,7 +116,7 @@ def test_an_exception_of_the_callback_ends_the_download(user: User, net: Hub, ll
         ["OSError"],
         "[Errno 5] enough: 'x'",
     ]
-    assert user.files() == {}
+    assert user.named_files() == {}
 
 
 def test_report() -> None:
@@ -287,7 +287,7 @@ def test_a_full_disk(user: User, net: Hub, llama2: dict[str, bytes]) -> None:
     found = user.python(CATCH + limit + "print(json.dumps(caught('stories15M')))")
     message = f"{user.cache}: expected a place to write to, found: File too large"
     assert found == ["FileError", ["OSError"], message, errno.EFBIG, str(user.cache), None]
-    assert user.files() == {}
+    assert user.named_files() == {}
 
 
 @needs_huggingface_hub
