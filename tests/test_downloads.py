@@ -108,15 +108,21 @@ print(json.dumps(calls))
 
 
 @needs_huggingface_hub
-def test_an_exception_of_the_callback_ends_the_download(user: User, net: Hub, llama2: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("size", ["1027708", str(TOKENIZER_SIZE)])  # of the model, and of the tokenizer
+@pytest.mark.parametrize(
+    ("error", "bases", "message"),
+    [("OSError(28, 'full', 'x')", ["OSError"], "[Errno 28] full: 'x'"), ("ValueError('enough')", ["ValueError"], "enough")],
+)
+def test_an_exception_of_the_callback_ends_the_download(
+    user: User, net: Hub, llama2: dict[str, bytes], size: str, error: str, bases: list[str], message: str
+) -> None:
+    """It comes out unchanged, although the network and the disk raise exceptions of the same classes."""
     net.files = llama2
-    code = "def stop(done, total, name):\n    if done == total:\n        raise OSError(5, 'enough', 'x')\n"
-    assert user.python(CATCH + code + "print(json.dumps(caught('stories15M', progress=stop)))")[:3] == [
-        "OSError",
-        ["OSError"],
-        "[Errno 5] enough: 'x'",
-    ]
-    assert user.named_files() == {}
+    code = f"def stop(done, total, name):\n    if done == {size}:\n        raise {error}\n"
+    found = user.python(CATCH + code + "print(json.dumps(caught('stories15M', progress=stop)))")
+    assert found[:3] == [bases[0], bases, message]
+    has_model = size != str(len(llama2[STORIES15M]))
+    assert list(user.named_files()) == (["stories15M/stories15M.bin"] if has_model else [])
 
 
 def test_report() -> None:

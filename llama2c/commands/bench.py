@@ -347,9 +347,7 @@ class MarkdownWriter:
     COLUMNS = ("model", "size", "params", "threads", "test", "t/s", "median", "of bandwidth")
 
     def __init__(self, info: dict[str, Any]) -> None:
-        commit = f" ({info['commit']})" if info["commit"] else ""
-        on = f"{info['cpu']}, {info['cores']} cores, {info['system']}, Python {info['python']}, {info['date']}"
-        put(f"llama2c {info['version']}{commit}, {info['isa']}, {'' if info['openmp'] else 'no '}OpenMP; {on}\n\n")
+        self.info = info
         self.table = [self.COLUMNS]
         self.bandwidths: dict[tuple[str, int], list[float]] = {}
 
@@ -363,6 +361,10 @@ class MarkdownWriter:
             self.bandwidths.setdefault((r.model, r.threads), []).extend(r.bandwidths)
 
     def end(self) -> None:
+        i = self.info
+        commit = f" ({i['commit']})" if i["commit"] else ""
+        on = f"{i['cpu']}, {i['cores']} cores, {i['system']}, Python {i['python']}, {i['date']}"
+        put(f"llama2c {i['version']}{commit}, {i['isa']}, {'' if i['openmp'] else 'no '}OpenMP; {on}\n\n")
         put(f"{markdown_table(self.table)}\n\n")
         for (model, threads), values in self.bandwidths.items():
             speed = statistics.median(values) / 1e9
