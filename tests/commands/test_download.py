@@ -344,7 +344,7 @@ def test_resolve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         llama2c.load("stories15M")
     expected = "expected a file, or a model downloaded with `python -m llama2c download stories15M`, found neither"
     assert str(error.value) == f"stories15M: {expected}"
-    Path("stories15M").mkdir()  # a folder is no model
+    Path("stories15M").mkdir()  # a folder without config.json is not a model
     Path("models/stories15M").mkdir(parents=True)
     Path("models/stories15M/stories15M.bin").touch()
     assert locate.resolve("stories15M") == tmp_path / "models" / "stories15M" / "stories15M.bin"

@@ -1,4 +1,4 @@
-"""The verb perplexity: what it prints is what Llama.score and NumPy say, of a model alone and of two side by side."""
+"""The verb perplexity: it prints the figures of Llama.score and of NumPy, for one model and for two side by side."""
 
 from __future__ import annotations
 

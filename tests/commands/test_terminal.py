@@ -86,7 +86,7 @@ def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_byte_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bar for each file, one after the other, and none at the end; it copes with a size that nobody knows."""
+    """A bar for each file, one after the other, and none at the end; it works without a size."""
     pytest.importorskip("tqdm", reason="needs tqdm")
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
