@@ -29,8 +29,9 @@ class HubModel(NamedTuple):
 
     @property
     def tokenizer_path(self) -> Path:
-        """Where find_tokenizer looks first."""
-        return self.path.with_name("tokenizer.bin")
+        """Where find_tokenizer looks. The ending says which kind of tokenizer it is."""
+        ending = PurePosixPath(self.tokenizer or "").suffix
+        return self.path.with_name(f"tokenizer{ending if ending in ('.json', '.model') else '.bin'}")
 
 
 STORIES = {
