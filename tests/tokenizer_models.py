@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-Piece = tuple[str, float, int]  # spelling, score, kind: 1 text, 2 unknown, 3 control, 6 byte
+Piece = tuple[str, float, int]  # spelling, score, kind: 1 text, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
 
 
 def pieces(vocab_size: int) -> list[Piece]:
@@ -31,13 +31,17 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def model(tokens: list[Piece], kind: int = 2) -> bytes:
-    """A tokenizer.model. Text is the kind that is not written; fields of no interest stand between the others."""
+    """A tokenizer.model that changes no text but for a space before it. Text is the kind that is not written.
+
+    Fields that are not read are between the others.
+    """
     out = b""
     for spelling, score, piece_kind in tokens:
         piece = field(1, spelling.encode()) + b"\x15" + struct.pack("<f", score)
         out += field(1, piece + (b"\x18" + varint(piece_kind) if piece_kind != 1 else b""))
     trainer = field(1, b"corpus.txt") + b"\x18" + varint(kind) + b"\x20" + varint(32000) + b"\x55" + struct.pack("<f", 0.75)
-    normalizer = field(1, b"identity") + b"\x18\x00"
+    trainer += varint(35 << 3) + b"\x01"  # byte_fallback
+    normalizer = field(1, b"identity") + b"\x20\x00"  # remove_extra_whitespaces
     return out + field(2, trainer) + field(3, normalizer) + b"\x49" + bytes(8) + varint(300 << 3) + b"\x01"
 
 
