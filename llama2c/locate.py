@@ -95,8 +95,8 @@ def is_there(path: str | os.PathLike[str]) -> bool:
 def resolve(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     """The path of a model given by path or by name: "stories15M" -> ~/.cache/llama2c/stories15M/stories15M.bin.
 
-    None is the bundled model. A file with the name, or a folder with config.json, comes before a downloaded model. What is not
-    a name is taken as a path. FileNotFoundError: the model is not downloaded; OSError: the name is a link that leads to no file.
+    None is the bundled model. A file with the name, or a folder with config.json, comes before a downloaded model. What is
+    not a name is taken as a path. FileNotFoundError: the model is not downloaded; OSError: a link that leads to no file.
     """
     if model is None:
         return BUNDLED
@@ -117,7 +117,7 @@ HF_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
 
 
 def tokenizer_in(folder: str | os.PathLike[str]) -> Path | None:
-    """The tokenizer in a folder, None if there is none: the first file of TOKENIZERS, or of HF_TOKENIZERS if it has config.json."""
+    """The tokenizer in a folder: the first of TOKENIZERS, or of HF_TOKENIZERS if it has config.json. None: it has none."""
     names = HF_TOKENIZERS if is_there(os.path.join(folder, CONFIG)) else TOKENIZERS
     return next((path for path in (Path(folder, name) for name in names) if is_there(path)), None)
 

@@ -11,10 +11,11 @@ Piece = tuple[str, float, int]  # spelling, score, kind: 1 text, 2 unknown, 3 co
 
 
 def pieces(vocab_size: int) -> list[Piece]:
-    """<unk>, BOS, EOS and the bytes, then made-up words, the first of them " t"."""
+    """<unk>, BOS, EOS and the bytes, then " t", the characters that words are made of, and made-up words."""
     fixed: list[Piece] = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     fixed += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
-    return fixed + [("\u2581t" if i == 0 else f"\u2581é{i:x}", -float(i), 1) for i in range(vocab_size - len(fixed))]
+    words = ["\u2581t", *"\u2581té0123456789abcdef", *(f"\u2581é{i:x}" for i in range(vocab_size))]
+    return [*fixed, *((word, -float(i), 1) for i, word in enumerate(words))][:vocab_size]
 
 
 def varint(number: int) -> bytes:

@@ -70,8 +70,8 @@ def convert(path: Path, vocab_size: int) -> bytes:
 def pack(content: bytes) -> tuple[bytes, int]:
     """The content of a tokenizer.bin from that of a tokenizer.model, and the number of its tokens.
 
-    ModelError: it is not a tokenizer.model; its first tokens are not the unknown token, BOS, EOS and the 256 bytes; or every text
-    would be encoded in another way.
+    ModelError: it is not a tokenizer.model; its first tokens are not the unknown token, BOS, EOS and the 256 bytes; or every
+    text would be encoded in another way.
     """
     model = parse(content)
     return pack_model(model), len(model.pieces)
@@ -83,7 +83,7 @@ def pack_model(model: SentencePieceModel) -> bytes:
         found = f"kind {model.pieces[id].kind}" if id < len(model.pieces) else "none"
         if found != f"kind {expected}":
             raise ModelError(f"expected a token {id} of kind {expected} (unknown, BOS, EOS, then the bytes), found {found}")
-    check_bytes(model, 3)
+    check_alphabet(model, 3)
     if (model.bos_id, model.eos_id) != (BOS, EOS):
         raise ModelError(f"expected token {BOS} as BOS and {EOS} as EOS, found {model.bos_id} and {model.eos_id}")
     if not model.add_dummy_prefix:
@@ -95,27 +95,36 @@ def pack_model(model: SentencePieceModel) -> bytes:
 def differences(model: SentencePieceModel) -> list[str]:
     """Why some texts get other ids from the tokenizer.bin of this model, a line for each reason."""
     found = []
+    other = "may get other ids than from the tokenizer.model"
     if model.remove_extra_whitespaces:
-        found.append(
-            "normalizer_spec.remove_extra_whitespaces is true; a tokenizer.bin has no such setting, so texts with two spaces in a "
-            "row, or with spaces at an end, get other ids than from the tokenizer.model"
-        )
+        says = "normalizer_spec.remove_extra_whitespaces is true, and a tokenizer.bin has no such setting"
+        found.append(f"{says}: texts with two spaces in a row, or with spaces at an end, {other}")
     users = [piece.spelling.decode(errors="replace") for piece in model.pieces if piece.kind == USER]
     if users:
-        found.append(
-            f"{len(users)} user-defined pieces, as {users[0]!r}; a tokenizer.bin does not mark them, so texts that contain one may "
-            "get other ids than from the tokenizer.model"
-        )
+        says = f"{len(users)} user-defined pieces, as {users[0]!r}, are not marked in a tokenizer.bin"
+        found.append(f"{says}: texts that contain one {other}")
+    if characters := hidden_characters(model):
+        says = f"{len(characters)} characters, as {characters[0]!r}, are parts of pieces without being pieces themselves"
+        found.append(f"{says}, and with a tokenizer.bin they are not joined: texts that contain one {other}")
     return found
 
 
-def check_bytes(model: SentencePieceModel, first: int) -> None:
-    """ModelError unless the 256 tokens from `first` on are the bytes in their order."""
+def hidden_characters(model: SentencePieceModel) -> list[str]:
+    """The characters that are part of a piece and not a piece themselves. SentencePiece merges them all the same."""
+    merged = {piece.spelling for piece in model.pieces if piece.kind == TEXT}
+    characters = set(b"".join(merged).decode(errors="ignore"))
+    return sorted(characters - {spelling.decode(errors="ignore") for spelling in merged})
+
+
+def check_alphabet(model: SentencePieceModel, first: int) -> None:
+    """ModelError unless the 256 tokens from `first` on are the bytes in their order, and there is a token for the space."""
     for byte in range(N_BYTES):
         id, expected = first + byte, b"<0x%02X>" % byte
         piece = model.pieces[id] if id < len(model.pieces) else None
         if piece is None or piece.spelling != expected or piece.kind != BYTE:
             raise ModelError(f"expected token {id} to be {expected.decode()}, found {piece.spelling if piece else None!r}")
+    if not any(piece.spelling == b" " and piece.kind in (TEXT, USER) for piece in model.pieces):
+        raise ModelError("expected a piece for the space, U+2581, found none")
 
 
 # ---------------------------------------------------------------------------
@@ -144,10 +153,9 @@ def parse(content: bytes) -> SentencePieceModel:
     check_pieces(pieces)
     for name, settings in (("normalizer_spec", normalizer), ("denormalizer_spec", denormalizer)):
         if settings.get(2):
-            rules = settings.get(1, b"")
-            rules = rules.decode(errors="replace") if isinstance(rules, bytes) else "?"
-            found = f"found a precompiled_charsmap ({rules!r})"
-            raise ModelError(f"{name}: expected a tokenizer that does not change characters (identity), {found}")
+            rules = settings.get(1)
+            found = rules.decode(errors="replace") if isinstance(rules, bytes) else rules
+            raise ModelError(f"{name}.name: expected rules that change no characters (identity), found {found!r}")
     if not normalizer.get(5, True):
         raise ModelError("normalizer_spec.escape_whitespaces: expected true, found false")
     pieces = [piece._replace(spelling=piece.spelling.replace(SPACE, b" ")) for piece in pieces]
@@ -171,11 +179,9 @@ def check_pieces(pieces: list[ModelPiece]) -> None:
     """ModelError unless llama2c encodes as a model with these pieces."""
     for id, piece in enumerate(pieces):
         if piece.kind == UNUSED:
-            raise ModelError(f"token {id}: expected a piece that is used, found an unused one (kind {UNUSED}): {piece.spelling!r}")
+            raise ModelError(f"token {id}: expected no unused piece (kind {UNUSED}), found {piece.spelling!r}")
         if piece.kind in (TEXT, USER) and b" " in piece.spelling:
             raise ModelError(f"token {id}: expected a piece that spells spaces as U+2581, found {piece.spelling!r}")
-    if not any(piece.spelling == SPACE and piece.kind in (TEXT, USER) for piece in pieces):
-        raise ModelError("expected a piece for the space, U+2581, found none")
 
 
 def parse_piece(message: bytes, id: int) -> ModelPiece:

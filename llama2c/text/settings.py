@@ -56,9 +56,9 @@ def read_special(
     find_id   the id of a token, given its spelling
     prefix    what the tokenizer itself puts before a text
     defaults  the spellings of special tokens that no file names
-    tokenizer_config.json (else special_tokens_map.json) names tokens, generation_config.json (else config.json) gives ids. BOS is
-    the named one, else what is put before a text, else the id; EOS the named one, else the id. Every EOS of either kind ends a
-    text. An id that the model does not have is ignored where a name gives another, and never drawn.
+    tokenizer_config.json (else special_tokens_map.json) names tokens, generation_config.json (else config.json) gives ids.
+    BOS is the named one, else what is put before a text, else the id; EOS is the named one, else the id. Every EOS of either
+    kind ends a text. An id that the model does not have is ignored where a name gives another.
     """
     folder = path.parent
     names = {**{name: (spelling, path) for name, spelling in (defaults or {}).items()}, **token_names(folder)}

@@ -1,6 +1,6 @@
 """Text to token ids and back, with a vocabulary from any file: tokenizer.bin, tokenizer.model or tokenizer.json.
 
-This module handles str; a vocabulary handles bytes (_bpe is compiled, tokenizer_json uses a package). It knows nothing of models.
+This module handles str; a vocabulary handles bytes (_bpe is compiled, tokenizer_json uses a package). It knows no model.
 """
 
 from __future__ import annotations
@@ -58,9 +58,8 @@ class Tokenizer:
 
         The name says what the file is: tokenizer.json of the tokenizers package (*.json) or tokenizer.model of SentencePiece
         (*.model), each with the settings beside it; anything else is a tokenizer.bin. In a folder, the tokenizer there is used.
-        A tokenizer.bin must have exactly vocab_size tokens. The others may have fewer, and may have added tokens beyond
-        vocab_size: a text that contains one of these is refused when it is encoded. (A tokenizer.model with no settings beside it
-        may not have fewer.)
+        A tokenizer.bin must have exactly vocab_size tokens. The others may have fewer (a tokenizer.model only with settings
+        beside it), and may have added tokens beyond vocab_size: a text with one of these is refused when it is encoded.
         ModelError: the file is not a tokenizer, or has another size; OSError: it cannot be read, or a package is missing.
         """
         if vocab_size is not None and operator.index(vocab_size) < 1:
@@ -93,9 +92,9 @@ class Tokenizer:
     def encode(self, text: str | bytes, bos: bool = True, eos: bool = False) -> list[int]:
         """The ids of a text. bos: after the ids that the tokenizer puts before a text; eos: with eos_id at the end.
 
-        A tokenizer.bin and a tokenizer.model take bytes as they are, valid UTF-8 or not; a tokenizer.json takes only valid UTF-8.
-        With a tokenizer.bin, a text that is not empty gets a leading space. A tokenizer.json, and a tokenizer.model with settings
-        beside it, find their special tokens where a text spells them out. NUL is a byte like any other.
+        A tokenizer.bin and a tokenizer.model take bytes as they are, valid UTF-8 or not; a tokenizer.json takes only valid
+        UTF-8. With a tokenizer.bin, a text that is not empty gets a leading space. A tokenizer.json, and a tokenizer.model with
+        settings beside it, find their special tokens where a text spells them out. NUL is a byte like any other.
         RequestError: a lone surrogate, which has no UTF-8; invalid UTF-8 for a tokenizer.json; eos=True without an eos_id; an
         added token that the model does not have.
         """

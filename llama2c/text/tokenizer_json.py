@@ -177,8 +177,9 @@ class JsonVocabulary:
         self._special = special
         self.size = size
         self._start = list(special.prefix) or ([] if special.bos_id is None else [special.bos_id])  # an empty text
-        self._has_surplus = max(package.get_vocab().values()) >= size
-        silent = {id for id, token in package.get_added_tokens_decoder().items() if token.special}
+        added = package.get_added_tokens_decoder()
+        self._surplus = {id: token.content for id, token in added.items() if id >= size}  # the model does not have these
+        silent = {id for id, token in added.items() if token.special}
         silent |= {*special.end_ids, *special.prefix, *({special.bos_id, special.eos_id} - {None})}
         self._pieces = dict.fromkeys(silent, b"")  # filled as tokens are met
 
@@ -191,8 +192,8 @@ class JsonVocabulary:
             raise RequestError(f"text: expected valid UTF-8, found {found}", "text") from None
         with explained("text: expected one that the tokenizer can take", "text"):
             ids: list[int] = self._package.encode(decoded, add_special_tokens=False).ids
-        if self._has_surplus and (largest := max(ids, default=0)) >= self.size:
-            raise RequestError(surplus_message(self._package.id_to_token(largest), largest, self.size), "text")
+        if self._surplus and (largest := max(ids, default=0)) >= self.size:
+            raise RequestError(surplus_message(self._surplus[largest], largest, self.size), "text")
         if bos:
             ids = [*self._special.prefix, *ids] or self._start.copy()
         if eos:

@@ -63,7 +63,7 @@ def read(path: str | os.PathLike[str], vocab_size: int | None) -> tuple[ModelVoc
     content = read_file(path)
     try:
         model = sentencepiece.parse(content)
-        sentencepiece.check_bytes(model, first_byte(model))
+        sentencepiece.check_alphabet(model, first_byte(model))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     if has_settings(path.parent):
@@ -213,9 +213,7 @@ def compile_pieces(model: SentencePieceModel, spaces: Spaces) -> _bpe.Vocabulary
     """
     tokens = [(piece.spelling, piece.score) for piece in model.pieces]
     kinds = bytearray(MERGED if piece.kind == TEXT else WHOLE if piece.kind == USER else SPECIAL for piece in model.pieces)
-    merged = {piece.spelling for piece in model.pieces if piece.kind == TEXT}
-    characters = set(b"".join(merged).decode(errors="ignore"))
-    hidden = sorted(characters - {spelling.decode(errors="ignore") for spelling in merged})
+    hidden = sentencepiece.hidden_characters(model)
     tokens += [(character.encode(), 0.0) for character in hidden]
     kinds += bytes([HIDDEN]) * len(hidden)
     return _bpe.Vocabulary(pack_tokenizer(tokens), None, bytes(kinds), first_byte(model), spaces.add or spaces.squeeze)
