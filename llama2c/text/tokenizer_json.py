@@ -179,7 +179,7 @@ class JsonVocabulary:
         self._start = list(special.prefix) or ([] if special.bos_id is None else [special.bos_id])  # an empty text
         added = package.get_added_tokens_decoder()
         self._surplus = {id: token.content for id, token in added.items() if id >= size}  # the model does not have these
-        silent = {id for id, token in added.items() if token.special}
+        silent = {id for id, token in added.items() if token.special and id < size}
         silent |= {*special.end_ids, *special.prefix, *({special.bos_id, special.eos_id} - {None})}
         self._pieces = dict.fromkeys(silent, b"")  # filled as tokens are met
 
