@@ -75,7 +75,7 @@ def test_ids_are_those_of_transformers(make: Make, tmp_path: Path, name: str) ->
 
 
 def test_ids_written_out(make: Make) -> None:
-    """Special tokens come from the template alone, once."""
+    """Special tokens come only from the template, once."""
     turns = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
     tokenizer = make("chatml", turns + "<|im_start|>")
     start, end = 411, 412
@@ -87,7 +87,7 @@ def test_ids_written_out(make: Make) -> None:
 
 
 def test_where_the_template_is_found(make: Make, packages: dict[str, Any], tmp_path: Path) -> None:
-    """chat_template.jinja before chat_template.json before tokenizer_config.json, there alone or under the name default."""
+    """chat_template.jinja before chat_template.json before tokenizer_config.json, there the only one or the one named default."""
 
     def template(**files: Any) -> str | None:
         found = Tokenizer.open(save(tmp_path, packages["llama2"], **files)).chat_template
@@ -304,7 +304,7 @@ def test_every_end_token_ends_a_text(make: Make) -> None:
         llama = fake(tokenizer, [*word, end, *word])
         for done in (llama.generate("a", temperature=0), llama.chat(HI, temperature=0)):
             assert (done.text, done.tokens, done.finish_reason) == ("She", (*word, end), "stop")
-    for other in (410, 412, 1, 2):  # BOS is none, nor what are BOS and EOS elsewhere
+    for other in (410, 412, 1, 2):  # BOS does not end a text, nor do the BOS and EOS of other tokenizers
         done = fake(tokenizer, [other, *word, 411]).generate("a", temperature=0)
         assert done.tokens == (other, *word, 411)
 
@@ -396,7 +396,7 @@ def test_a_conversation_by_a_template(make: Make, name: str) -> None:
 
 
 def test_spaces_without_bos(packages: dict[str, Any], tmp_path: Path, command: Command) -> None:
-    """Where no BOS tells where a text begins, its first token does: a prompt loses the space before it, a reply does not."""
+    """Where no BOS marks the beginning of a text, its first token does: a prompt loses the space before it, a reply does not."""
     package = type(packages["llama2"]).from_str(packages["llama2"].to_str())
     package.post_processor = None
     template = {"chat_template": "{% for m in messages %}[{{ m.content }}]{% endfor %}"}

@@ -133,7 +133,7 @@ def test_code_points(tmp_path: Path) -> None:
     """A code point is any byte and at most three continuation bytes after it."""
     stray, long = b"\x80\x81\x82\x83", b"a\x80\x80\x80"
     tokenizer = make(tmp_path, [*BASE, (stray, 0.0), (long, 0.0), ("é".encode(), 0.0)])
-    space = ord(" ") + 3  # there is no token for a space here: its byte
+    space = ord(" ") + 3  # no token for a space here, so its byte
     assert tokenizer.encode(stray + b"\x84") == [BOS, space, 259, 0x84 + 3]
     assert tokenizer.encode(b"\xff" + stray) == [BOS, space, 0xFF + 3, 0x80 + 3, 0x81 + 3, 0x82 + 3, 0x83 + 3]
     assert tokenizer.encode(long + b"\x80") == [BOS, space, 260, 0x80 + 3]

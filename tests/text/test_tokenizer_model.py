@@ -344,8 +344,8 @@ def test_ids_are_those_of_transformers(tmp_path: Path, legacy: bool) -> None:
          "tokenizer, found '<|x|>'"),
         ({"tokenizer_config": {"added_tokens_decoder": [1]}},
          "tokenizer_config.json: added_tokens_decoder: expected an object, found [1]"),
-        ({"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "a"}}}}, "tokenizer_config.json: expected an id of 'a' "
-         "from 0 to 2147483647, found None"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "a"}}}},
+         "tokenizer_config.json: expected an id of 'a' from 0 to 2147483647, found None"),
         ({"tokenizer_config": {"added_tokens_decoder": {"1": {"special": True}}}}, "tokenizer_config.json: "
          "added_tokens_decoder['1']: expected a str or a dict with 'content', found {'special': True}"),
         ({"added_tokens": {"a": "b"}}, "added_tokens.json: expected an id of 'a' from 0 to 2147483647, found 'b'"),
