@@ -30,6 +30,7 @@ if not any(_Path(__file__).with_name("_kernels" + suffix).exists() for suffix in
 if _TYPE_CHECKING:
     from .config import Config, RopeScaling
     from .downloads import download
+    from .errors import ModelError, RequestError
     from .formats.checkpoint import Checkpoint
     from .formats.export import export
     from .llama import Completion, Llama, Piece, load
@@ -39,7 +40,7 @@ if _TYPE_CHECKING:
     from .text.tokenizer import Tokenizer
     from .transformer import KVCache, Transformer
 
-# Where each name comes from. They are imported when first used: the command line has a word to say before NumPy is loaded.
+# Where each name comes from. They are imported when first used, because __main__ has to set a variable before NumPy is loaded.
 _HOMES = {
     "BFloat16Tensor": "tensors",
     "Checkpoint": "formats.checkpoint",
@@ -48,8 +49,10 @@ _HOMES = {
     "KVCache": "transformer",
     "Layers": "tensors",
     "Llama": "llama",
+    "ModelError": "errors",
     "Piece": "llama",
     "QuantizedTensor": "tensors",
+    "RequestError": "errors",
     "RopeScaling": "config",
     "Sampler": "sampler",
     "Score": "scoring",
@@ -102,8 +105,10 @@ __all__ = [
     "KVCache",
     "Layers",
     "Llama",
+    "ModelError",
     "Piece",
     "QuantizedTensor",
+    "RequestError",
     "RopeScaling",
     "Sampler",
     "Score",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -152,34 +153,56 @@ class Llama:
         messages: Sequence[Mapping[str, Any]],
         *,
         stream: Literal[False] = False,
+        template_options: Mapping[str, Any] | None = None,
+        now: date | None = None,
         **options: Unpack[Options],
     ) -> Completion: ...
 
     @overload
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **options: Unpack[Options]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        template_options: Mapping[str, Any] | None = None,
+        now: date | None = None,
+        **options: Unpack[Options],
     ) -> Iterator[Piece]: ...
 
     @overload
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, stream: bool, **options: Unpack[Options]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: bool,
+        template_options: Mapping[str, Any] | None = None,
+        now: date | None = None,
+        **options: Unpack[Options],
     ) -> Completion | Iterator[Piece]: ...
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **options: Unpack[Options]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        template_options: Mapping[str, Any] | None = None,
+        now: date | None = None,
+        **options: Unpack[Options],
     ) -> Completion | Iterator[Piece]:
-        """The reply of the model to a conversation, by the chat template of the tokenizer, else by that of Llama 2.
+        """The reply of the model to a conversation, by the chat template of the tokenizer, else in the form of Llama 2.
 
-        messages  [{"role": "user", "content": "Hello"}]. With the template of Llama 2: perhaps one "system" first, then "user"
-                  and "assistant" in turn, a "user" the last, and the reply comes without the one space that it begins with.
-                  Another template says itself which roles it takes, and what else than content a message may have.
-        stream    True: an iterator of pieces
-        options   those of stream
+        messages          [{"role": "user", "content": "Hello"}]. In the form of Llama 2 there may be one "system" first, then
+                          "user" and "assistant" in turn, a "user" the last, and the reply comes without the one space that it
+                          begins with. A template decides itself which roles it takes, and what else a message may have.
+        stream            True: an iterator of pieces
+        template_options  more names for the template: {"tools": [...]}, {"enable_thinking": False}
+        now               the date that the template sees; None: today
+        options           those of stream
 
-        RequestError: the messages do not fit the template; ModelError: the template is broken; OSError: it needs Jinja2, and
-        that is not installed.
+        Warns (RuntimeWarning) if a template was looked for and there is none. RequestError: the messages or template_options
+        are not as they must be; ModelError: the template is broken or refuses them; OSError: Jinja2 is not installed.
         """
-        sequence = self.sequence(chat_ids(self.tokenizer, messages), **options)
+        sequence = self.sequence(chat_ids(self.tokenizer, messages, template_options, now), **options)
         pieces = _pieces(self._steps(sequence), sequence.n_prompt)
         if self.tokenizer.chat_template is None:
             pieces = _without_first_space(pieces)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from llama2c import llama as module
 from llama2c.errors import ModelError, RequestError
 from llama2c.llama import Llama, load
 from llama2c.text.chat import chat_ids
+from llama2c.text.tokenizer import Tokenizer
+from llama2c.text.vocabulary import ChatTemplate
 
 TEXT = "One day, a żółw said 'こんにちは 🐢' to me."
 EMPTY_STOP = "stop: expected a string of at least one character, found an empty one"
@@ -563,3 +568,34 @@ def test_score_with_a_real_model(shared: Path) -> None:
     assert told.logprobs is not None
     assert score.tokens[-60:] == told.tokens
     assert score.logprobs[-60:] == told.logprobs  # the same bits
+
+
+def test_copies_of_a_model_open_its_files_again(shared: Path) -> None:
+    llama = load(shared / "models" / "stories260K.bin", tokenizer=shared / "models" / "tok512.bin", n_threads=1)
+    expected = llama.generate("Once upon a time", temperature=0, max_tokens=20)
+    assert llama.tokenizer.path == str(shared / "models" / "tok512.bin")
+    for copied in (copy.copy(llama), copy.deepcopy(llama), pickle.loads(pickle.dumps(llama))):
+        assert copied.generate("Once upon a time", temperature=0, max_tokens=20).tokens == expected.tokens
+        assert (copied.tokenizer.path, copied.transformer.n_threads) == (llama.tokenizer.path, 1)
+    assert len(pickle.dumps(llama)) < 10_000  # names of files, not weights
+    made = Tokenizer(llama.tokenizer._vocabulary)
+    assert copy.copy(made) is copy.deepcopy(made) is made
+    with pytest.raises(TypeError, match=r"^a Tokenizer that was not opened from a file cannot be pickled$"):
+        pickle.dumps(made)
+
+
+def test_chat_hands_options_and_the_date_to_the_template(tmp_path: Path) -> None:
+    class Templated(FakeTokenizer):
+        def __init__(self) -> None:
+            super().__init__()
+            source = "{{ messages[0].content }} {{ style }} {{ strftime_now('%Y-%m-%d') }}"
+            self.chat_template = ChatTemplate(source, "template", {})  # type: ignore[assignment]
+
+    pytest.importorskip("jinja2", reason="needs Jinja2")
+    llama = Llama(cast(Any, FakeTransformer(spell("ok"))), cast(Any, Templated()))
+    options: Any = {"template_options": {"style": "brief"}, "now": date(2026, 2, 3), "temperature": 0}
+    assert llama.chat([user("Hi")], **options).text == "ok"
+    assert llama.transformer.steps[0] == spell(" Hi brief 2026-02-03")  # type: ignore[attr-defined]
+    assert "".join(piece.text for piece in llama.chat([user("Hi")], stream=True, **options)) == "ok"
+    with pytest.raises(RequestError, match=r"^template_options: this tokenizer has no chat template to take them$"):
+        fake_llama().chat([user("Hi")], template_options={"style": "brief"})

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import os
 
 from ..generation import Sequence, count_common, generate
 from ..llama import Llama
 from ..sampler import Sampler
 from ..text.chat import start_conversation
-from .run import print_steps, put, stdin, tell_speed
+from .run import print_steps, stdin, tell_speed
+from .terminal import put
 
 
 def chat(
-    llama: Llama, sampler: Sampler, prompt: bytes | None, system: str | None, n_positions: int, verbose: bool
+    llama: Llama, sampler: Sampler, prompt: bytes | None, system: bytes | None, n_positions: int, verbose: bool
 ) -> None:
     """Ask and answer, all in one cache, until `n_positions` are filled or the input ends.
 
@@ -25,15 +25,15 @@ def chat(
     sequence: Sequence | None = None
     user, input_ended = prompt, False
     if system is None:
-        line = ask("Enter system prompt (optional): ")
-        system, input_ended = os.fsdecode(line or b""), line is None
-    conversation = start_conversation(tokenizer, system)
+        system = ask("Enter system prompt (optional): ")
+        input_ended = system is None
+    conversation = start_conversation(tokenizer, system or b"")
     while True:
         if user is None and not input_ended:
             user = ask("User: ")
         if user is None:
             break
-        ids = conversation.ask(os.fsdecode(user))
+        ids = conversation.ask(user)
         user = None
         put("Assistant: ")
         if len(ids) > n_positions:  # feed what fits; there is no room for a reply

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .. import __version__
-from ..errors import FileError
 from .flags import help_text, parse
-from .run import put, run
-from .terminal import UsageError, say
+from .run import run
+from .terminal import UsageError, describe_error, put, say
 
 INTERRUPTED = 130  # the exit codes a shell gives for SIGINT and SIGPIPE
 PIPE_CLOSED = 141
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             return PIPE_CLOSED
         except (OSError, ValueError, MemoryError) as error:
-            say(f"error: {_explained(error)}")
+            say(f"error: {describe_error(error)}")
             return 1
 
 
@@ -72,11 +71,3 @@ def start(argv: Sequence[str]) -> None:
         put(f"llama2c {__version__}\n")
     else:
         run(arguments)
-
-
-def _explained(error: Exception) -> str:
-    if isinstance(error, FileError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:  # of the system: "[Errno 28] No space left on device"
-        return f"{error.filename or 'output'}: {error.strerror}"
-    return str(error) or "not enough memory"

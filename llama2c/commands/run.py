@@ -14,10 +14,9 @@ from .. import __version__, _kernels
 from ..config import DIMENSIONS
 from ..generation import Sequence, Step, generate
 from ..llama import Llama, load
-from ..locate import find_tokenizer
 from ..sampler import Sampler
 from .flags import Arguments, adjust, count_positions
-from .terminal import say
+from .terminal import put, say
 from .trace import TraceWriter, open_trace
 
 # Texts of a token that are not printed: nothing, and a single control character other than white space.
@@ -37,17 +36,18 @@ def run(arguments: Arguments) -> None:
         if arguments.trace is not None:
             llama.transformer.observer = TraceWriter(stack.enter_context(open_trace(arguments.trace)))
         if arguments.verbose:
-            describe(arguments, llama, seed)
+            describe(llama, seed)
         n_positions = count_positions(arguments.steps, llama.transformer.config.seq_len)
         if arguments.mode == "chat":
             from .chat import chat
 
-            chat(llama, sampler, prompt, arguments.system_prompt, n_positions, arguments.verbose)
+            system = None if arguments.system_prompt is None else os.fsencode(arguments.system_prompt)
+            chat(llama, sampler, prompt, system, n_positions, arguments.verbose)
         else:
             story(llama, sampler, prompt or b"", n_positions, arguments.verbose)
 
 
-def describe(arguments: Arguments, llama: Llama, seed: int) -> None:
+def describe(llama: Llama, seed: int) -> None:
     """--verbose: what runs, and how."""
     checkpoint, c = llama.transformer.checkpoint, llama.transformer.config
     groups = "" if checkpoint.group_size is None else f" in groups of {checkpoint.group_size}"
@@ -57,7 +57,7 @@ def describe(arguments: Arguments, llama: Llama, seed: int) -> None:
     say(f"shape: {shape}, classifier {'' if checkpoint.shared_classifier else 'not '}shared")
     scaling = "" if c.rope_scaling is None else f", {c.rope_scaling.rope_type} scaling by {c.rope_scaling.factor:g}"
     say(f"RoPE base {c.rope_theta:g}{scaling}; norm_eps {c.norm_eps:g}")
-    say(f"tokenizer: {arguments.tokenizer or find_tokenizer(checkpoint.path)}")
+    say(f"tokenizer: {llama.tokenizer.path}")
     say(f"seed: {seed}")
 
 
@@ -91,12 +91,6 @@ def story(llama: Llama, sampler: Sampler, prompt: bytes, n_positions: int, verbo
 
 # ---------------------------------------------------------------------------
 # input and output, for a chat too
-
-
-def put(text: str) -> None:
-    """Print text on stdout, as UTF-8 whatever the locale is, without delay."""
-    sys.stdout.buffer.write(text.encode())
-    sys.stdout.buffer.flush()
 
 
 def stdin() -> BinaryIO:

@@ -9,7 +9,7 @@ import codecs
 import operator
 import os
 from collections.abc import Iterable
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from ..errors import ModelError, RequestError, not_found
 from ..files import read_file
@@ -28,6 +28,7 @@ class Tokenizer:
     end_ids        every token that ends a text, and in a chat a turn
     prefix         the ids that encode puts before a text; () if the tokenizer puts none there
     chat_template  turns messages into a prompt; None: the form of Llama 2 is used
+    path           the file it was opened from; None: it was made from a vocabulary
     looked_beside  the file beside which a chat template was looked for; None for a tokenizer.bin, which never has one
 
     The vocabulary of a tokenizer.bin is that of llama2.c. Byte-pair encoding starts from one token for each code point (the
@@ -36,7 +37,8 @@ class Tokenizer:
     """
 
     __slots__ = (
-        "_starts", "_vocabulary", "bos_id", "chat_template", "end_ids", "eos_id", "looked_beside", "prefix", "vocab_size",
+        "_starts", "_vocabulary", "bos_id", "chat_template", "end_ids", "eos_id", "looked_beside", "path", "prefix",
+        "vocab_size",
     )  # fmt: skip
 
     def __init__(self, vocabulary: Vocabulary, special: Special | None = None) -> None:
@@ -51,6 +53,18 @@ class Tokenizer:
         self.prefix = special.prefix
         self.chat_template: ChatTemplate | None = special.chat_template
         self.looked_beside = special.looked_beside
+        self.path: str | None = None
+
+    def __copy__(self) -> Tokenizer:
+        return self  # it never changes
+
+    def __deepcopy__(self, memo: object) -> Tokenizer:
+        return self
+
+    def __reduce__(self) -> tuple[Any, tuple[str, int]]:
+        if self.path is None:
+            raise TypeError("a Tokenizer that was not opened from a file cannot be pickled")
+        return Tokenizer.open, (self.path, self.vocab_size)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
@@ -69,25 +83,9 @@ class Tokenizer:
             if found is None:
                 raise not_found(path, f"expected {tokenizer_names()} in this folder, found none")
             path = found
-        suffix = os.path.splitext(os.fspath(path))[1]
-        if suffix == ".json":
-            from . import tokenizer_json  # most models need neither this nor the next module
-
-            return cls(*tokenizer_json.read(path, vocab_size))
-        try:
-            if suffix == ".model":
-                from . import tokenizer_model
-
-                return cls(*tokenizer_model.read(path, vocab_size))
-            data = read_file(path)
-            try:
-                return cls(_bpe.Vocabulary(data, vocab_size))
-            except ValueError as error:
-                raise ModelError(f"{os.fspath(path)}: {error}") from None
-        except MemoryError as error:
-            if str(error):  # says it already
-                raise
-            raise MemoryError(f"{os.fspath(path)}: expected memory for its tokens, found too little") from None
+        tokenizer = cls(*_read(os.fspath(path), vocab_size))
+        tokenizer.path = os.fspath(path)
+        return tokenizer
 
     def encode(self, text: str | bytes, bos: bool = True, eos: bool = False) -> list[int]:
         """The ids of a text. bos: after the ids that the tokenizer puts before a text; eos: with eos_id at the end.
@@ -127,6 +125,28 @@ class Tokenizer:
         `errors` says what invalid UTF-8 becomes: "replace" (U+FFFD) or "ignore" (nothing).
         """
         return TextStream(self._vocabulary, self._starts, previous, errors)
+
+
+def _read(path: str, vocab_size: int | None) -> tuple[Vocabulary, Special | None]:
+    """The vocabulary and the special tokens of a file, by the ending of its name. Errors: those of Tokenizer.open."""
+    if path.endswith(".json"):
+        from . import tokenizer_json  # most models need neither this nor the next module
+
+        return tokenizer_json.read(path, vocab_size)
+    try:
+        if path.endswith(".model"):
+            from . import tokenizer_model
+
+            return tokenizer_model.read(path, vocab_size)
+        data = read_file(path)
+        try:
+            return _bpe.Vocabulary(data, vocab_size), None
+        except ValueError as error:
+            raise ModelError(f"{path}: {error}") from None
+    except MemoryError as error:
+        if str(error):  # says it already
+            raise
+        raise MemoryError(f"{path}: expected memory for its tokens, found too little") from None
 
 
 class TextStream:
