@@ -1,4 +1,4 @@
-"""_kernels: every function against plain NumPy, bit for bit where the design fixes the order, and every wrong argument refused.
+"""_kernels: every function against plain NumPy, bit for bit where the design fixes the order; wrong arguments are refused.
 
 Runs on whichever level was chosen; test_same_bits runs it again on the others.
 """
@@ -249,7 +249,7 @@ def test_matmul_rows_do_not_depend_on_each_other() -> None:
 
 @pytest.mark.parametrize("n", [300, 768, 769, 1376, 2051])
 def test_matmul_of_long_rows_and_of_many(n: int) -> None:
-    """Each way to cut the work (rows in stretches, weights packed, several passes) gives each row what it gets alone."""
+    """However the work is cut (rows in stretches, packed weights, several passes), a row gets the result that it gets alone."""
     rng = rng_of(n)
     x, w = normal(rng, 270, n), normal(rng, 29, n)
     alone = np.vstack([product(row[None], w) for row in x])
@@ -450,7 +450,7 @@ def test_attention(head_size: int) -> None:
     for n_queries in range(1, 9):
         lengths = np.sort(rng.integers(1, 70, n_queries))
         q, k, v = (normal(rng, n, head_size) for n in (n_queries, 80, 80))
-        k[lengths[-1] :] = v[lengths[-1] :] = np.nan  # what no query may see
+        k[lengths[-1] :] = v[lengths[-1] :] = np.nan  # no query may read these
         out = attend(q, lengths, k, v)
         for i, length in enumerate(lengths):
             weights = exact_softmax(k[:length].astype(float) @ q[i] / head_size**0.5)
@@ -641,7 +641,7 @@ def test_impossible_tokens_are_not_drawn() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("n", [1, 5, 40])
-def test_logits_that_make_no_distribution_are_refused(bad: float, n: int) -> None:
+def test_logits_without_a_distribution_are_refused(bad: float, n: int) -> None:
     for place in {0, n // 2, n - 1}:
         logits = np.zeros(n, F32)
         logits[place] = bad
@@ -791,7 +791,7 @@ def test_wrong_numbers_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("name", "place"), [("matmul", 3), ("quantize", 1), ("rope_table", 2), ("sample", 5)])
-def test_a_fraction_is_no_integer(name: str, place: int) -> None:
+def test_a_fraction_is_not_an_integer(name: str, place: int) -> None:
     arguments = good_arguments()[name]
     arguments[place] = 1.5
     with pytest.raises(TypeError):

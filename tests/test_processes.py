@@ -1,6 +1,6 @@
-"""What a process goes through: Ctrl-C, forks and pools, limits of memory and of threads, a file replaced under a running model.
+"""Processes: Ctrl-C, forks and pools, limits of memory and of threads, bound threads, a file replaced under a running model.
 
-Whatever could end or hang a process is done in one of its own. A hang fails by the time limit of run().
+Whatever could end or hang a process is done in a process of its own. A hang fails by the time limit of run().
 """
 
 from __future__ import annotations
@@ -137,8 +137,7 @@ check(transformer, cache)
 
 
 def test_ctrl_c_in_a_long_prefill(run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    """The step that it comes in does not go on to its end: it takes a second or more, of which a few tenths are gone. A hole in
-    the file stands for the weights."""
+    """The step that it interrupts takes a second or more, and ends after a few tenths. The weights are a hole in a file."""
     config = Config(1536, 4096, 6, 12, 12, 512, 1024)
     sizes = [1536, 4096, 6, 12, 12, 512, 1024]
     with open(tmp_path / "large.bin", "wb") as file:
@@ -154,7 +153,7 @@ class InterruptError(Exception):
 
 
 def test_interrupts_at_any_moment_leave_the_cache_usable(path: Path) -> None:
-    """Hundreds of signals, between any two instructions: a token is fed or it is not, and a cache is never left taken."""
+    """Hundreds of signals at random moments: a token is fed or it is not, and no cache stays taken."""
     transformer = Transformer(Checkpoint.open(path), n_threads=1)
     expected, cache = transformer.forward(TOKENS, transformer.new_cache(), logits=None), transformer.new_cache()
     out, rng, interrupted = np.empty(CONFIG.vocab_size, np.float32), np.random.default_rng(0), 0
@@ -457,7 +456,7 @@ def fewer(beside: int) -> str:
 @needs_openmp
 @pytest.mark.skipif(instrumented, reason="the sanitizer reserves terabytes of address space")
 def test_threads_that_cannot_be_started_for_lack_of_memory(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """Their stacks do not fit: all of them, or two of three."""
+    """There is no room for their stacks: for none of them, or for two of three."""
     assert run(FEWER_THREADS, "", OMP_STACKSIZE="1000000G").stdout.splitlines() == [fewer(0), "1"]
     done = run(FEWER_THREADS, "limit(1200 << 20)", OMP_STACKSIZE="500M")
     assert done.stdout.splitlines() == [fewer(2), "3"]
@@ -502,7 +501,7 @@ def test_the_cores_are_all_that_threads_are_bound_to(
 @needs_openmp
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 def test_a_list_of_cores_is_obeyed(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """Where the user names fewer cores than there are, more threads than those are told to be slower."""
+    """Where the user names fewer cores than there are, there is a warning for more threads than that."""
     core = min(os.sched_getaffinity(0))
     for name, value in {"GOMP_CPU_AFFINITY": f"{core}", "OMP_PLACES": f"{{{core}}}", "OMP_PROC_BIND": "master"}.items():
         assert run(CORES, 2, **{name: value}).stdout.split() == ["1", "1", "1", "1"], name

@@ -91,7 +91,7 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 def test_a_folder_gives_the_bits_of_the_file_with_the_same_weights(expected: dict[str, np.ndarray]) -> None:
-    """Its pairs stand in another order, which must not show."""
+    """RoPE turns other pairs of rows there, which must make no difference."""
     assert_same(expected["folder_fp32"], expected["fp32"])
     assert_same(expected["folder_bf16"], expected["bf16"])
 
@@ -153,7 +153,7 @@ def test_a_prompt_longer_than_a_step(paths: dict[str, Path], name: str, n_thread
 
 
 def test_after_a_truncated_cache(paths: dict[str, Path], expected: dict[str, np.ndarray]) -> None:
-    """What stood behind the cut leaves no trace."""
+    """The positions after the cut have no effect."""
     for name in MODELS:
         transformer, tokens = open_model(paths, name), tokens_of(name)
         cache = transformer.new_cache()

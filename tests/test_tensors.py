@@ -1,4 +1,4 @@
-"""tensors: every kind of weight in fp32, its size, and the two orders of the rows of wq and wk."""
+"""tensors: every kind of matrix in fp32, its size, and the two orders of the rows of wq and wk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many threads: what was asked for, OMP_NUM_THREADS, cores and quotas. No real control group is read."""
+"""threads: an explicit number, OMP_NUM_THREADS, cores and quotas. No real control group is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
-def test_without_a_wish_it_is_the_cores_and_one_for_a_tiny_model() -> None:
+def test_the_default_is_all_cores_and_one_for_a_tiny_model() -> None:
     assert decide_n_threads(None, LARGE) == 8
     assert decide_n_threads(None, SMALL_MODEL) == 8
     assert decide_n_threads(None, SMALL_MODEL - 1) == 1
@@ -35,7 +35,7 @@ def test_the_environment_is_obeyed_for_tiny_models_too(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("text", ["", "  "])
-def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", text)
     assert decide_n_threads(None, LARGE) == 8
     assert decide_n_threads(None, 1) == 1
@@ -56,7 +56,7 @@ def test_a_wrong_variable_is_refused(monkeypatch: pytest.MonkeyPatch, text: str,
     monkeypatch.setenv("OMP_NUM_THREADS", text)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         decide_n_threads(None, LARGE)
-    assert decide_n_threads(3, LARGE) == 3  # which comes first
+    assert decide_n_threads(3, LARGE) == 3  # an explicit number comes first
 
 
 def test_an_explicit_number_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_a_number_out_of_range_is_a_value_error(wrong: int) -> None:
 
 
 @pytest.mark.parametrize("wrong", [2.0, "2", True, [2]])
-def test_what_is_no_number_is_a_type_error(wrong: object) -> None:
+def test_anything_but_an_integer_is_a_type_error(wrong: object) -> None:
     with pytest.raises(TypeError, match=f"^n_threads: expected an integer, found {type(wrong).__name__}$"):
         decide_n_threads(wrong, LARGE)  # type: ignore[arg-type]
 
@@ -96,7 +96,7 @@ def test_a_build_without_openmp_runs_on_one(monkeypatch: pytest.MonkeyPatch) -> 
         assert decide_n_threads(4, LARGE) == 1
 
 
-def test_build_info_tells_the_number_of_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_info_has_the_number_for_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_info()["n_threads"] == 8
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert build_info()["n_threads"] == 3
@@ -142,7 +142,7 @@ def quota(tmp_path: Path, own: str, files: dict[str, str]) -> float | None:
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
-    # What lies outside the tree must not be looked at.
+    # Files outside the tree must not be read.
     for name in ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"):
         (tmp_path / name).write_text("1 1000\n" if name == "cpu.max" else "1\n")
     (tmp_path / "own").write_text(own)
@@ -155,7 +155,7 @@ def quota(tmp_path: Path, own: str, files: dict[str, str]) -> float | None:
         ({}, None),
         ({"a/b/cpu.max": "150000 100000\n"}, 1.5),
         ({"a/b/cpu.max": "max 100000\n"}, None),
-        ({"a/b/cpu.max": "300000 100000\n", "a/cpu.max": "50000 100000\n"}, 0.5),  # a group is bound by those around it
+        ({"a/b/cpu.max": "300000 100000\n", "a/cpu.max": "50000 100000\n"}, 0.5),  # the quota of an outer group counts too
         ({"a/b/cpu.max": "100000 100000\n", "a/cpu.max": "max 100000\n", "cpu.max": "400000 100000\n"}, 1.0),
         ({"cpu.max": "200000 50000\n"}, 4.0),
         ({"c/cpu.max": "10000 100000\n", "a/b/d/cpu.max": "10000 100000\n"}, None),  # other groups
