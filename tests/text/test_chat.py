@@ -87,7 +87,7 @@ def test_ids_written_out(make: Make) -> None:
 
 
 def test_where_the_template_is_found(make: Make, packages: dict[str, Any], tmp_path: Path) -> None:
-    """chat_template.jinja before chat_template.json before tokenizer_config.json, there the only one or the one named default."""
+    """chat_template.jinja before chat_template.json before tokenizer_config.json, the only one there or default."""
 
     def template(**files: Any) -> str | None:
         found = Tokenizer.open(save(tmp_path, packages["llama2"], **files)).chat_template
@@ -396,7 +396,7 @@ def test_a_conversation_by_a_template(make: Make, name: str) -> None:
 
 
 def test_spaces_without_bos(packages: dict[str, Any], tmp_path: Path, command: Command) -> None:
-    """Where no BOS marks the beginning of a text, its first token does: a prompt loses the space before it, a reply does not."""
+    """Without a BOS a text begins with its first token: a prompt loses the space before it, a reply does not."""
     package = type(packages["llama2"]).from_str(packages["llama2"].to_str())
     package.post_processor = None
     template = {"chat_template": "{% for m in messages %}[{{ m.content }}]{% endfor %}"}
