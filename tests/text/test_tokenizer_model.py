@@ -310,6 +310,10 @@ def test_white_space_around_added_tokens(tmp_path: Path) -> None:
     assert tokenizer.encode("x \n<mask>  x", bos=False) == [259, x, 260, 259, x]
     assert tokenizer.encode("x word", bos=False) == [259, x, 259, 261]
     assert 261 not in tokenizer.encode("xword words")
+    assert len(tokenizer.encode(" " * 10**6 + "<mask>")) == 2  # neither this nor the next takes the square of its length
+    squeezing = Tokenizer.open(write(tmp_path / "b", made_model([SPACE])))
+    assert squeezing.encode("x" + " \u2581" * 10**6) == [1, 259, x]
+    assert len(squeezing.encode("x \u2581" * 1000)) == 1 + 1000 * 3 - 1
 
 
 @pytest.mark.parametrize("legacy", [True, False])
