@@ -227,6 +227,22 @@ def test_a_conversion_says_what_a_tokenizer_bin_lacks(tmp_path: Path) -> None:
     ]
 
 
+def test_a_conversion_of_no_file(tmp_path: Path) -> None:
+    """By the same reader as everything else: a folder, a link that leads nowhere, an absent file."""
+    path = tmp_path / "tokenizer.model"
+    with pytest.raises(FileNotFoundError) as caught:
+        convert(path, 260)
+    assert str(caught.value) == f"{path}: expected a tokenizer of SentencePiece, found: No such file or directory"
+    assert caught.value.errno == 2
+    path.symlink_to("gone")
+    with pytest.raises(OSError, match=r"tokenizer.model: expected a file, found a link to gone, which cannot be followed"):
+        convert(path, 260)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match=r"tokenizer.model: expected a regular file, found a directory$"):
+        convert(path, 260)
+
+
 def test_a_tokenizer_bin_has_the_same_ids(tmp_path: Path) -> None:
     """Where no warning is given."""
     content = train()
