@@ -154,7 +154,7 @@ class ModelVocabulary:
         self._pattern = re.compile("|".join(map(pattern_of, self._added)))
         self._bytes: dict[int, bytes] = {}  # of what is not a piece, and of the pieces that have a meaning here
         if added:
-            self._bytes = {token.id: b"" if token.special else token.content.encode() for token in added}
+            self._bytes = {token.id: b"" if token.special else token.content.encode(errors="replace") for token in added}
             self._bytes |= dict.fromkeys({*special.end_ids, *special.prefix}, b"")
 
     def encode(self, text: bytes, bos: bool, eos: bool) -> list[int]:
