@@ -46,8 +46,10 @@ class Spaces(NamedTuple):
         """A part of a text as it is encoded; U+2581 is a space to SentencePiece. first: the text begins with it."""
         if self.squeeze:
             text = SPACES.sub(b" ", text).lstrip(b" ")
-            while text.endswith((b" ", SPACE)):
-                text = text.removesuffix(b" ").removesuffix(SPACE)
+            end = len(text)
+            while text.endswith((b" ", SPACE), 0, end):
+                end -= 1 if text.endswith(b" ", 0, end) else len(SPACE)
+            text = text[:end]
         if not text:
             return b""
         text = text.replace(SPACE, b" ")
@@ -152,7 +154,7 @@ class ModelVocabulary:
         self._pattern = re.compile("|".join(map(pattern_of, self._added)))
         self._bytes: dict[int, bytes] = {}  # of what is not a piece, and of the pieces that have a meaning here
         if added:
-            self._bytes = {token.id: b"" if token.special else token.content.encode() for token in added}
+            self._bytes = {token.id: b"" if token.special else token.content.encode(errors="replace") for token in added}
             self._bytes |= dict.fromkeys({*special.end_ids, *special.prefix}, b"")
 
     def encode(self, text: bytes, bos: bool, eos: bool) -> list[int]:
@@ -202,8 +204,8 @@ def pattern_of(token: AddedToken) -> str:
     word = re.escape(token.content)
     if token.single_word:
         word = rf"(?<!\w){word}(?!\w)"
-    spaces = r"\s*"
-    return f"{spaces * token.lstrip}({word}){spaces * token.rstrip}"
+    left, right = r"(?:(?<!\s)\s+)?", r"\s*"  # the left one does not start in the middle of a long run
+    return f"{left * token.lstrip}({word}){right * token.rstrip}"
 
 
 def compile_pieces(model: SentencePieceModel, spaces: Spaces) -> _bpe.Vocabulary:

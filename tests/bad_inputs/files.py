@@ -100,7 +100,8 @@ def no_tokenizers() -> Iterator[Case]:
         if not checkpoint_alone:
             yield from refused(f"tokenizer: {title}", make, error, words, doors=TOKENIZER_DOORS)
     words = "expected a regular file, found a"
-    yield from refused("tokenizer: a directory", directory, ValueError, f"{words} directory", doors=TOKENIZER_DOORS)
+    none = "tokenizer.model in this folder, found none"
+    yield from refused("tokenizer: a directory", directory, FileNotFoundError, none, doors=TOKENIZER_DOORS)
     yield from refused("tokenizer: a socket", unix_socket, ValueError, words, doors=TOKENIZER_DOORS)
 
 

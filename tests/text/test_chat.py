@@ -88,7 +88,7 @@ def test_ids_written_out(make: Make) -> None:
 
 
 def test_where_the_template_is_found(make: Make, packages: dict[str, Any], tmp_path: Path) -> None:
-    """chat_template.jinja, else chat_template.json, else tokenizer_config.json: there the only one or the one named default."""
+    """chat_template.jinja before chat_template.json before tokenizer_config.json, the only one there or default."""
 
     def template(**files: Any) -> str | None:
         found = Tokenizer.open(save(tmp_path, packages["llama2"], **files)).chat_template
@@ -339,7 +339,7 @@ def test_scores_begin_with_bos_or_what_stands_for_it(make: Make, packages: dict[
     tokenizer = Tokenizer.open(save(tmp_path / "none", packages["chatml"]), SIZE)
     with pytest.raises(ValueError) as caught:
         Llama(cast(Any, FakeTransformer(vocab_size=SIZE)), tokenizer).score(text)
-    assert str(caught.value) == "tokenizer: scoring needs a BOS or EOS before the text, and it has neither"
+    assert str(caught.value) == "tokenizer: expected a BOS or EOS to put before a text that is scored, found neither"
 
 
 # ---------------------------------------------------------------------------
@@ -397,7 +397,7 @@ def test_a_conversation_by_a_template(make: Make, name: str) -> None:
 
 
 def test_spaces_without_bos(packages: dict[str, Any], tmp_path: Path, command: Command) -> None:
-    """Without BOS, the first token marks the beginning of a text: a prompt loses the space before it, a reply does not."""
+    """Without a BOS a text begins with its first token: a prompt loses the space before it, a reply does not."""
     package = type(packages["llama2"]).from_str(packages["llama2"].to_str())
     package.post_processor = None
     template = {"chat_template": "{% for m in messages %}[{{ m.content }}]{% endfor %}"}

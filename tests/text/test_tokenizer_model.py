@@ -227,6 +227,22 @@ def test_a_conversion_says_what_a_tokenizer_bin_lacks(tmp_path: Path) -> None:
     ]
 
 
+def test_a_conversion_of_no_file(tmp_path: Path) -> None:
+    """By the same reader as everything else: a folder, a link that leads nowhere, an absent file."""
+    path = tmp_path / "tokenizer.model"
+    with pytest.raises(FileNotFoundError) as caught:
+        convert(path, 260)
+    assert str(caught.value) == f"{path}: expected a tokenizer of SentencePiece, found: No such file or directory"
+    assert caught.value.errno == 2
+    path.symlink_to("gone")
+    with pytest.raises(OSError, match=r"tokenizer.model: expected a file, found a link to gone, which cannot be followed"):
+        convert(path, 260)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match=r"tokenizer.model: expected a regular file, found a directory$"):
+        convert(path, 260)
+
+
 def test_a_tokenizer_bin_has_the_same_ids(tmp_path: Path) -> None:
     """Where no warning is given."""
     content = train()
@@ -310,6 +326,10 @@ def test_white_space_around_added_tokens(tmp_path: Path) -> None:
     assert tokenizer.encode("x \n<mask>  x", bos=False) == [259, x, 260, 259, x]
     assert tokenizer.encode("x word", bos=False) == [259, x, 259, 261]
     assert 261 not in tokenizer.encode("xword words")
+    assert len(tokenizer.encode(" " * 10**6 + "<mask>")) == 2  # neither this nor the next takes the square of its length
+    squeezing = Tokenizer.open(write(tmp_path / "b", made_model([SPACE])))
+    assert squeezing.encode("x" + " \u2581" * 10**6) == [1, 259, x]
+    assert len(squeezing.encode("x \u2581" * 1000)) == 1 + 1000 * 3 - 1
 
 
 @pytest.mark.parametrize("legacy", [True, False])
