@@ -251,7 +251,8 @@ def tree_patterns(page: str) -> list[str]:
 
 
 def files_of(root: Path) -> list[str]:
-    ignored = (root / ".gitignore").read_text().split() if (root / ".gitignore").exists() else ["build/", "*.egg-info/"]
+    path = root / ".gitignore"  # a source distribution has none, and two files of setuptools
+    ignored = path.read_text().split() if path.exists() else ["build/", "*.egg-info/", "*.so", "PKG-INFO", "setup.cfg"]
     found = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     return [path for path in found if not is_ignored(path, ignored)]
 
