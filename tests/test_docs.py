@@ -114,7 +114,7 @@ def test_console_blocks_show_what_the_commands_print(folder: Path) -> None:
 
 
 def commands(word: str) -> list[str]:
-    """The command lines in ```sh blocks that begin with `word`, each once. tests/training runs those of training/README.md."""
+    """The command lines in ```sh blocks that begin with `word`, each once. Those of training/README.md take too long."""
     pages = [page for page in PAGES if page != "training/README.md"]
     lines = "".join(content for page in pages for kind, content in blocks(page) if kind == "sh").splitlines()
     return list(dict.fromkeys(line for line in lines if line.startswith(word)))
@@ -147,6 +147,16 @@ def test_every_other_command_is_known() -> None:
     """These need the network, or are how the tests were started."""
     known = {*commands("python -m llama2c"), *commands("curl"), *commands("make "), *commands("hf download"), "pip install ."}
     assert set(commands("")) == known
+
+
+def test_commands_of_the_training_name_its_scripts_and_their_flags() -> None:
+    """tests/training runs the scripts, on a tiny corpus. corpus.py needs no other package, so its flags are tested here."""
+    lines = "".join(content for kind, content in blocks("training/README.md") if kind == "sh").splitlines()
+    scripts = [line.split()[1] for line in lines if line.startswith("python training/")]
+    assert len(scripts) == 6 and all((ROOT / script).is_file() for script in scripts)
+    done = subprocess.run([sys.executable, ROOT / scripts[0], "--help"], capture_output=True, encoding="utf-8", check=True)
+    flags = re.findall(r"--[\w-]+", next(line for line in lines if scripts[0] in line))
+    assert flags == ["--stories", "--seed"] and all(f"  {flag} " in done.stdout for flag in flags)
 
 
 def test_make_test_is_a_target_and_make_lists_every_target() -> None:
