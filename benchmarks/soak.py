@@ -87,7 +87,7 @@ def cut_back(llama: llama2c.Llama, rng: random.Random) -> bytes:
     cache, digest = llama.transformer.new_cache(rng.randrange(60, 256)), hashlib.sha256()
     for _ in range(12):
         try:
-            digest.update(llama.transformer.forward(tokens(llama, rng, 80), cache, all_logits=rng.random() < 0.5))
+            digest.update(llama.transformer.forward(tokens(llama, rng, 80), cache, logits=None if rng.random() < 0.5 else 1))
         except ValueError as error:
             digest.update(str(error).encode())
         cache.truncate(rng.randrange(cache.length + 1))

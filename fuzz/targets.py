@@ -73,7 +73,7 @@ def run(mapped: Checkpoint, read: Checkpoint) -> None:
     tokens = [(0, config.vocab_size - 1)[i % 2] for i in range(min(config.seq_len, 4))]
     one, other = Transformer(mapped, n_threads=1), Transformer(read, n_threads=1)
     with np.errstate(all="ignore"):
-        whole = one.forward(tokens, one.new_cache(len(tokens)), all_logits=True)
+        whole = one.forward(tokens, one.new_cache(len(tokens)), logits=None)
         cache = other.new_cache(len(tokens))
         same("one by one", np.stack([other.forward([token], cache) for token in tokens]), whole)
         caches = [one.new_cache(len(tokens)) for _ in range(2)]

@@ -15,7 +15,7 @@ from operator import index
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport parallel, prange, threadid
-from libc.math cimport log
+from libc.math cimport INFINITY, log
 from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -1194,14 +1194,17 @@ cdef int64_t likeliest(Candidate *candidates, int64_t n, float mass, int64_t mos
 
 
 cdef int64_t walk(const float *probs, int64_t n, float coin) noexcept nogil:
-    """The first token at which the running sum exceeds the coin; the last one if the sum runs out."""
+    """The first token at which the running sum exceeds the coin; the last one of probability > 0 if the sum runs out."""
     cdef float cdf = 0
-    cdef int64_t i
+    cdef int64_t i, last = 0
     for i in range(n):
         cdf += probs[i]
         if coin < cdf:
             return i
-    return n - 1
+    for i in range(n):
+        if probs[i] > 0:
+            last = i
+    return last
 
 
 cdef int64_t cut(const Candidate *candidates, int64_t n, float total, float top_p, float *mass) noexcept nogil:
@@ -1223,7 +1226,10 @@ cdef int64_t walk_candidates(const Candidate *candidates, int64_t n, float total
         cdf += candidates[i].prob / total
         if r < cdf:
             return candidates[i].token
-    return candidates[n - 1].token
+    i = n - 1
+    while i > 0 and not candidates[i].prob > 0:  # it was excluded
+        i -= 1
+    return candidates[i].token
 
 
 cdef int64_t draw(const float *logits, float *probs, Candidate *candidates, int64_t n, float temperature, float top_p,
@@ -1233,7 +1239,8 @@ cdef int64_t draw(const float *logits, float *probs, Candidate *candidates, int6
     cdef int64_t i, count, kept, most
     cdef bint nucleus = 0 < top_p < 1
     if temperature == 0:
-        return level.argmax(logits, n)
+        i = level.argmax(logits, n)
+        return i if i >= 0 and logits[i] > -INFINITY else -1
     level.exp_logits(probs, logits, n, temperature)
     for i in range(n):
         total += probs[i]
@@ -1264,8 +1271,9 @@ def sample(const float[::1] logits not None, float[::1] probs not None, uint64_t
            float temperature, float top_p, top_k, float min_p, float coin):
     """A token drawn from softmax(logits / temperature), cut by top_k, min_p and top_p in this order, with one coin in [0, 1).
 
-    temperature 0: the first of the largest. top_k 0, min_p 0, top_p <= 0 or >= 1: off.
-    IN logits float32 (n,), SCRATCH probs float32 (n,), candidates uint64 (2 n,). ValueError where the logits have a NaN.
+    temperature 0: the first of the largest. top_k 0, min_p 0, top_p <= 0 or >= 1: off. A token whose logit is -inf is never
+    drawn. IN logits float32 (n,), SCRATCH probs float32 (n,), candidates uint64 (2 n,).
+    ValueError: the logits have a NaN, or are all -inf.
     """
     cdef int64_t n = logits.shape[0], token, most = checked_int(top_k, "top_k", 0, 1 << 62)
     if n < 1 or probs.shape[0] != n or candidates.shape[0] != 2 * n:

@@ -1,104 +1,262 @@
-"""The token loop: prompt ids in, an iterator of steps out, one for each token that is sampled.
+"""Sequence: the state of one request, from its prompt to its last token. generate() drives one with a model.
 
-Knows nothing of text: stop strings and decoding are in llama.py.
+A Sequence never calls the model. It says which ids it wants to be fed, and it is given logits. So one loop serves a single
+request, another many at once, and neither knows stop strings, budgets, penalties or random numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections import abc
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import index
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
-from .errors import check_int
-from .sampler import Sampler
+from .errors import RequestError, check_int
+from .sampler import LogitBias, Sampler, SamplerOptions
+from .text.stops import StopStrings
+from .text.tokenizer import TextStream
 
 if TYPE_CHECKING:
     from .transformer import KVCache, Transformer
 
+Floats: TypeAlias = "NDArray[np.float32]"
+TopLogprobs: TypeAlias = "tuple[tuple[int, float], ...]"  # (id, logprob), the likeliest first
+
+# A mask or a bias: (logits, ids so far) -> the logits to draw from. It must not change the logits that it is given: the
+# log-probabilities of a step are those of the model.
+LogitProcessor: TypeAlias = "Callable[[Floats, abc.Sequence[int]], Floats]"
+
+
+class Options(SamplerOptions, total=False):
+    """The options of a request. Sampler and Sequence have the meanings and the defaults."""
+
+    max_tokens: int | None
+    stop: str | abc.Sequence[str]
+    logprobs: int
+    logit_bias: Mapping[int, float] | None
+
 
 class Step(NamedTuple):
-    """One sampled token. logprob and top_logprobs are those of the model: before penalty and temperature."""
+    """One token that was drawn. logprob and top_logprobs are those of the model: before bias, penalty and temperature."""
 
     token: int
+    text: str  # the text that this token completes, up to a stop string; often "" for a part of a character
     logprob: float | None  # None: not asked for
-    top_logprobs: tuple[tuple[int, float], ...]  # (id, logprob), the likeliest first
-    finish_reason: str | None  # of the last step: "stop" (a stop token) or "length"
+    top_logprobs: TopLogprobs
+    finish_reason: str | None  # of the last step: "stop" (a stop token or string) or "length"
 
 
-def generate(
-    transformer: Transformer,
-    cache: KVCache,
-    prompt_ids: Iterable[int],
-    sampler: Sampler,
-    *,
-    stop_tokens: Iterable[int],
-    max_tokens: int | None = None,
-    logprobs: int = 0,
-) -> Iterator[Step]:
-    """Continue `cache` with the prompt, then with tokens of `sampler`, each of them a Step.
+class Sequence:
+    """The state of one request.
 
-    Ends with a stop token (which is a Step too), after max_tokens (None: no such limit; 0: no work at all),
-    or with a full cache. The last token drawn is never fed to the model, so the cache holds all but that one,
-    and a cache with room for n tokens after the prompt gives n + 1.
-    logprobs k > 0: the log-probability of the token and the k likeliest with theirs, ties by id.
+    prompt_ids   one id at least
+    sampler      draws the tokens; no other Sequence may use it
+    vocab_size   ids are below it
+    max_length   positions there are for the prompt and the tokens that are fed; as the last token drawn is not fed, a prompt of
+                 n ids has room for max_length - n + 1 tokens
+    max_tokens   at most so many tokens are drawn; None: no such limit; 0: none at all
+    stop_tokens  each of them ends the text, and is the token of the last step
+    stop         strings; the text ends before the first that appears
+    text_stream  makes the decoder of a text, given the last id of the prompt (Tokenizer.text_stream); None: the steps have no
+                 text, and there can be no stop strings
+    logprobs     k > 0: log-probabilities of each token and of the k likeliest, ties by id
+    logit_bias   {id: value}: is added to the logit of the id before a token is drawn; -inf excludes it
+    processors   masks and biases, applied in this order after logit_bias
 
-    Arguments are checked now (ValueError, TypeError); the work starts with the first next().
+    The loop of its user:
+
+        while sequence.finish_reason is None:
+            cache.truncate(sequence.n_fed)
+            logits = transformer.forward(sequence.to_feed, cache, logits=sequence.wanted)
+            steps = sequence.accept(logits)
+
+    A wrong option is a RequestError, a value of another type a TypeError.
     """
-    vocab_size = transformer.config.vocab_size
-    prompt = [check_int("prompt token", token, 0, vocab_size - 1) for token in prompt_ids]
-    room = cache.max_length - cache.length
-    if not 0 < len(prompt) <= room:
-        raise ValueError(f"prompt: expected 1 to {room} tokens, found {len(prompt)}")
-    budget = room - len(prompt) + 1
-    if max_tokens is not None:
-        budget = min(budget, check_int("max_tokens", max_tokens, 0))
-    top_n = check_int("logprobs", logprobs, 0, vocab_size)
-    return _steps(transformer, cache, prompt, sampler, budget, frozenset(stop_tokens), top_n)
 
+    __slots__ = (
+        "_draft", "_logprobs", "_max_length", "_n_left", "_new_text_stream", "_processors", "_seen", "_stop", "_stop_tokens",
+        "_text_stream", "_top_n", "_vocab_size", "_wrong", "finish_reason", "ids", "n_fed", "n_prompt", "sampler", "wanted",
+    )  # fmt: skip
 
-def _steps(
-    transformer: Transformer,
-    cache: KVCache,
-    prompt: list[int],
-    sampler: Sampler,
-    budget: int,
-    stop_tokens: frozenset[int],
-    top_n: int,
-) -> Iterator[Step]:
-    # A tiny model makes a step in 15 us: buffers are made once, and a token costs only what it must.
-    forward, sample = transformer.forward, sampler.sample
-    logits = np.empty(transformer.config.vocab_size, np.float32)
-    logprobs = np.empty_like(logits) if top_n else None
-    seen: NDArray[np.intp] | None = None
-    if sampler.repetition_penalty != 1.0:
-        seen = np.empty(len(prompt) + budget, np.intp)
-        seen[: len(prompt)] = prompt
-    logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
+    def __init__(
+        self,
+        prompt_ids: Iterable[int],
+        sampler: Sampler,
+        *,
+        vocab_size: int,
+        max_length: int,
+        max_tokens: int | None = 256,
+        stop_tokens: Iterable[int] = (),
+        stop: str | abc.Sequence[str] = (),
+        text_stream: Callable[[int], TextStream] | None = None,
+        logprobs: int = 0,
+        logit_bias: Mapping[int, float] | None = None,
+        processors: Iterable[LogitProcessor] = (),
+    ) -> None:
+        self.sampler = sampler
+        self._vocab_size = vocab_size
+        self._max_length = max_length
+        self._stop_tokens = frozenset(stop_tokens)
+        self._stop = StopStrings(stop)
+        if self._stop.strings and text_stream is None:
+            raise RequestError("stop: stop strings need a text_stream", "stop")
+        self._top_n = check_int("logprobs", logprobs, 0, vocab_size)
+        self._logprobs = np.empty(vocab_size, np.float32) if self._top_n else None
+        biases = [] if logit_bias is None else [LogitBias(logit_bias, vocab_size)]
+        self._processors: list[LogitProcessor] = [*biases, *processors]
+        self._new_text_stream = text_stream
+        self.n_fed = 0  # how many of `ids` the cache has to hold, and holds once it was cut to that many positions
+        self.ids: list[int] = []  # the prompt, then the tokens drawn
+        self.restart(prompt_ids, max_tokens)
 
-    tokens = prompt
-    for n_drawn in range(1, budget + 1):
-        forward(tokens, cache, out=logits)
-        if seen is None:
-            token = sample(logits)
+    def restart(self, ids: Iterable[int], max_tokens: int | None = None) -> None:
+        """Begin another reply with `ids` as the prompt, as the next turn of a chat does. The sampler goes on.
+
+        Positions that the new prompt has in common with what was fed stay fed: n_fed says how many. Errors as above.
+        """
+        prompt = self._checked("prompt", ids)
+        if not 0 < len(prompt) <= self._max_length:
+            raise RequestError(f"prompt: expected 1 to {self._max_length} tokens (the context), found {len(prompt)}", "prompt")
+        budget = self._max_length - len(prompt) + 1
+        if max_tokens is not None:
+            budget = min(budget, check_int("max_tokens", max_tokens, 0))
+        self.n_fed = min(count_common(self.ids[: self.n_fed], prompt), len(prompt) - 1)
+        self.ids, self.n_prompt = prompt, len(prompt)
+        self._n_left = budget
+        self._draft: list[int] = []  # guesses that were not yet compared
+        self._wrong = False  # whether one was wrong, so that the rows that are still to come are of another text
+        self._text_stream = None if self._new_text_stream is None else self._new_text_stream(prompt[-1])
+        self._stop = StopStrings(self._stop.strings)
+        self._seen: NDArray[np.intp] | None = None
+        if self.sampler.repetition_penalty != 1.0:
+            self._seen = np.empty(len(prompt) + budget, np.intp)
+            self._seen[: len(prompt)] = prompt
+        self.finish_reason: str | None = None if budget else "length"
+        self.wanted = 1 if budget else 0  # rows of logits that accept() still needs
+
+    @property
+    def n_positions(self) -> int:
+        """Positions that a cache needs for all that may yet be fed."""
+        return len(self.ids) + max(self._n_left - 1, 0)
+
+    @property
+    def to_feed(self) -> list[int]:
+        """The ids that the model has to be fed next, at the positions from n_fed on: what is due, then the draft."""
+        if self.finish_reason is not None:
+            return []
+        return self.ids[self.n_fed :] + self._draft if self._draft else self.ids[self.n_fed :]
+
+    def propose(self, draft: abc.Sequence[int]) -> None:
+        """Guess the next tokens. They are fed together with what is due, and a right guess costs no step of its own.
+
+        A guess changes no token, only how many steps they take. As much of the draft is used as there is room for.
+        """
+        room = min(self._n_left - 1, self._max_length - len(self.ids))
+        self._draft = self._checked("draft", draft[: max(room, 0)])
+        self.wanted = 1 + len(self._draft)
+
+    def accept(self, logits: Floats) -> list[Step]:
+        """Draw a token from each row of `logits`, (rows, vocab_size), up to the first that is not the one that was guessed.
+
+        The rows are those after the last `wanted` ids of to_feed, in order; they may come in several calls. Rows after a wrong
+        guess, and after the end of the text, are ignored: they draw no random number. Without a draft one row gives one step.
+        ValueError: more rows than are wanted, NaN in a row, or every token is excluded.
+        """
+        if len(logits) > self.wanted:
+            raise ValueError(f"logits: expected at most {self.wanted} rows, found {len(logits)}")
+        self.wanted -= len(logits)
+        steps = []
+        for row in logits:
+            if self.finish_reason is not None or self._wrong:
+                break
+            self.n_fed = len(self.ids)  # the row comes after all of them
+            steps.append(self._draw(row))
+            if self._draft:
+                self._wrong = self._draft.pop(0) != self.ids[-1]
+        if self.wanted == 0 and self.finish_reason is None:
+            self._draft, self._wrong, self.wanted = [], False, 1
+        return steps
+
+    def _checked(self, name: str, ids: Iterable[int]) -> list[int]:
+        """The ids as a list of int. RequestError: one is outside the vocabulary; TypeError: one is not an integer."""
+        tokens = []
+        for token in ids:
+            try:
+                tokens.append(index(token))
+            except TypeError:
+                raise TypeError(f"{name}: expected token ids, found {type(token).__name__}") from None
+        if tokens and not (min(tokens) >= 0 and max(tokens) < self._vocab_size):
+            wrong = next(token for token in tokens if not 0 <= token < self._vocab_size)
+            raise RequestError(f"{name}: expected token ids from 0 to {self._vocab_size - 1}, found {wrong}", name)
+        return tokens
+
+    def _draw(self, row: Floats) -> Step:
+        """The next token, from its row of logits (vocab_size,)."""
+        adjusted = row
+        for processor in self._processors:
+            adjusted = processor(adjusted, self.ids)
+        if self._seen is None:
+            token = self.sampler.sample(adjusted)
         else:
-            n_seen = len(prompt) + n_drawn - 1
-            token = sample(logits, seen[:n_seen])
-            seen[n_seen] = token
-        if logprobs is not None:
-            _kernels.logprobs(logits, logprobs)
-            logprob, top_logprobs = float(logprobs[token]), _likeliest(logprobs, top_n)
-        if token in stop_tokens:
-            yield Step(token, logprob, top_logprobs, "stop")
-            return
-        yield Step(token, logprob, top_logprobs, "length" if n_drawn == budget else None)
-        tokens = [token]
+            n_seen = len(self.ids)
+            token = self.sampler.sample(adjusted, self._seen[:n_seen])
+            self._seen[n_seen] = token
+        self.ids.append(token)
+        self._n_left -= 1
+        reason = "stop" if token in self._stop_tokens else None if self._n_left else "length"
+        text = ""
+        if self._text_stream is not None:
+            text, reason = self._decode(token, reason)
+        self.finish_reason = reason
+        if self._logprobs is None:
+            return Step(token, text, None, (), reason)
+        _kernels.logprobs(row, self._logprobs)
+        return Step(token, text, float(self._logprobs[token]), _likeliest(self._logprobs, self._top_n), reason)
+
+    def _decode(self, token: int, reason: str | None) -> tuple[str, str | None]:
+        """The text that a token completes, and why it is the last one; a stop string may be the reason."""
+        assert self._text_stream is not None
+        text = self._text_stream.feed(token)
+        if reason is not None:
+            text += self._text_stream.flush()
+        if self._stop.strings:
+            text = self._stop.feed(text)
+            if self._stop.found:
+                return text, "stop"
+            if reason is not None:
+                text += self._stop.flush()
+        return text, reason
 
 
-def _likeliest(logprobs: NDArray[np.float32], n: int) -> tuple[tuple[int, float], ...]:
+def generate(transformer: Transformer, cache: KVCache, sequence: Sequence) -> Iterator[Step]:
+    """Drive one sequence to its end: a Step for each token, as it is drawn.
+
+    The cache holds the positions that the sequence has had fed, none for a new one; more than that are dropped. The last token
+    drawn is not fed. ValueError: the cache holds fewer.
+    """
+    forward, accept = transformer.forward, sequence.accept  # a tiny model makes a step in 15 us
+    logits = np.empty((1, transformer.config.vocab_size), np.float32)
+    while sequence.finish_reason is None:
+        if cache.length != sequence.n_fed:
+            cache.truncate(sequence.n_fed)
+        wanted = sequence.wanted
+        if wanted == 1:
+            forward(sequence.to_feed, cache, out=logits[0])
+            yield from accept(logits)
+        else:
+            yield from accept(forward(sequence.to_feed, cache, logits=wanted))
+
+
+def count_common(a: abc.Sequence[int], b: abc.Sequence[int]) -> int:
+    """How many ids two sequences begin with in common: [1, 2, 3], [1, 2, 4] -> 2."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _likeliest(logprobs: Floats, n: int) -> TopLogprobs:
     """The n largest, downwards, ties by id: [-2, -1, -2], 2 -> ((1, -1.0), (0, -2.0))."""
     threshold = np.partition(logprobs, -n)[-n]
     ids = np.flatnonzero(logprobs >= threshold)  # n of them, more if there are ties at the threshold

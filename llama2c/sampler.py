@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +19,38 @@ from .errors import check_int, check_real
 _MASK64 = 2**64 - 1
 _MULTIPLIER = 0x2545F4914F6CDD1D
 _STATE_OF_SEED_0 = 0x9E3779B97F4A7C15  # any constant but 0: xorshift never leaves the state 0
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_SEED_BITS = 53  # of seeds that are chosen here: JSON and JavaScript keep integers of so many bits
+
+
+class SamplerOptions(TypedDict, total=False):
+    """The options of a Sampler, which has their meanings and defaults."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
 
 
 class Sampler:
     """Draws tokens from logits. One Sampler serves one request and one thread: its random state moves on.
 
-    temperature         0 takes the likeliest token and draws no random number; else logits are divided by it
+    temperature         0 takes the likeliest token and draws no random number; otherwise logits are divided by it
     top_k               keep the k likeliest tokens (0: off)
     min_p               keep tokens with at least min_p times the largest probability (0: off)
     top_p               keep the likeliest tokens until their sum exceeds top_p (0 or 1: off)
     repetition_penalty  positive logits of tokens seen before are divided by it, negative ones multiplied
                         (Keskar et al. 2019, CTRL; 1: off)
-    seed                0..2**64 - 1; None: random
+    seed                0..2**64 - 1; None: a random one below 2**53; the attribute `seed` has it
 
-    Each filter sees the distribution that the one before it left. With top_k, min_p and the penalty off the
-    result is that of run.c. A wrong type is a TypeError, a wrong value a ValueError.
+    Each filter gets the distribution that the one before it left. With top_k, min_p and the penalty off the
+    result is that of run.c. A wrong type is a TypeError, a wrong value a RequestError.
     """
 
     __slots__ = (
-        "_candidates", "_probs", "_state", "min_p", "repetition_penalty", "temperature", "top_k", "top_p",
+        "_candidates", "_probs", "_state", "min_p", "repetition_penalty", "seed", "temperature", "top_k", "top_p",
     )  # fmt: skip
 
     def __init__(
@@ -59,8 +72,9 @@ class Sampler:
             "repetition_penalty", repetition_penalty, "a finite number above 0", lambda r: 0.0 < r < math.inf
         )
         if seed is None:
-            seed = int.from_bytes(os.urandom(8), "little")
-        self._state = check_int("seed", seed, 0, _MASK64) or _STATE_OF_SEED_0
+            seed = int.from_bytes(os.urandom(8), "little") >> (64 - _SEED_BITS)
+        self.seed = check_int("seed", seed, 0, _MASK64)
+        self._state = self.seed or _STATE_OF_SEED_0
         self._probs: NDArray[np.float32] = np.empty(0, np.float32)  # scratch of the kernel, made on first use
         self._candidates: NDArray[np.uint64] = np.empty(0, np.uint64)
 
@@ -74,10 +88,10 @@ class Sampler:
         return ((x * _MULTIPLIER & _MASK64) >> 40) / 16777216.0
 
     def sample(self, logits: NDArray[np.float32], seen: Sequence[int] | NDArray[Any] | None = None) -> int:
-        """One token id for `logits` (vocab_size,) float32, which are left as they are.
+        """Draw one token id from `logits` (vocab_size,) float32, which are not changed.
 
         seen: ids of the prompt and of the output so far, repeats allowed; only the repetition penalty needs
-        them. ValueError for NaN logits or an id outside the vocabulary.
+        them. ValueError: NaN logits, every token excluded, or an id outside the vocabulary.
         """
         if seen is not None and self.repetition_penalty != 1.0:
             logits = _penalised(logits, np.asarray(seen), self.repetition_penalty)
@@ -97,8 +111,35 @@ def _penalised(logits: NDArray[np.float32], seen: NDArray[Any], penalty: float) 
     if seen.dtype.kind not in "iu":
         raise TypeError(f"seen: expected a sequence of token ids, found values of type {seen.dtype}")
     for token in (seen.min(), seen.max()):
-        check_int("seen", token, 0, len(logits) - 1)  # a negative index would silently count from the end
+        check_int("seen", token, 0, len(logits) - 1)  # a negative index would count from the end
     logits = logits.copy()
     values = logits[seen]
     logits[seen] = np.where(values > 0, values / penalty, values * penalty)
     return logits
+
+
+class LogitBias:
+    """Adds a number to the logits of some tokens: {5: 2.0} makes token 5 e^2 times as likely, {5: -inf} excludes it.
+
+    RequestError: an id outside the vocabulary, a value that is not a finite number or -inf; TypeError: another type.
+    """
+
+    __slots__ = ("_ids", "_values")
+
+    def __init__(self, bias: Mapping[int, float], vocab_size: int) -> None:
+        if not isinstance(bias, Mapping):
+            raise TypeError(f"logit_bias: expected a dict from ids to numbers, found {type(bias).__name__}")
+        ids = [check_int("logit_bias", token, 0, vocab_size - 1) for token in bias]
+        self._ids: NDArray[np.intp] = np.array(ids, np.intp)
+        values = [check_real("logit_bias", value, "a finite float32 or -inf", _is_bias) for value in bias.values()]
+        self._values: NDArray[np.float32] = np.array(values, np.float32)
+
+    def __call__(self, logits: NDArray[np.float32], ids: Sequence[int] = ()) -> NDArray[np.float32]:
+        """A copy of `logits` (vocab_size,) with the bias."""
+        logits = logits.copy()
+        logits[self._ids] += self._values
+        return logits
+
+
+def _is_bias(value: float) -> bool:
+    return value == -math.inf or abs(value) <= _MAX_FLOAT32

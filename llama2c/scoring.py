@@ -1,6 +1,6 @@
-"""Scoring: ids in, the log-probability of each out. What perplexities and the comparison of two models are made of.
+"""Scoring: ids in, the log-probability of each out. Perplexities and the comparison of two models are made from these.
 
-A text longer than the context is read in windows that overlap; a few rows of logits are held at a time, however long it is.
+A text longer than the context is read in windows that overlap. Only a few rows of logits are in memory, however long it is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _kernels
-from .errors import check_int
+from .errors import ModelError, RequestError, check_int
 from .text.tokenizer import Tokenizer
 from .transformer import Floats, Transformer
 
@@ -54,20 +54,20 @@ class Chunk(NamedTuple):
 
 
 def choose_stride(stride: int | None, context: int) -> int:
-    """How far apart windows begin: as asked for, 1 to `context`; None: half of it. Else ValueError, or TypeError."""
+    """How far apart windows begin: `stride`, 1 to `context`; None: half of the context. Errors: those of check_int."""
     return max(1, context // 2) if stride is None else check_int("stride", stride, 1, context)
 
 
 def plan_chunks(n_ids: int, context: int, stride: int) -> list[Chunk]:
-    """Chunks of at most ROWS rows that score each of `n_ids` ids but the first once.
+    """Chunks of at most ROWS rows that score each of `n_ids` ids, except the first, once.
 
-    Window k holds the `context` ids from k * stride on and scores what no window before it did. So id i is scored given the
-    ids from s to i - 1, where s = stride * max(0, ceil((i - context) / stride)): all of them while i <= context, then
+    Window k has the `context` ids from k * stride on, and scores those that no window before it has scored. So id i is scored
+    given the ids from s to i - 1, where s = stride * max(0, ceil((i - context) / stride)): all of them while i <= context, then
     context - stride + 1 to context of them. What follows an id does not change its score. 5 ids, context 2, stride 1:
-    (0, 0, 2), (1, 2, 3), (2, 3, 4). ValueError: less than two ids.
+    (0, 0, 2), (1, 2, 3), (2, 3, 4). RequestError: fewer than two ids.
     """
     if n_ids < 2:
-        raise ValueError("text: expected at least one byte, found an empty text")
+        raise RequestError("text: expected at least one byte, found an empty text", "text")
     chunks: list[Chunk] = []
     start = first = 0
     while first < n_ids - 1:  # the last id is scored, but need not go in
@@ -78,7 +78,7 @@ def plan_chunks(n_ids: int, context: int, stride: int) -> list[Chunk]:
 
 
 class Rows(NamedTuple):
-    """What a model says of the tokens that a chunk scores; both (stop - first, vocab_size), overwritten by the next chunk."""
+    """The distributions for the tokens that a chunk scores; both (stop - first, vocab_size), overwritten by the next chunk."""
 
     logits: Floats
     logprobs: Floats
@@ -90,19 +90,19 @@ def read_chunks(transformer: Transformer, ids: Sequence[int], chunks: Sequence[C
     logits = np.empty((max(chunk.stop - chunk.first for chunk in chunks), transformer.config.vocab_size), np.float32)
     logprobs = np.empty_like(logits)
     for start, first, stop in chunks:
-        if cache.length != first - start:  # a new window: what it begins with has been scored, and goes in for context alone
+        if cache.length != first - start:  # a new window: its first ids were scored before, and are only context here
             cache.truncate(0)
             if first > start:
-                transformer.forward(ids[start:first], cache, out=logits[0])
+                transformer.forward(ids[start:first], cache, logits=0)
         n = stop - first
-        transformer.forward(ids[first:stop], cache, all_logits=True, out=logits[:n])
+        transformer.forward(ids[first:stop], cache, logits=None, out=logits[:n])
         for i in range(n):
             _kernels.logprobs(logits[i], logprobs[i])
         yield Rows(logits[:n], logprobs[:n])
 
 
 def pick_logprobs(rows: Rows, ids: Sequence[int], chunk: Chunk) -> list[float]:
-    """ln p of the ids that a chunk scores. ValueError: the model computes no numbers."""
+    """ln p of the ids that a chunk scores. ValueError: the logits of the model are not finite."""
     picked = rows.logprobs[np.arange(chunk.stop - chunk.first), ids[chunk.first + 1 : chunk.stop + 1]]
     if not np.isfinite(picked).all():
         raise ValueError("logits: expected numbers that make a distribution, found NaN or infinity")
@@ -110,21 +110,21 @@ def pick_logprobs(rows: Rows, ids: Sequence[int], chunk: Chunk) -> list[float]:
 
 
 def scored_ids(tokenizer: Tokenizer, text: str | bytes) -> list[int]:
-    """The ids of a text with one before them that the first token of the text is scored given: BOS.
+    """The ids of a text after BOS, so that the first token of the text has something to be scored after.
 
-    Where encode puts nothing before a text, that is bos_id all the same, or eos_id if there is none: what ends a text is what
-    comes before the next. ValueError: there is neither.
+    Where encode puts nothing before a text, bos_id is put there all the same, or eos_id if there is none: the end of one text
+    comes before the next. ModelError: the tokenizer has neither.
     """
     if tokenizer.prefix:
         return tokenizer.encode(text)
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     if first is None:
-        raise ValueError("tokenizer: expected a BOS or EOS to put before a text that is scored, found neither")
+        raise ModelError("tokenizer: scoring needs a BOS or EOS before the text, and it has neither")
     return [first, *tokenizer.encode(text, bos=False)]
 
 
 def score_ids(transformer: Transformer, ids: Sequence[int], n_bytes: int, stride: int | None = None) -> Score:
-    """The Score of a text of `n_bytes` bytes that became these ids, BOS first. ValueError: those of Llama.score."""
+    """The Score of a text of `n_bytes` bytes with these ids, BOS first. Errors are those of Llama.score."""
     context = transformer.config.seq_len
     chunks = plan_chunks(len(ids), context, choose_stride(stride, context))
     logprobs: list[float] = []

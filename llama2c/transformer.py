@@ -7,16 +7,18 @@ This module owns shapes, buffers and threads; the arithmetic is in _kernels, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from operator import index
-from typing import TypeAlias
+from typing import Any, NamedTuple, NoReturn, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
 from .config import Config, RopeScaling
+from .errors import RequestError, check_int
 from .formats.checkpoint import Checkpoint
 from .threads import decide_n_threads
 
@@ -24,24 +26,31 @@ Floats: TypeAlias = "NDArray[np.float32]"
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
 Part: TypeAlias = "tuple[list[int], int, _kernels.KVBuffer]"  # ids, the position of the first, where keys and values go
 
-MAX_ROWS = 256  # rows of one step: enough to read the weights once for many
-MIN_ROWS = 32  # below this, rows wait for weights
+MAX_ROWS = 256  # rows of one step: enough that reading the weights is a small part of the work
+MIN_ROWS = 32  # with fewer rows, reading the weights takes longer than computing
 MAX_WORK = 1 << 31  # multiply-adds of a thread in one layer, a tenth of a second: signals are looked for between two layers
 
 
 class KVCache:
-    """The keys and values of one sequence, and how many of its positions are filled. For one step at a time."""
+    """The keys and values of one sequence, and how many of its positions are filled. For one step at a time.
+
+    copy.copy gives an independent cache with the same positions filled. A cache cannot be pickled.
+    """
 
     __slots__ = ("_buffer", "max_length")
 
     def __init__(self, config: Config, max_length: int) -> None:
-        shape = (config.n_layers, config.n_kv_heads, max_length, config.head_size)
-        try:  # not filled: the system gives the memory as it is written, in pages of up to 2 MB
+        self._allocate((config.n_layers, config.n_kv_heads, max_length, config.head_size))
+
+    def _allocate(self, shape: tuple[int, int, int, int]) -> None:
+        """Keys and values of `shape`: (n_layers, n_kv_heads, max_length, head_size)."""
+        self.max_length = shape[2]
+        try:  # not filled: the system provides the memory page by page, as it is written
             self._buffer = _kernels.KVBuffer(np.empty(shape, np.float32), np.empty(shape, np.float32))
         except (MemoryError, ValueError):
             size = 2 * 4 * math.prod(shape)
-            raise MemoryError(f"max_length: expected room for a cache of {max_length} positions, {size} bytes") from None
-        self.max_length = max_length
+            message = f"max_length: a cache of {self.max_length} positions takes {size} bytes, more than there is room for"
+            raise MemoryError(message) from None
 
     def __repr__(self) -> str:
         return f"KVCache(length={self.length}, max_length={self.max_length})"
@@ -52,11 +61,46 @@ class KVCache:
         return self._buffer.length
 
     def truncate(self, length: int) -> None:
-        """Forget all positions from `length` on, to go on from an earlier one."""
+        """Forget all positions from `length` on, to go on from an earlier one. ValueError: there are not so many."""
         length = index(length)
         if not 0 <= length <= self.length:
-            raise ValueError(f"length: expected 0 to {self.length}, found {length}")
+            raise RequestError(f"length: expected 0 to {self.length}, found {length}", "length")
         self._buffer.length = length
+
+    def __copy__(self) -> KVCache:
+        """A cache of its own with the same positions. ValueError: a step uses this one at the moment."""
+        copied = KVCache.__new__(KVCache)
+        own, length = self._buffer, self.length
+        copied._allocate(own.keys.shape)
+        claim = _kernels.Claim()
+        try:
+            claim.take([own])
+            for source, target in ((own.keys, copied._buffer.keys), (own.values, copied._buffer.values)):
+                target[:, :, :length] = source[:, :, :length]
+        finally:
+            claim.release()
+        copied._buffer.length = length
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KVCache:
+        return self.__copy__()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a KVCache cannot be pickled: compute it again from its ids")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ObservedStep:
+    """What passed through a model in one step, a row for each token of each sequence."""
+
+    sequences: tuple[int, ...]  # of each row: the index of its sequence in the batch
+    positions: tuple[int, ...]
+    tokens: tuple[int, ...]
+    layers: Floats  # (n_rows, n_layers, 4): norm and mean of the residual stream after attention, then after the feed-forward
+    logits: Floats  # (n_rows, vocab_size)
+
+
+Observer: TypeAlias = "Callable[[ObservedStep], object]"
 
 
 class Transformer:
@@ -64,55 +108,71 @@ class Transformer:
 
     checkpoint  its weights stay mapped and are shared, never copied
     n_threads   None: OMP_NUM_THREADS, else the cores this process may use, fewer for a tiny model
+    observer    None, or is called after each step with an ObservedStep. That computes the logits of all rows, which is slower;
+                the results are the same. May be set later
+
+    copy, deepcopy and pickle open the checkpoint again, and leave out the observer.
     """
 
-    def __init__(self, checkpoint: Checkpoint, n_threads: int | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, n_threads: int | None = None, observer: Observer | None = None) -> None:
+        self.checkpoint = checkpoint
         self.config = checkpoint.config
+        self._n_threads_wanted = n_threads
         self.n_threads = decide_n_threads(n_threads, count_weights(checkpoint.config))
+        self.observer = observer
         self._model = _kernels.Model(checkpoint.config, checkpoint.weights, checkpoint.rope_pairs)
         self._frequencies = rotary_frequencies(checkpoint.config)
         self._rope: Floats = np.empty((0, self.config.head_size // 2, 2), np.float32)
         self._free_scratch: list[_kernels.Scratch] = []
         self._rows_per_step = rows_per_step(checkpoint.config, self.n_threads)
 
+    def __reduce__(self) -> tuple[type[Transformer], tuple[Checkpoint, int | None]]:
+        return Transformer, (self.checkpoint, self._n_threads_wanted)
+
     def new_cache(self, max_length: int | None = None) -> KVCache:
         """An empty cache for up to `max_length` positions, 1 to seq_len (None: seq_len)."""
         if max_length is None:
             max_length = self.config.seq_len
-        if not 1 <= max_length <= self.config.seq_len:
-            raise ValueError(f"max_length: expected 1 to {self.config.seq_len}, found {max_length}")
-        return KVCache(self.config, max_length)
+        return KVCache(self.config, check_int("max_length", max_length, 1, self.config.seq_len))
 
-    def forward(
-        self,
-        tokens: Tokens,
-        cache: KVCache,
-        *,
-        all_logits: bool = False,
-        out: Floats | None = None,
-        trace: Floats | None = None,
-    ) -> Floats:
-        """Logits after the last of `tokens`, (vocab_size,), or after each, (n_tokens, vocab_size), with all_logits.
+    def forward(self, tokens: Tokens, cache: KVCache, *, logits: int | None = 1, out: Floats | None = None) -> Floats:
+        """Feed the tokens, which take the positions from cache.length on, and compute logits.
 
-        The tokens take the positions from cache.length on. The result is `out` if that is given, else a new array.
-        trace, (n_tokens, n_layers, 4), receives the norm and mean of the residual stream after attention and after the
-        feed-forward. ValueError: an id outside the vocabulary, no tokens, or more than the cache has room for; TypeError: ids
-        that are no integers. After an error the cache is as it was; after an interrupt too, or all was done: its length tells.
+        logits  1 (default): those after the last token, (vocab_size,)
+                k: those after each of the last k tokens, (k, vocab_size); 0: none, (0, vocab_size)
+                None: those after every token, (n_tokens, vocab_size)
+        out     a writable float32 array of this shape for the result; None: a new one
+
+        ValueError: an id outside the vocabulary, no tokens, more than the cache has room for, logits of more rows than there
+        are; TypeError: ids that are not integers. After an error the cache is as it was. After an interrupt it is as it was,
+        or everything was done: cache.length shows which.
         """
-        shape = (len(tokens), self.config.vocab_size) if all_logits else (self.config.vocab_size,)
+        wanted = wanted_rows(logits, len(tokens))
+        shape = (self.config.vocab_size,) if logits == 1 else (wanted, self.config.vocab_size)
         out = self._output(shape, out)
-        if trace is not None and np.shape(trace) != (len(tokens), self.config.n_layers, 4):
-            raise ValueError(f"trace: expected shape {(len(tokens), self.config.n_layers, 4)}, found {np.shape(trace)}")
-        self._run([(tokens, cache)], out if all_logits else out[np.newaxis], all_logits, trace)
+        self._run([(tokens, cache)], [wanted], out[np.newaxis] if logits == 1 else out)
         return out
 
-    def forward_batch(self, sequences: Sequence[tuple[Tokens, KVCache]], *, out: Floats | None = None) -> Floats:
-        """Logits after the last token of each sequence, (n_sequences, vocab_size), all taken in the same steps.
+    def forward_batch(
+        self,
+        sequences: Sequence[tuple[Tokens, KVCache]],
+        *,
+        logits: int | Sequence[int | None] | None = 1,
+        out: Floats | None = None,
+    ) -> Floats:
+        """Feed the tokens of several sequences, each with its own cache, in the same steps: the weights are read once for all.
 
-        The same numbers as one forward() for each, but the weights are read once for all. Errors: those of forward.
+        logits is as in forward, one value for all sequences or a list with one for each. The result has all rows that are
+        wanted, in the order of the sequences: (rows wanted, vocab_size), also where that is one row. The numbers are those of
+        one forward() for each. Errors: those of forward; ValueError: a list of another length, a cache that comes twice.
         """
-        out = self._output((len(sequences), self.config.vocab_size), out)
-        self._run(sequences, out, False, None)
+        each = [logits] * len(sequences) if logits is None or isinstance(logits, SupportsIndex) else list(logits)
+        if len(each) != len(sequences):
+            found = f"expected one value for each of {len(sequences)} sequences, found {len(each)}"
+            raise RequestError(f"logits: {found}", "logits")
+        wanted = [wanted_rows(rows, len(tokens)) for rows, (tokens, _) in zip(each, sequences, strict=True)]
+        out = self._output((sum(wanted), self.config.vocab_size), out)
+        self._run(sequences, wanted, out)
         return out
 
     def _output(self, shape: tuple[int, ...], out: Floats | None) -> Floats:
@@ -122,10 +182,8 @@ class Transformer:
             raise ValueError(f"out: expected a writable float32 array {shape} in C order, found {out.dtype} {out.shape}")
         return out
 
-    def _run(
-        self, sequences: Sequence[tuple[Tokens, KVCache]], logits: Floats, all_logits: bool, trace: Floats | None
-    ) -> None:
-        """All steps for these sequences; logits (rows that are wanted, vocab_size) are filled in order."""
+    def _run(self, sequences: Sequence[tuple[Tokens, KVCache]], wanted: Sequence[int], logits: Floats) -> None:
+        """All steps for these sequences; logits (sum of wanted, vocab_size) are filled in order."""
         claim = _kernels.Claim()
         try:
             claim.take([cache._buffer for _, cache in sequences])
@@ -135,20 +193,22 @@ class Transformer:
             if not parts:
                 return
             rope = self._rope_up_to(max(position + len(ids) for ids, position, _ in parts))
-            first_row = first_logit = 0
-            for step, wanted in plan_steps(parts, all_logits, self._rows_per_step):
-                last_row, last_logit = first_row + sum(len(ids) for ids, _, _ in step), first_logit + len(wanted)
-                traced = None if trace is None else trace[first_row:last_row]
-                self._step(step, rope, wanted, logits[first_logit:last_logit], traced)
-                first_row, first_logit = last_row, last_logit
+            first = 0
+            for step in plan_steps(parts, wanted, self._rows_per_step):
+                last = first + len(step.logit_rows)
+                if self.observer is None:
+                    self._step(step.parts, rope, step.logit_rows, logits[first:last], None)
+                else:
+                    self._observed_step(step, rope, logits[first:last])
+                first = last
             claim.advance([len(ids) for ids, _, _ in parts])
         finally:
             claim.release()
 
     def _step(
-        self, parts: list[Part], rope: Floats, logit_rows: list[int], logits: Floats, trace: Floats | None
+        self, parts: list[Part], rope: Floats, logit_rows: Sequence[int], logits: Floats, trace: Floats | None
     ) -> None:
-        """One step on a scratch of its own: from the free list, or new if as many steps run as never before."""
+        """One step on a scratch of its own: one from the free list, or a new one if all are in use."""
         try:
             scratch = self._free_scratch.pop()
         except IndexError:
@@ -156,18 +216,30 @@ class Transformer:
         self._model.run(scratch, parts, rope, logit_rows, logits, trace, self.n_threads)
         self._free_scratch.append(scratch)
 
+    def _observed_step(self, step: PlannedStep, rope: Floats, logits: Floats) -> None:
+        """The same step with the logits of all rows, for the observer to see."""
+        assert self.observer is not None
+        rows = [(position + i, token) for ids, position, _ in step.parts for i, token in enumerate(ids)]
+        layers = np.empty((len(rows), self.config.n_layers, 4), np.float32)
+        every = np.empty((len(rows), self.config.vocab_size), np.float32)
+        self._step(step.parts, rope, range(len(rows)), every, layers)
+        logits[:] = every[step.logit_rows]
+        sequences = (index for index, (ids, _, _) in zip(step.sequences, step.parts, strict=True) for _ in ids)
+        positions, tokens = zip(*rows, strict=True)
+        self.observer(ObservedStep(tuple(sequences), positions, tokens, layers, every))
+
     def _checked_tokens(self, tokens: Tokens, cache: KVCache) -> list[int]:
         ids = [index(token) for token in tokens]
         room = cache.max_length - cache.length
         if not 0 < len(ids) <= room:
-            raise ValueError(f"tokens: expected 1 to {room} (the room left in the cache), found {len(ids)}")
+            raise RequestError(f"tokens: expected 1 to {room} (the room left in the cache), found {len(ids)}", "tokens")
         if not (min(ids) >= 0 and max(ids) < self.config.vocab_size):
             wrong = next(token for token in ids if not 0 <= token < self.config.vocab_size)
-            raise ValueError(f"tokens: expected ids from 0 to {self.config.vocab_size - 1}, found {wrong}")
+            raise RequestError(f"tokens: expected ids from 0 to {self.config.vocab_size - 1}, found {wrong}", "tokens")
         return ids
 
     def _rope_up_to(self, n_positions: int) -> Floats:
-        """The table of rotary angles for at least so many positions; it doubles, and what a step holds never changes."""
+        """The table of rotary angles for at least `n_positions` positions. It doubles; one that a step uses never changes."""
         rope = self._rope
         have = len(rope)
         if have < n_positions:
@@ -178,30 +250,41 @@ class Transformer:
         return rope
 
 
-def plan_steps(sequences: list[Part], all_logits: bool, max_rows: int) -> Iterator[tuple[list[Part], list[int]]]:
-    """Cut sequences into steps of at most max_rows rows, each with the rows whose logits are wanted: the last of each sequence.
+def wanted_rows(logits: int | None, n_tokens: int) -> int:
+    """How many rows of logits `logits` asks for, of n_tokens: None: all, k: k. RequestError: more than there are."""
+    return n_tokens if logits is None else check_int("logits", logits, 0, max(1, n_tokens))
 
-    With max_rows = 4, lengths 5 and 2 at position 0: ([4 ids at 0], []), then ([1 id at 4, 2 ids at 0], [0, 2]).
+
+class PlannedStep(NamedTuple):
+    """What one step of the kernels takes."""
+
+    parts: list[Part]
+    sequences: list[int]  # of each part: the number of its sequence
+    logit_rows: list[int]  # the rows of the step whose logits are wanted
+
+
+def plan_steps(sequences: list[Part], wanted: Sequence[int], max_rows: int) -> Iterator[PlannedStep]:
+    """Cut sequences into steps of at most max_rows rows. Of each sequence the logits of its last `wanted` rows are wanted.
+
+    With max_rows = 4, lengths 5 and 2 at position 0, wanted 1 and 2: ([4 ids at 0], [0], []), then
+    ([1 id at 4, 2 ids at 0], [0, 1], [0, 1, 2]).
     """
-    step: list[Part] = []
-    wanted: list[int] = []
+    step = PlannedStep([], [], [])
     rows = 0
-    for ids, position, buffer in sequences:
-        start = 0
+    for number, (ids, position, buffer) in enumerate(sequences):
+        start, first_wanted = 0, len(ids) - wanted[number]
         while start < len(ids):
             stop = min(len(ids), start + max_rows - rows)
-            step.append((ids[start:stop], position + start, buffer))
+            step.parts.append((ids[start:stop], position + start, buffer))
+            step.sequences.append(number)
+            step.logit_rows.extend(range(rows + max(first_wanted - start, 0), rows + stop - start))
             rows += stop - start
-            if all_logits:
-                wanted.extend(range(rows - stop + start, rows))
-            elif stop == len(ids):
-                wanted.append(rows - 1)
             start = stop
             if rows == max_rows:
-                yield step, wanted
-                step, wanted, rows = [], [], 0
-    if step:
-        yield step, wanted
+                yield step
+                step, rows = PlannedStep([], [], []), 0
+    if step.parts:
+        yield step
 
 
 def count_layer_weights(config: Config) -> int:
@@ -216,15 +299,15 @@ def count_weights(config: Config) -> int:
 
 
 def rows_per_step(config: Config, n_threads: int) -> int:
-    """MAX_ROWS, or fewer where the layers are so large that a Ctrl-C would have to wait."""
+    """MAX_ROWS, or fewer for a model whose layers are so large that Ctrl-C would have to wait for a step."""
     return max(MIN_ROWS, min(MAX_ROWS, MAX_WORK * n_threads // count_layer_weights(config)))
 
 
 def rotary_frequencies(config: Config) -> NDArray[np.float64]:
     """theta^(-i / head_size) for even i, (head_size / 2,): radians a position. Su et al. 2021, section 3.2.2.
 
-    By decimal arithmetic, which gives the same digits on every machine; a libm's pow does not. Where the model has a
-    rope_scaling, they are lowered by it.
+    Computed with decimal arithmetic, which gives the same digits on every machine; the pow of a libm does not. A rope_scaling
+    of the model lowers them.
     """
     with localcontext() as context:
         context.prec = 40
@@ -241,7 +324,7 @@ def scale_frequency(frequency: float, scaling: RopeScaling) -> float:
     if scaling.rope_type == "linear":
         return frequency / scaling.factor
     low, high, original = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings
-    assert low is not None and high is not None and original is not None  # RopeScaling has seen to it
-    turns = original * frequency / (2 * math.pi)  # that the pair makes in the context of the first training
+    assert low is not None and high is not None and original is not None  # RopeScaling checks it
+    turns = original * frequency / (2 * math.pi)  # of the pair, in the context of the first training
     kept = min(1.0, max(0.0, (turns - low) / (high - low)))
     return (1 - kept) * frequency / scaling.factor + kept * frequency

@@ -50,22 +50,23 @@ class FakeTransformer:
         return self.caches[-1]
 
     def forward(
-        self, tokens: Sequence[int], cache: FakeCache, *, all_logits: bool = False, out: np.ndarray
+        self, tokens: Sequence[int], cache: FakeCache, *, logits: int | None = 1, out: np.ndarray | None = None
     ) -> np.ndarray:
         tokens = list(tokens)
+        wanted = len(tokens) if logits is None else logits
+        if out is None:
+            out = np.empty((wanted, self.config.vocab_size), np.float32)
         assert tokens
         assert all(0 <= token < self.config.vocab_size for token in tokens)
         assert cache.length + len(tokens) <= cache.max_length
         if not cache.tokens:
             cache.n_prompt = len(tokens)
         self.steps.append(tokens)
-        if all_logits:
-            for row, token in zip(out, tokens, strict=True):
-                cache.tokens.append(token)
-                row[:] = self.logits(cache)
-        else:
-            cache.tokens += tokens
-            out[:] = self.logits(cache)
+        assert out.shape in ((wanted, self.config.vocab_size), (self.config.vocab_size,) * (logits == 1))
+        cache.tokens += tokens[: len(tokens) - wanted]
+        for row, token in zip(out.reshape(wanted, self.config.vocab_size), tokens[len(tokens) - wanted :], strict=True):
+            cache.tokens.append(token)
+            row[:] = self.logits(cache)
         return out
 
     def logits(self, cache: FakeCache) -> np.ndarray:
@@ -95,7 +96,7 @@ class FakeTokenizer:
         data = b" " + data if data else b""
         return [BOS] * bos + [byte + 3 for byte in data] + [EOS] * eos
 
-    def text_stream(self, previous: int | None = None) -> FakeTextStream:
+    def text_stream(self, previous: int | None = None, errors: str = "replace") -> FakeTextStream:
         return FakeTextStream(self.pieces, previous)
 
 

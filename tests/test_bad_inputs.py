@@ -136,7 +136,7 @@ def test_the_command_tells_of_bad_inputs_in_one_line(tmp_path: Path, arguments: 
 def test_as_many_positions_as_no_context_has(tmp_path: Path) -> None:
     done = command(tmp_path, str(case.good_model(tmp_path)), "-n", str(2**63), "-t", "0")
     assert done.returncode == 0
-    assert done.stderr.startswith(f"llama2c: warning: --steps {2**63} is more than the context: taken as 16\n")
+    assert done.stderr.startswith(f"llama2c: warning: --steps {2**63} is more than the context: using 16\n")
 
 
 @pytest.mark.parametrize("text", ["0", "1000000", "abc"])

@@ -75,7 +75,7 @@ def test_logits(shared: Path, name: str, version: int, n_threads: int) -> None:
     checkpoint = Checkpoint.open(shared / "models" / f"{name}{'_v1' * version}.bin")
     assert checkpoint.version == version
     transformer = Transformer(checkpoint, n_threads)
-    found = transformer.forward(tokens, transformer.new_cache(), all_logits=True)
+    found = transformer.forward(tokens, transformer.new_cache(), logits=None)
     assert found.shape == expected.shape == (len(tokens), checkpoint.config.vocab_size)
     assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
 

@@ -624,7 +624,8 @@ def test_if_top_p_keeps_none_the_likeliest_is_taken() -> None:
 
 def test_a_walk_that_runs_out_takes_the_last_kept_token() -> None:
     assert sample(np.zeros(3), coin=1) == 2
-    assert sample([0, -200], coin=1) == 1
+    assert sample([0, -80], coin=1) == 1
+    assert sample([0, -200], coin=1) == 0  # the second has probability 0
     assert sample([0, 5, 4, 0], top_k=2, coin=1) == 2
 
 

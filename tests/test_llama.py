@@ -14,7 +14,8 @@ import pytest
 from fakes import BOS, EOS, FakeTokenizer, FakeTransformer, fake_llama, spell
 
 from llama2c import llama as module
-from llama2c.llama import Llama, StopStrings, find_tokenizer, load
+from llama2c.errors import ModelError, RequestError
+from llama2c.llama import Llama, load
 from llama2c.text.chat import chat_ids
 
 TEXT = "One day, a żółw said 'こんにちは 🐢' to me."
@@ -112,7 +113,7 @@ def test_a_drawn_bos_is_a_stop_without_text() -> None:
     assert (done.text, done.tokens, done.finish_reason) == ("ab", (*spell("ab"), BOS), "stop")
 
 
-@pytest.mark.parametrize(("max_tokens", "length"), [(3, 7), (1000, 64), (None, 64), (0, 4)])
+@pytest.mark.parametrize(("max_tokens", "length"), [(3, 6), (1, 4), (1000, 64), (None, 64), (0, 4)])
 def test_the_cache_is_as_long_as_needed(max_tokens: int | None, length: int) -> None:
     llama = fake_llama("abc", seq_len=64)
     llama.generate("Hi", max_tokens=max_tokens)
@@ -186,28 +187,6 @@ def test_a_stop_string_beats_the_length() -> None:
     assert (done.text, done.finish_reason) == ("abc", "length")
 
 
-def test_stop_strings_do_not_depend_on_the_cut() -> None:
-    rng = random.Random(1)
-    for _ in range(2000):
-        text = "".join(rng.choices("ab🐢", k=rng.randrange(12)))
-        strings = ["".join(rng.choices("ab🐢", k=rng.randrange(1, 5))) for _ in range(rng.randrange(4))]
-        # by definition: the shortest start of the text that ends in a stop string, without it
-        ends = [n for n in range(len(text) + 1) if text[:n].endswith(tuple(strings))]
-        expected = text
-        if ends:
-            complete = max((s for s in strings if text[: ends[0]].endswith(s)), key=len)
-            expected = text[: ends[0] - len(complete)]
-        stop, result, rest = StopStrings(strings), "", text
-        while rest and not stop.found:
-            n = rng.randrange(1, 13)
-            result += stop.feed(rest[:n])
-            assert expected.startswith(result)
-            rest = rest[n:]
-        if not stop.found:
-            result += stop.flush()
-        assert (result, stop.found) == (expected, bool(ends)), (text, strings)
-
-
 # ---------------------------------------------------------------------------
 # options
 
@@ -231,6 +210,35 @@ def test_seeds_are_reproducible_and_requests_independent() -> None:
 def test_without_a_seed_requests_differ() -> None:
     llama = fake_llama()
     assert len({llama.generate("Hi", max_tokens=20, top_p=1.0).tokens for _ in range(4)}) == 4
+
+
+def test_a_completion_says_its_seed() -> None:
+    llama = fake_llama()
+    assert llama.generate("Hi", seed=2**64 - 1, max_tokens=2).seed == 2**64 - 1
+    first = llama.generate("Hi", max_tokens=20, top_p=1.0)
+    assert first.seed < 2**53
+    assert llama.generate("Hi", max_tokens=20, top_p=1.0, seed=first.seed).tokens == first.tokens
+    assert llama.chat([user("Hi")], seed=5, max_tokens=0).seed == 5
+
+
+def test_logit_bias() -> None:
+    llama = fake_llama("abc")
+    assert llama.generate("Hi", temperature=0, logit_bias={100: -1000}, max_tokens=1).text != "a"
+    assert llama.generate("Hi", temperature=0, logit_bias={100 + 23: 1000.0}, max_tokens=3).text == "xxx"
+    pieces = llama.stream("Hi", temperature=0, logit_bias=dict.fromkeys((0, 1, 2), -math.inf), stop="c")
+    assert "".join(piece.text for piece in pieces) == "ab"
+
+
+def test_a_sequence_is_the_request_itself() -> None:
+    """What Llama.sequence gives can be driven by a loop of one's own."""
+    llama = fake_llama(TEXT)
+    sequence = llama.sequence("Hi", temperature=0, stop="said")
+    cache, text = llama.transformer.new_cache(sequence.n_positions), ""
+    assert (sequence.to_feed, sequence.n_prompt) == (PROMPT_IDS, 4)
+    while sequence.finish_reason is None:
+        logits = llama.transformer.forward(sequence.to_feed, cache, logits=None)[-1:]
+        text += "".join(step.text for step in sequence.accept(logits))
+    assert text == llama.generate("Hi", temperature=0, stop="said").text == TEXT[: TEXT.index("said")]
 
 
 def test_options_reach_the_sampler() -> None:
@@ -279,8 +287,8 @@ def test_a_stream_given_up() -> None:
         ("Hi, world", {}, ValueError, "prompt: expected 1 to 8 tokens (the context), found 11"),
         ("Hi, you", {"max_tokens": 0}, ValueError, "prompt: expected 1 to 8 tokens (the context), found 9"),
         ([], {}, ValueError, "prompt: expected 1 to 8 tokens (the context), found 0"),
-        ([1, 259], {}, ValueError, "prompt token: expected an integer from 0 to 258, found 259"),
-        (["Hi"], {}, TypeError, "prompt token: expected an integer, found str"),
+        ([1, 259], {}, ValueError, "prompt: expected token ids from 0 to 258, found 259"),
+        (["Hi"], {}, TypeError, "prompt: expected token ids, found str"),
         (None, {}, TypeError, "prompt: expected str, bytes or token ids, found NoneType"),
         ("", {"max_tokens": -1}, ValueError, "max_tokens: expected an integer of at least 0, found -1"),
         ("", {"max_tokens": "9"}, TypeError, "max_tokens: expected an integer, found str"),
@@ -302,14 +310,19 @@ def test_bad_arguments(prompt: Any, options: dict[str, Any], error: type[Excepti
         with pytest.raises(error) as caught:
             method(prompt, **options)
         assert str(caught.value) == message
+        if error is ValueError:
+            assert isinstance(caught.value, RequestError) and caught.value.param == message.partition(":")[0]
     assert llama.transformer.steps == []  # type: ignore[attr-defined]
 
 
 def test_options_are_keywords() -> None:
     with pytest.raises(TypeError, match="positional"):
         fake_llama().generate("Hi", 5)  # type: ignore[misc]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'max_token'"):
+    options = "logit_bias, logprobs, max_tokens, min_p, repetition_penalty, seed, stop, temperature, top_k, top_p"
+    with pytest.raises(TypeError, match=f"^max_token: unknown option; there are {options}$"):
         fake_llama().chat([{"role": "user", "content": "Hi"}], max_token=5)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"^stop_tokens: unknown option"):
+        fake_llama().stream("Hi", stop_tokens=[3])  # type: ignore[call-arg]
 
 
 # ---------------------------------------------------------------------------
@@ -505,31 +518,9 @@ def test_repr_and_parts() -> None:
 def test_a_tokenizer_of_another_size() -> None:
     transformer: Any = FakeTransformer(vocab_size=300)
     tokenizer: Any = FakeTokenizer()
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ModelError) as caught:
         Llama(transformer, tokenizer)
     assert str(caught.value) == "tokenizer: expected 300 tokens as the model has, found 259"
-
-
-def test_find_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tmp_path / "models" / "model.bin"
-    model.parent.mkdir()
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    beside = model.parent / "tokenizer.bin"
-    names, here = "tokenizer.bin, tokenizer.json or tokenizer.model", "or tokenizer.bin in the working directory, found none"
-    for path, folder in ((model, model.parent), (model.parent, model.parent), ("model.bin", ".")):
-        with pytest.raises(FileNotFoundError) as caught:
-            find_tokenizer(path)
-        assert str(caught.value) == f"{path}: expected {names} in {folder}, {here}"
-    Path("tokenizer.json").touch()
-    with pytest.raises(FileNotFoundError):  # in the working directory it may be that of another model
-        find_tokenizer(model)
-    assert find_tokenizer("model.bin") == Path("tokenizer.json")
-    Path("tokenizer.bin").touch()
-    assert find_tokenizer(str(model)) == find_tokenizer(model.parent) == Path("tokenizer.bin")
-    for name in ("tokenizer.model", "tokenizer.json", "tokenizer.bin"):  # each before the one before
-        beside.with_name(name).touch()
-        assert find_tokenizer(str(model)) == find_tokenizer(model.parent) == beside.with_name(name)
 
 
 @pytest.mark.parametrize("given", [None, "given.bin"])
@@ -548,7 +539,7 @@ def test_load_puts_the_parts_together(given: str | None, tmp_path: Path, monkeyp
     assert sorted(calls, key=lambda call: call[0]) == [
         ("checkpoint", (tmp_path / "model.bin",), {"mmap": False}),
         ("tokenizer", (given or tmp_path / "tokenizer.bin",), {"vocab_size": 259}),
-        ("transformer", (transformer,), {"n_threads": 3}),
+        ("transformer", (transformer, 3), {}),
     ]
 
 

@@ -154,7 +154,7 @@ class InterruptError(Exception):
 def test_interrupts_at_any_moment_leave_the_cache_usable(path: Path) -> None:
     """Hundreds of signals, between any two instructions: a token is fed or it is not, and a cache is never left taken."""
     transformer = Transformer(Checkpoint.open(path), n_threads=1)
-    expected, cache = transformer.forward(TOKENS, transformer.new_cache(), all_logits=True), transformer.new_cache()
+    expected, cache = transformer.forward(TOKENS, transformer.new_cache(), logits=None), transformer.new_cache()
     out, rng, interrupted = np.empty(CONFIG.vocab_size, np.float32), np.random.default_rng(0), 0
 
     def interrupt(number: int, frame: object) -> None:
@@ -386,7 +386,7 @@ check(transformer, cache)
 def test_a_limit_of_memory_is_an_exception(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     lines = run(TOO_LARGE, 32 << 20).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["cache", "logits", "copy"]
-    assert lines[0].startswith("cache max_length: expected room for a cache of 256 positions, ")
+    assert lines[0].startswith("cache max_length: a cache of 256 positions takes ")
 
 
 # A thread of Python's starts, then the limit falls: what the step needs there is refused at one point after the other.

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from workers import FUZZ, Worker
 
 import llama2c
+from llama2c import generation
 from llama2c.config import Config
-from llama2c.generation import generate
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=300)
 settings.register_profile("search", deadline=None, max_examples=5000, print_blob=True)
@@ -257,7 +257,7 @@ def draw_tokens(data: st.DataObject, config: Config, low: int = 1) -> list[int]:
 
 
 def at_once(transformer: llama2c.Transformer, tokens: list[int]) -> np.ndarray:
-    return transformer.forward(tokens, transformer.new_cache(), all_logits=True)
+    return transformer.forward(tokens, transformer.new_cache(), logits=None)
 
 
 @FEW
@@ -268,7 +268,7 @@ def test_forward_in_chunks_is_forward_at_once(folder: Path, model: Any, n_thread
     cuts = sorted(data.draw(st.sets(st.integers(1, len(tokens)), max_size=4)) | {len(tokens)})
     whole = at_once(transformer, tokens)
     cache = transformer.new_cache()
-    rows = [transformer.forward(tokens[start:stop], cache, all_logits=True) for start, stop in pairwise([0, *cuts])]
+    rows = [transformer.forward(tokens[start:stop], cache, logits=None) for start, stop in pairwise([0, *cuts])]
     np.testing.assert_array_equal(np.concatenate(rows), whole)
     again = data.draw(st.integers(0, len(tokens) - 1))
     cache.truncate(again)
@@ -326,6 +326,9 @@ def test_a_stream_is_its_completion(
     if not stop:
         ids = llama.tokenizer.encode(prompt)
         sampler = llama2c.Sampler(temperature, top_p, top_k, 0.0, penalty, seed)
-        cache, ends = llama.transformer.new_cache(), llama.tokenizer.end_ids
-        steps = generate(llama.transformer, cache, ids, sampler, stop_tokens=ends, max_tokens=max_tokens)
+        config, ends = llama.transformer.config, llama.tokenizer.end_ids
+        sequence = generation.Sequence(
+            ids, sampler, vocab_size=config.vocab_size, max_length=config.seq_len, stop_tokens=ends, max_tokens=max_tokens
+        )
+        steps = generation.generate(llama.transformer, llama.transformer.new_cache(), sequence)
         assert tuple(step.token for step in steps) == done.tokens

@@ -25,7 +25,7 @@ from llama2c import _kernels
 from llama2c.config import Config, RopeScaling
 from llama2c.formats.checkpoint import Checkpoint
 from llama2c.formats.export import export
-from llama2c.generation import generate
+from llama2c.generation import Sequence, generate
 from llama2c.sampler import Sampler
 from llama2c.transformer import Transformer
 
@@ -103,7 +103,7 @@ def test_half_size_weights_give_the_bits_of_the_same_numbers_in_fp32(
     export(paths[name], tmp_path / "wide.bin", "float32", 3)
     transformer = Transformer(Checkpoint.open(tmp_path / "wide.bin"), n_threads=1)
     assert transformer.config == MODELS[name][0]
-    assert_same(transformer.forward(tokens_of(name), transformer.new_cache(), all_logits=True), expected[name])
+    assert_same(transformer.forward(tokens_of(name), transformer.new_cache(), logits=None), expected[name])
 
 
 # ---------------------------------------------------------------------------------------------- threads, cuts, company
@@ -119,7 +119,7 @@ def test_threads_and_cuts(paths: dict[str, Path], expected: dict[str, np.ndarray
     for size, n in ((1, few), (2, few), (7, N_TOKENS), (16, N_TOKENS), (N_TOKENS, N_TOKENS)):
         cache, found = transformer.new_cache(), []
         for start in range(0, n, size):
-            found.append(transformer.forward(tokens[start : min(n, start + size)], cache, all_logits=True))
+            found.append(transformer.forward(tokens[start : min(n, start + size)], cache, logits=None))
         assert_same(np.concatenate(found), expected[name][:n])
     for n in (1, 2, 3, 8, 17, N_TOKENS):
         assert_same(transformer.forward(tokens[:n], transformer.new_cache()), expected[name][n - 1])
@@ -146,7 +146,7 @@ def test_among_other_sequences(paths: dict[str, Path], expected: dict[str, np.nd
 def test_a_prompt_longer_than_a_step(paths: dict[str, Path], name: str, n_threads: int) -> None:
     """Steps are cut after 256 rows; attention goes over more positions than any tile holds."""
     transformer, tokens = open_model(paths, name, n_threads), tokens_of(name, 300)
-    whole = transformer.forward(tokens, transformer.new_cache(), all_logits=True)
+    whole = transformer.forward(tokens, transformer.new_cache(), logits=None)
     cache = transformer.new_cache()
     for start, stop in itertools.pairwise([0, 100, 101, 299, 300]):
         assert_same(transformer.forward(tokens[start:stop], cache), whole[stop - 1])
@@ -159,13 +159,15 @@ def test_after_a_truncated_cache(paths: dict[str, Path], expected: dict[str, np.
         cache = transformer.new_cache()
         transformer.forward(tokens[:10] + tokens_of(name, 50, seed=9), cache)
         cache.truncate(10)
-        assert_same(transformer.forward(tokens[10:], cache, all_logits=True), expected[name][10:])
+        assert_same(transformer.forward(tokens[10:], cache, logits=None), expected[name][10:])
 
 
 def story(transformer: Transformer, tokens: list[int], length: int = 60) -> list[int]:
     """So many tokens after a prompt, with a filter that depends on the last bits of the probabilities."""
     sampler = Sampler(temperature=1.2, top_p=0.95, seed=11)
-    steps = generate(transformer, transformer.new_cache(), tokens, sampler, max_tokens=length, stop_tokens=())
+    size = transformer.config.vocab_size
+    sequence = Sequence(tokens, sampler, vocab_size=size, max_length=transformer.config.seq_len, max_tokens=length)
+    steps = generate(transformer, transformer.new_cache(), sequence)
     return [step.token for step in steps]
 
 
@@ -187,18 +189,20 @@ from pathlib import Path
 import numpy as np
 import llama2c
 from llama2c import Checkpoint, Sampler, Transformer
-from llama2c.generation import generate
+from llama2c.generation import Sequence, generate
 
 report = {}
 for name, (path, tokens) in json.loads(sys.argv[1]).items():
     transformer = Transformer(Checkpoint.open(path), n_threads=1)
     cache = transformer.new_cache()
     logits = [transformer.forward([token], cache) for token in tokens[:12]]
-    logits += [*transformer.forward(tokens[12:], cache, all_logits=True)]
+    logits += [*transformer.forward(tokens[12:], cache, logits=None)]
     logits = np.stack(logits)
     np.save(Path(sys.argv[2], name + ".npy"), logits)
     sampler = Sampler(temperature=1.2, top_p=0.95, seed=11)
-    steps = generate(transformer, transformer.new_cache(), tokens[:9], sampler, max_tokens=60, stop_tokens=())
+    size = transformer.config.vocab_size
+    sequence = Sequence(tokens[:9], sampler, vocab_size=size, max_length=transformer.config.seq_len, max_tokens=60)
+    steps = generate(transformer, transformer.new_cache(), sequence)
     report[name] = {"digest": hashlib.sha256(logits.tobytes()).hexdigest(), "story": [step.token for step in steps]}
 print(json.dumps({"isa": llama2c.build_info()["isa"], "models": report}))
 """

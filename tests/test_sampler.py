@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import reference_text
 
-from llama2c.sampler import Sampler
+from llama2c import _kernels
+from llama2c.sampler import LogitBias, Sampler
 
 # seed -> draws 1 to 5, and 1000, of the top 24 bits, from a C program of uint64_t arithmetic
 C_RANDOM = {
@@ -260,3 +261,36 @@ def test_numpy_numbers_are_numbers() -> None:
     sampler = Sampler(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.uint64(2**64 - 1))
     assert (sampler.temperature, sampler.top_k) == (0.5, 3)
     assert sampler.coin() == C_RANDOM[2**64 - 1][0] / 2**24
+
+
+@pytest.mark.parametrize("options", [(1, 0, 0), (0, 0, 0), (0.95, 0, 0), (1, 5, 0), (0.9, 4, 0), (1, 0, 1e-9)])
+def test_the_largest_coin_draws_no_excluded_token(options: tuple[float, int, float]) -> None:
+    """A coin above every running sum, as rounding may leave one: the last token that has any probability is drawn."""
+    top_p, top_k, min_p = options
+    logits = np.array([-np.inf, 0, 0, -np.inf, 0, -np.inf, -np.inf], np.float32)
+    token = _kernels.sample(logits, np.empty(7, np.float32), np.empty(14, np.uint64), 1.0, top_p, top_k, min_p, 1.5)
+    assert token == 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_token_left(temperature: float) -> None:
+    with pytest.raises(ValueError, match=r"^logits: expected numbers that make a distribution, found NaN or infinity$"):
+        Sampler(temperature).sample(np.full(5, -np.inf, np.float32))
+    one = np.full(5, -np.inf, np.float32)
+    one[3] = -2.0
+    assert Sampler(temperature).sample(one) == 3
+
+
+def test_seed_is_kept() -> None:
+    assert [Sampler(seed=seed).seed for seed in (0, 7, 2**64 - 1)] == [0, 7, 2**64 - 1]
+    seeds = {Sampler().seed for _ in range(50)}
+    assert len(seeds) == 50 and max(seeds) < 2**53  # JSON keeps them
+    drawn = Sampler()
+    assert Sampler(seed=drawn.seed).coin() == drawn.coin()
+
+
+def test_a_bias_leaves_the_logits_alone() -> None:
+    logits = np.arange(5, dtype=np.float32)
+    biased = LogitBias({1: 2.5, 4: -np.inf}, 5)(logits)
+    assert biased.tolist() == [0, 3.5, 2, 3, -np.inf]
+    assert logits.tolist() == [0, 1, 2, 3, 4]

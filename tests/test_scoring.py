@@ -83,7 +83,7 @@ def test_windows_made_by_hand(tmp_path: Path) -> None:
     ids = random_ids(60)
     expected: list[float] = []
     for start, stop, first_scored in ((0, 24, 1), (10, 34, 25), (20, 44, 35), (30, 54, 45), (40, 59, 55)):
-        rows = log_softmax(transformer.forward(ids[start:stop], transformer.new_cache(), all_logits=True))
+        rows = log_softmax(transformer.forward(ids[start:stop], transformer.new_cache(), logits=None))
         expected += [float(rows[i - 1 - start, ids[i]]) for i in range(first_scored, stop + 1)]
     assert len(expected) == 59
     np.testing.assert_allclose(score_ids(transformer, ids, 1, 10).logprobs, expected, atol=1e-6)
@@ -102,7 +102,7 @@ def test_several_chunks_are_one_pass(tmp_path: Path) -> None:
     transformer, _ = model(tmp_path, replace(CONFIG, seq_len=300))
     ids = random_ids(290)
     cache = transformer.new_cache()
-    whole = transformer.forward(ids[:-1], cache, all_logits=True)
+    whole = transformer.forward(ids[:-1], cache, logits=None)
     chunks = plan_chunks(len(ids), 300, 150)
     assert len(chunks) == 5
     found = np.concatenate([rows.logits.copy() for rows in read_chunks(transformer, ids, chunks)])

@@ -5,8 +5,11 @@ What is compared bit for bit is in test_same_bits; the real models and golden fi
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Thread
@@ -19,9 +22,10 @@ from reference import F32, Reference, Result
 
 from llama2c import transformer as module
 from llama2c.config import Config
+from llama2c.errors import RequestError
 from llama2c.formats.checkpoint import Checkpoint
 from llama2c.tensors import QuantizedTensor
-from llama2c.transformer import KVCache, Transformer, count_weights
+from llama2c.transformer import KVCache, ObservedStep, Transformer, count_weights, plan_steps
 
 
 class Case(NamedTuple):
@@ -96,6 +100,17 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 2e-
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
+@contextlib.contextmanager
+def observed(transformer: Transformer) -> Iterator[list[ObservedStep]]:
+    """The steps that the transformer takes in the meantime."""
+    steps: list[ObservedStep] = []
+    transformer.observer = steps.append
+    try:
+        yield steps
+    finally:
+        transformer.observer = None
+
+
 # ---------------------------------------------------------------------------------------------- against plain NumPy
 
 
@@ -116,8 +131,8 @@ def test_weights_may_lie_at_any_byte(make: Callable[[str], Made], name: str) -> 
     moved = Transformer(dataclasses.replace(checkpoint, weights=weights), n_threads=1)
     tokens = random_tokens(transformer.config, 30)
     for n in (30, 1):
-        expected = transformer.forward(tokens[:n], transformer.new_cache(), all_logits=True)
-        np.testing.assert_array_equal(moved.forward(tokens[:n], moved.new_cache(), all_logits=True), expected)
+        expected = transformer.forward(tokens[:n], transformer.new_cache(), logits=None)
+        np.testing.assert_array_equal(moved.forward(tokens[:n], moved.new_cache(), logits=None), expected)
 
 
 @pytest.mark.parametrize("name", FP32)
@@ -133,9 +148,9 @@ def test_forward(make: Callable[[str], Made], name: str) -> None:
         assert_close(transformer.forward(tokens[i : i + 1], cache), expected.logits[i])
     assert cache.length == 30
     cache.truncate(0)
-    trace = np.full((30, transformer.config.n_layers, 4), np.nan, F32)
-    assert_close(transformer.forward(tokens, cache, all_logits=True, trace=trace), expected.logits)
-    assert_close(trace, expected.trace)
+    with observed(transformer) as steps:
+        assert_close(transformer.forward(tokens, cache, logits=None), expected.logits)
+    assert_close(np.concatenate([step.layers for step in steps]), expected.trace)
 
 
 def test_the_reference_in_fp32_is_close_to_itself_in_float64(gqa: Made) -> None:
@@ -153,12 +168,12 @@ def test_forward_of_q8(make: Callable[[str], Made], name: str) -> None:
     for seed in range(20):
         tokens = random_tokens(transformer.config, 4, seed)
         expected = reference.forward(tokens)
-        trace = np.empty((4, transformer.config.n_layers, 4), F32)
-        logits = transformer.forward(tokens, transformer.new_cache(), all_logits=True, trace=trace)
+        with observed(transformer) as steps:
+            logits = transformer.forward(tokens, transformer.new_cache(), logits=None)
         assert_close(logits, expected.logits, 5e-2)
         close.append(np.abs(logits - expected.logits).max() <= 2e-5 * np.abs(expected.logits).max())
         if close[-1]:
-            assert_close(trace, expected.trace)
+            assert_close(steps[0].layers, expected.trace)
         np.testing.assert_array_equal(transformer.forward(tokens, transformer.new_cache()), logits[3])
     assert np.mean(close) >= 0.85
 
@@ -209,9 +224,9 @@ def test_a_prompt_longer_than_a_step(long_model: tuple[Transformer, list[int], R
     assert_close(transformer.forward(tokens[:n], cache), expected.logits[n - 1])
     assert cache.length == n
     cache = transformer.new_cache()
-    trace = np.empty((n, 2, 4), F32)
-    assert_close(transformer.forward(tokens[:n], cache, all_logits=True, trace=trace), expected.logits[:n])
-    assert_close(trace, expected.trace[:n])
+    with observed(transformer) as steps:
+        assert_close(transformer.forward(tokens[:n], cache, logits=None), expected.logits[:n])
+    assert_close(np.concatenate([step.layers for step in steps]), expected.trace[:n])
 
 
 def test_a_batch_larger_than_a_step(long_model: tuple[Transformer, list[int], Result]) -> None:
@@ -244,13 +259,108 @@ def test_a_result_is_new_unless_out_is_given(gqa: Made) -> None:
     out = np.empty(size, F32)
     assert transformer.forward([2], cache, out=out) is out
     np.testing.assert_array_equal(out, second)
-    for all_logits, wanted in ((True, (2, size)), (False, (size,))):
+    for logits, wanted in ((None, (2, size)), (2, (2, size)), (1, (size,)), (0, (0, size))):
         out = np.empty(wanted, F32)
-        assert transformer.forward([3, 4], transformer.new_cache(), all_logits=all_logits, out=out) is out
-        np.testing.assert_array_equal(out, transformer.forward([3, 4], transformer.new_cache(), all_logits=all_logits))
+        assert transformer.forward([3, 4], transformer.new_cache(), logits=logits, out=out) is out
+        np.testing.assert_array_equal(out, transformer.forward([3, 4], transformer.new_cache(), logits=logits))
     out = np.empty((2, size), F32)
     assert transformer.forward_batch([([1], transformer.new_cache()), ([2], transformer.new_cache())], out=out) is out
     np.testing.assert_array_equal(out[0], kept)
+
+
+@pytest.mark.parametrize("name", ["gqa", "q8_odd"])
+def test_logits_of_the_last_rows(make: Callable[[str], Made], name: str) -> None:
+    """forward with k is the end of forward with None, whether the rows are in one step or in several."""
+    transformer = make(name).transformer
+    tokens = random_tokens(transformer.config, 20)
+    every = transformer.forward(tokens, transformer.new_cache(), logits=None)
+    for k in (0, 2, 5, 19, 20):
+        cache = transformer.new_cache()
+        np.testing.assert_array_equal(transformer.forward(tokens, cache, logits=k), every[20 - k :])
+        assert cache.length == 20
+    np.testing.assert_array_equal(transformer.forward(tokens, transformer.new_cache(), logits=1), every[-1])
+    for wrong in (-1, 21):
+        with pytest.raises(RequestError, match=f"^logits: expected an integer from 0 to 20, found {wrong}$"):
+            transformer.forward(tokens, transformer.new_cache(), logits=wrong)
+    with pytest.raises(TypeError, match=r"^logits: expected an integer, found str$"):
+        transformer.forward(tokens, transformer.new_cache(), logits="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wanted", [[1, 1, 1, 1], [0, 2, None, 1], [None, 0, 0, 3], [0, 0, 0, 0], 1, 2, None, 0])
+def test_logits_of_each_sequence_of_a_batch(long_model: tuple[Transformer, list[int], Result], wanted: Any) -> None:
+    """Also of sequences that several steps share: 300 + 5 + 4 + 290 rows are cut at 256 and 512."""
+    transformer, tokens, _ = long_model
+    lengths = [300, 5, 4, 290]
+    parts = [(tokens[:n], transformer.new_cache()) for n in lengths]
+    found = transformer.forward_batch(parts, logits=wanted)
+    each = wanted if isinstance(wanted, list) else [wanted] * 4
+    every = transformer.forward(tokens[:300], transformer.new_cache(), logits=None)
+    rows = [every[n - (n if k is None else k) : n] for n, k in zip(lengths, each, strict=True)]
+    np.testing.assert_array_equal(found, np.concatenate(rows))
+    assert [cache.length for _, cache in parts] == lengths
+
+
+def test_wrong_logits_of_a_batch(gqa: Made) -> None:
+    transformer = gqa.transformer
+    parts = [([1], transformer.new_cache()), ([2, 3], transformer.new_cache())]
+    with pytest.raises(RequestError, match=r"^logits: expected one value for each of 2 sequences, found 1$"):
+        transformer.forward_batch(parts, logits=[1])
+    with pytest.raises(RequestError, match=r"^logits: expected an integer from 0 to 1, found 2$"):
+        transformer.forward_batch(parts, logits=2)
+    with pytest.raises(TypeError, match=r"^logits: expected an integer, found float$"):
+        transformer.forward_batch(parts, logits=[1, 1.0])  # type: ignore[list-item]
+    assert [cache.length for _, cache in parts] == [0, 0]
+
+
+def test_steps_of_several_sequences() -> None:
+    buffers: list[Any] = [object(), object(), object()]
+    parts = [(list(range(5)), 0, buffers[0]), ([7, 8], 3, buffers[1]), ([9], 6, buffers[2])]
+    steps = list(plan_steps(parts, [3, 2, 0], 4))
+    assert [step.parts for step in steps] == [
+        [([0, 1, 2, 3], 0, buffers[0])],
+        [([4], 4, buffers[0]), ([7, 8], 3, buffers[1]), ([9], 6, buffers[2])],
+    ]
+    assert [step.sequences for step in steps] == [[0], [0, 1, 2]]
+    assert [step.logit_rows for step in steps] == [[2, 3], [0, 1, 2]]
+    assert list(plan_steps([], [], 4)) == []
+
+
+def test_an_observer_sees_every_row_of_a_batch(long_model: tuple[Transformer, list[int], Result]) -> None:
+    """Positions, tokens, layers and logits of all rows; what the caller gets is the same as without it."""
+    transformer, tokens, expected = long_model
+    starts, lengths = [0, 10, 3], [200, 100, 1]
+    found = {}
+    for watched in (False, True):
+        parts = []
+        for start, n in zip(starts, lengths, strict=True):
+            cache = transformer.new_cache()
+            if start:
+                transformer.forward(tokens[:start], cache, logits=0)
+            parts.append((tokens[start : start + n], cache))
+        with observed(transformer) if watched else contextlib.nullcontext() as steps:
+            found[watched] = transformer.forward_batch(parts, logits=[2, 0, 1])
+    np.testing.assert_array_equal(found[True], found[False])
+    assert steps is not None and [len(step.tokens) for step in steps] == [256, 45]
+    rows = [(s, p, t) for step in steps for s, p, t in zip(step.sequences, step.positions, step.tokens, strict=True)]
+    assert rows == [
+        (sequence, start + i, tokens[start + i])
+        for sequence, (start, n) in enumerate(zip(starts, lengths, strict=True))
+        for i in range(n)
+    ]
+    positions = [position for _, position, _ in rows]
+    assert_close(np.concatenate([step.logits for step in steps]), expected.logits[positions])
+    assert_close(np.concatenate([step.layers for step in steps]), expected.trace[positions])
+
+
+def test_copies_of_a_model_open_its_file_again(gqa: Made) -> None:
+    transformer = gqa.transformer
+    expected = transformer.forward([5, 9], transformer.new_cache())
+    with observed(transformer):  # which is not copied
+        copies = [copy.copy(transformer), copy.deepcopy(transformer), pickle.loads(pickle.dumps(transformer))]
+    for copied in copies:
+        assert copied is not transformer and copied.observer is None
+        assert (copied.config, copied.n_threads) == (transformer.config, transformer.n_threads)
+        np.testing.assert_array_equal(copied.forward([5, 9], copied.new_cache()), expected)
 
 
 def test_an_empty_batch_has_no_logits(gqa: Made) -> None:
@@ -292,6 +402,30 @@ def test_caches_share_nothing(gqa: Made) -> None:
     assert_close(logits_b, gqa.reference.forward(other).logits[-1])
 
 
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_cache_is_independent(gqa: Made, duplicate: Callable[[KVCache], KVCache]) -> None:
+    transformer, cache = gqa.transformer, gqa.transformer.new_cache(30)
+    tokens, other = random_tokens(transformer.config, 20), random_tokens(transformer.config, 10, seed=1)
+    transformer.forward(tokens[:12], cache)
+    copied = duplicate(cache)
+    assert (copied.length, copied.max_length) == (12, 30)
+    assert_close(transformer.forward(other, copied), gqa.reference.forward(tokens[:12] + other).logits[-1])
+    assert (copied.length, cache.length) == (22, 12)
+    assert_close(transformer.forward(tokens[12:], cache), gqa.reference.forward(tokens).logits[-1])
+    assert duplicate(transformer.new_cache()).length == 0
+
+
+def test_a_cache_cannot_be_pickled(gqa: Made) -> None:
+    with pytest.raises(TypeError, match=r"^a KVCache cannot be pickled: compute it again from its ids$"):
+        pickle.dumps(gqa.transformer.new_cache())
+
+
+def test_a_cache_in_use_is_not_copied(gqa: Made, unchanged: KVCache) -> None:
+    with pytest.raises(ValueError, match=r"^cache: expected one that no other step uses, found one in use$"):
+        gqa.transformer.forward([Hook(lambda: copy.copy(unchanged) and None)], unchanged)  # type: ignore[list-item]
+    assert copy.copy(unchanged).length == 5
+
+
 def test_max_length(gqa: Made) -> None:
     transformer = gqa.transformer
     assert transformer.new_cache().max_length == transformer.config.seq_len == 40
@@ -303,7 +437,7 @@ def test_max_length(gqa: Made) -> None:
     with pytest.raises(ValueError, match=r"^tokens: expected 1 to 0 .*, found 1$"):
         transformer.forward([1], cache)
     for wrong in (0, -1, 41):
-        with pytest.raises(ValueError, match=f"^max_length: expected 1 to 40, found {wrong}$"):
+        with pytest.raises(ValueError, match=f"^max_length: expected an integer from 1 to 40, found {wrong}$"):
             transformer.new_cache(wrong)
 
 
@@ -312,7 +446,8 @@ def test_a_cache_that_does_not_fit_the_memory(tmp_path: Path) -> None:
     config = Config(dim=8, hidden_dim=1, n_layers=4096, n_heads=4, n_kv_heads=4, vocab_size=2, seq_len=2**31 - 1)
     weights = checkpoints.random_weights(config, np.random.default_rng(0))
     transformer = Transformer(Checkpoint.open(checkpoints.write(tmp_path / "m.bin", config, 1, weights)), n_threads=1)
-    message = f"^max_length: expected room for a cache of {2**31 - 1} positions, {2 * 4 * 8 * 4096 * (2**31 - 1)} bytes$"
+    size = 2 * 4 * 8 * 4096 * (2**31 - 1)
+    message = f"^max_length: a cache of {2**31 - 1} positions takes {size} bytes, more than there is room for$"
     with pytest.raises(MemoryError, match=message):
         transformer.new_cache()
     assert transformer.forward([1, 0], transformer.new_cache(2)).shape == (2,)
@@ -353,9 +488,9 @@ def unchanged(gqa: Made) -> Any:
 
 @pytest.mark.parametrize(("tokens", "error", "message"), WRONG_TOKENS)
 def test_wrong_tokens(gqa: Made, unchanged: KVCache, tokens: Any, error: type[Exception], message: str | None) -> None:
-    for all_logits in (False, True):
+    for logits in (0, 1, None):
         with pytest.raises(error, match=message):
-            gqa.transformer.forward(tokens, unchanged, all_logits=all_logits)
+            gqa.transformer.forward(tokens, unchanged, logits=logits)
     other = gqa.transformer.new_cache()
     for parts in ([(tokens, unchanged), ([1], other)], [([1], other), (tokens, unchanged)]):
         with pytest.raises(error, match=message):
@@ -380,19 +515,10 @@ def test_wrong_out(gqa: Made, unchanged: KVCache, out: np.ndarray) -> None:
     with pytest.raises((TypeError, ValueError), match=r"^out: expected .*float32 array \(130,\)"):
         gqa.transformer.forward([1], unchanged, out=out)
     with pytest.raises((TypeError, ValueError), match=r"^out: "):
-        gqa.transformer.forward([1, 2], unchanged, all_logits=True, out=out)
+        gqa.transformer.forward([1, 2], unchanged, logits=None, out=out)
     if out.shape != (1, 130):
         with pytest.raises((TypeError, ValueError), match=r"^out: "):
             gqa.transformer.forward_batch([([1], unchanged)], out=out)
-
-
-@pytest.mark.parametrize(
-    "trace",
-    [np.empty((1, 2, 4), F32), np.empty((2, 2, 3), F32), np.empty((2, 2, 4)), [[0.0] * 4] * 2, np.empty((3, 2, 4), F32)],
-)
-def test_wrong_trace(gqa: Made, unchanged: KVCache, trace: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="trace"):
-        gqa.transformer.forward([1, 2], unchanged, trace=trace)
 
 
 def test_an_error_in_a_later_step_leaves_the_cache_as_it_was(

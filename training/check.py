@@ -86,7 +86,7 @@ def compare(model: Llama, opened: Checkpoint, stories: list[tuple[list[int], str
         inputs, targets = ids[:-1], np.array(ids[1:])
         with torch.no_grad():
             expected = model(torch.tensor([inputs]))[0].numpy()
-        found = transformer.forward(inputs, transformer.new_cache(), all_logits=True)
+        found = transformer.forward(inputs, transformer.new_cache(), logits=None)
         difference = float(np.maximum(difference, np.abs(found - expected).max()))  # keeps a NaN
         largest = max(largest, float(np.abs(expected).max()))
         of_model.add(expected, targets, story)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..errors import RequestError
+
 
 class StopStrings:
     """Cuts a text that arrives in pieces before the first stop string, of which it never lets a part out.
@@ -23,7 +25,7 @@ class StopStrings:
             if not isinstance(string, str):
                 raise TypeError(f"stop: expected a str or a sequence of str, found {type(string).__name__}")
             if not string:
-                raise ValueError("stop: expected a string of at least one character, found an empty one")
+                raise RequestError("stop: expected a string of at least one character, found an empty one", "stop")
         self.found = False
         self._held = ""
 

@@ -104,7 +104,7 @@ def logits_of(path: Path) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # fewer cores than threads
             transformer = llama2c.Transformer(checkpoint, n_threads=n_threads)
-        found.append(transformer.forward(TOKENS, transformer.new_cache(), all_logits=True))
+        found.append(transformer.forward(TOKENS, transformer.new_cache(), logits=None))
         cache = transformer.new_cache()
         found.append(np.stack([transformer.forward([token], cache) for token in TOKENS]))
     for other in found[1:]:

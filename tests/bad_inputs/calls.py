@@ -56,7 +56,7 @@ def ids() -> Iterator[Case]:
         for version in VERSIONS:
             said = f"tokens: expected ids from 0 to {V - 1}, found {token}"
             yield Case(f"v{version} call: id {token} to forward", on_good(forward([1, token]), version), ValueError, (said,))
-        said = f"prompt token: expected an integer from 0 to {V - 1}, found {token}"
+        said = f"prompt: expected token ids from 0 to {V - 1}, found {token}"
         yield Case(f"call: id {token} to generate", on_good(generate([1, token, 1])), ValueError, (said,))
         said = f"token: expected 0 to {V - 1}, found {token}"
         yield Case(f"call: id {token} last to generate", on_good(generate([1, token])), ValueError, (f"found {token}",))
@@ -129,7 +129,7 @@ def options() -> Iterator[Case]:
         yield Case(f"call: {name} {value} has a meaning", on_good(defined({name: value})), None)
     for length in (0, -1, 17, 2**31, 2**63, 2**70):
         new_cache = lambda llama, n=length: llama.transformer.new_cache(n)  # noqa: E731
-        said = f"max_length: expected 1 to 16, found {length}"
+        said = f"max_length: expected an integer from 1 to 16, found {length}"
         yield Case(f"call: new_cache({length})", on_good(new_cache), ValueError, (said,))
         if length:
             truncate = lambda llama, n=length: llama.transformer.new_cache().truncate(n)  # noqa: E731

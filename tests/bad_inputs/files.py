@@ -292,7 +292,7 @@ def few_tokens(path: Path) -> None:
 
 def cache_cases() -> Iterator[Case]:
     name = "checkpoint: a KV cache beyond memory though the weights are tiny"
-    words = (f"max_length: expected room for a cache of {2**31 - 1} positions, ",)
+    words = (f"max_length: a cache of {2**31 - 1} positions takes ",)
     for title, act, error in (
         ("new_cache", new_cache, MemoryError),
         ("generate", whole_context, MemoryError),
@@ -310,7 +310,7 @@ def encode_much(path: Path) -> object:
 def wide_step(path: Path) -> object:
     """The logits of many rows of a wide vocabulary."""
     transformer = llama2c.Transformer(llama2c.Checkpoint.open(path), n_threads=1)
-    return transformer.forward([1] * 16, transformer.new_cache(), all_logits=True)
+    return transformer.forward([1] * 16, transformer.new_cache(), logits=None)
 
 
 def memory_cases() -> Iterator[Case]:

@@ -292,7 +292,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
 
 def logits_of(path: Path, ids: np.ndarray) -> np.ndarray:
     transformer = Transformer(Checkpoint.open(path), n_threads=1)
-    return transformer.forward(ids, transformer.new_cache(), all_logits=True)
+    return transformer.forward(ids, transformer.new_cache(), logits=None)
 
 
 def transformers_logits(model: Any, ids: np.ndarray) -> np.ndarray:

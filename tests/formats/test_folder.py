@@ -37,7 +37,7 @@ def weights_of(config: Config, shared: bool = True) -> checkpoints.Arrays:
 
 def logits_of(path: Path, ids: Any = IDS, n_threads: int = 1) -> np.ndarray:
     transformer = Transformer(Checkpoint.open(path), n_threads=n_threads)
-    return transformer.forward(ids, transformer.new_cache(), all_logits=True)
+    return transformer.forward(ids, transformer.new_cache(), logits=None)
 
 
 # ---- what is read ----------------------------------------------------------------------

@@ -20,7 +20,8 @@ from json_tokenizers import CONFIGS, MAKERS, save
 
 import llama2c
 from llama2c import Config, Llama, Tokenizer
-from llama2c.commands.main import count_common, main
+from llama2c.commands.main import main
+from llama2c.generation import count_common
 from llama2c.text.chat import chat_ids, chat_turn, check_messages, start_conversation
 
 pytest.importorskip("jinja2", reason="needs Jinja2")
@@ -234,7 +235,7 @@ def test_scores_begin_with_bos_or_what_stands_for_it(make: Make, packages: dict[
     tokenizer = Tokenizer.open(save(tmp_path / "none", packages["chatml"]), SIZE)
     with pytest.raises(ValueError) as caught:
         Llama(cast(Any, FakeTransformer(vocab_size=SIZE)), tokenizer).score(text)
-    assert str(caught.value) == "tokenizer: expected a BOS or EOS to put before a text that is scored, found neither"
+    assert str(caught.value) == "tokenizer: scoring needs a BOS or EOS before the text, and it has neither"
 
 
 # ---------------------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""The chat of the command line: user and assistant in turn, as in run.c."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from ..generation import Sequence, count_common, generate
+from ..llama import Llama
+from ..sampler import Sampler
+from ..text.chat import start_conversation
+from .run import print_steps, put, stdin, tell_speed
+
+
+def chat(
+    llama: Llama, sampler: Sampler, prompt: bytes | None, system: str | None, n_positions: int, verbose: bool
+) -> None:
+    """Ask and answer, all in one cache, until `n_positions` are filled or the input ends.
+
+    Each turn has the ids of the whole conversation. The cache usually has all of them up to the end of the last reply; it has
+    fewer where a template writes earlier turns in another way than before.
+    """
+    transformer, tokenizer = llama.transformer, llama.tokenizer
+    cache = transformer.new_cache(n_positions)
+    sequence: Sequence | None = None
+    user, input_ended = prompt, False
+    if system is None:
+        line = ask("Enter system prompt (optional): ")
+        system, input_ended = os.fsdecode(line or b""), line is None
+    conversation = start_conversation(tokenizer, system)
+    while True:
+        if user is None and not input_ended:
+            user = ask("User: ")
+        if user is None:
+            break
+        ids = conversation.ask(os.fsdecode(user))
+        user = None
+        put("Assistant: ")
+        if len(ids) > n_positions:  # feed what fits; there is no room for a reply
+            cache.truncate(count_common([] if sequence is None else sequence.ids[: sequence.n_fed], ids))
+            transformer.forward(ids[cache.length : n_positions], cache)
+            break
+        if sequence is None:
+            sequence = Sequence(
+                ids,
+                sampler,
+                vocab_size=transformer.config.vocab_size,
+                max_length=n_positions,
+                max_tokens=None,
+                stop_tokens=conversation.end_ids,
+                text_stream=functools.partial(tokenizer.text_stream, errors="ignore"),
+            )
+        else:
+            sequence.restart(ids)
+        new = sequence.to_feed
+        for _ in new[:-1]:
+            sampler.coin()  # run.c samples at these positions too
+        timing = print_steps(generate(transformer, cache, sequence), len(new))
+        if timing.finish_reason == "stop":
+            put("\n")
+        if verbose:
+            tell_speed(timing)
+        conversation.answer(timing.tokens)
+        if len(sequence.ids) >= n_positions:
+            break
+    put("\n")
+
+
+def ask(guide: str) -> bytes | None:
+    """Print a guide and read a line of the user, as its bytes; None at the end of input."""
+    put(guide)
+    line = stdin().readline()
+    return line.removesuffix(b"\n") if line else None
