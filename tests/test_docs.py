@@ -317,7 +317,7 @@ def test_the_readme_names_the_places_to_change() -> None:
         assert f" {name}(" in (ROOT / "llama2c" / "_kernels.pyx").read_text(encoding="utf-8")
     assert re.search(r"^    _kernels\.pyx .*`attend` computes attention$", tree, re.MULTILINE)
     assert re.search(r"^    formats/ .*GGUF", tree, re.MULTILINE)
-    assert re.search(r"^    generation\.py .*ends$", tree, re.MULTILINE)
+    assert re.search(r"^    generation\.py .*ends", tree, re.MULTILINE)
     assert re.search(r"^        stops\.py  +stop strings$", tree, re.MULTILINE)
 
 
