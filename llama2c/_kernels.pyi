@@ -1,6 +1,6 @@
 """Types of the compiled kernels: what Python can see of them.
 
-A kernel knows nothing of the modules above, so a model's shape and Q8_0 weights are described here by what is read from them.
+A kernel knows nothing of the modules above, so a model's shape and its matrices are described here by what is read from them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,11 +29,15 @@ class _Config(Protocol):
     @property
     def norm_eps(self) -> float: ...
 
-class _Bits(Protocol):
+class _BFloat16(Protocol):
+    @property
+    def kind(self) -> str: ...
     @property
     def bits(self) -> NDArray[np.uint16]: ...
 
-class _Q8Tensor(Protocol):
+class _Q8(Protocol):
+    @property
+    def kind(self) -> str: ...
     @property
     def values(self) -> NDArray[np.int8]: ...
     @property
@@ -41,8 +45,7 @@ class _Q8Tensor(Protocol):
     @property
     def group_size(self) -> int: ...
 
-_Dense: TypeAlias = _Floats | NDArray[np.float16] | _Bits
-_Matrix: TypeAlias = _Dense | _Q8Tensor
+_Matrix: TypeAlias = _Floats | NDArray[np.float16] | _BFloat16 | _Q8
 
 class _Layers(Protocol):
     @property
@@ -55,7 +58,15 @@ isa: str
 openmp: bool
 compiler: str
 
-LAYER_WEIGHTS: tuple[str, ...]
+LEAST_STACK: int
+
+def stack_size(environment: Mapping[str, str]) -> int: ...
+def bound_cores() -> int: ...
+
+KINDS: dict[str, int]
+MAX_WORK: int
+
+def count_layer_weights(config: _Config) -> int: ...
 
 class KVBuffer:
     @property
@@ -92,9 +103,8 @@ def read_all(x: _Floats, n_threads: int = 1) -> float: ...
 def softmax(x: _Floats) -> None: ...
 def swiglu(gate: _Floats, up: _Floats) -> None: ...
 def rotate(out: _Floats, x: _Floats, table: _Floats, rope_pairs: str = "adjacent") -> None: ...
-def matmul(out: _Floats, x: _Floats, w: _Dense, n_threads: int = 1) -> None: ...
+def matmul(out: _Floats, x: _Floats, w: _Matrix, n_threads: int = 1) -> None: ...
 def quantize(x: _Floats, group_size: int) -> tuple[NDArray[np.int8], _Floats, NDArray[np.int32]]: ...
-def matmul_q8(out: _Floats, x: _Floats, w: _Q8Tensor, n_threads: int = 1) -> None: ...
 def attention(out: _Floats, queries: _Floats, lengths: NDArray[np.int64], keys: _Floats, values: _Floats) -> None: ...
 def rope_table(out: _Floats, frequencies: NDArray[np.float64], start: int) -> None: ...
 def sample(

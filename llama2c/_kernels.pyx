@@ -1,9 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The arithmetic of llama2c: kernels over buffers that the caller owns, without the GIL, spread over threads with `prange`.
+"""The arithmetic of llama2c: kernels that work on the caller's buffers without the GIL, on several threads with `prange`.
 
-From bottom to top: the instruction-set level; small functions over a range of outputs or one (tile, head), whose inner loops
-are in simd/; the step, which runs whole layers in one parallel region; the Python entries, which check every shape and type.
-Nothing here opens a file, knows a text, or keeps anything between two calls but the buffers it was handed.
+In this order: the instruction-set level; the number of threads; small functions over a range of outputs or one (tile, head),
+whose inner loops are in simd/; the step, which runs whole layers in one parallel region; the functions that Python calls, which
+check every shape and type. Nothing here opens a file or knows a text. In a docstring, IN, OUT and SCRATCH say which arguments
+are read, written, and overwritten.
 """
 
 import os
@@ -28,8 +29,10 @@ cnp.import_array()
 cdef extern from "simd/kernels.h" nogil:
     enum: QUERY_TILE, FLOAT32, FLOAT16, BFLOAT16, Q8_0
 
-    ctypedef struct q8_matrix:
-        const int8_t *values
+    ctypedef struct Matrix "matrix":
+        int kind
+        int64_t rows, columns
+        const char *numbers
         const char *scales
         int64_t group_size
 
@@ -47,96 +50,32 @@ cdef extern from "simd/kernels.h" nogil:
         void (*softmax)(float *x, int64_t n) noexcept nogil
         void (*exp_logits)(float *out, const float *x, int64_t n, float divisor) noexcept nogil
         void (*swiglu)(float *gate, const float *up, int64_t n) noexcept nogil
-        void (*rotate)(float *out, const float *x, const float *table, int64_t n_pairs, int64_t step, int64_t apart) noexcept nogil
-        void (*widen)(float *out, const void *w, int type, int64_t n) noexcept nogil
-        void (*matmul)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows, const void *w, int type,
-                       int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) noexcept nogil
-        void (*quantize)(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n, int64_t size) noexcept nogil
-        void (*matmul_q8)(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows,
-                          const q8_matrix *w, int64_t first, int64_t n_out, int64_t n, int add, void *pack) noexcept nogil
+        void (*rotate)(float *out, const float *x, const float *table, int64_t n_pairs,
+                       int64_t step, int64_t apart) noexcept nogil
+        void (*widen)(float *out, const Matrix *w, int64_t row) noexcept nogil
+        void (*quantize)(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n,
+                         int64_t size) noexcept nogil
+        void (*matmul)(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows,
+                       const Matrix *w, int64_t first, int64_t n_out, int add, void *pack) noexcept nogil
         void (*attention)(float *out, const float *queries, int64_t n_queries, const int64_t *lengths,
                           const float *keys, const float *values, int64_t head_size,
                           float *scores, int64_t score_stride) noexcept nogil
 
-    int64_t matmul_pack_size(int64_t n)
-    int64_t q8_pack_size(int64_t n, int64_t n_groups)
+    int64_t input_group(const Matrix *w)
+    int64_t pack_size(const Matrix *w)
     const kernel_table *llama2c_levels[]
     int llama2c_can_run(const kernel_table *level)
 
-cdef extern from *:
-    """
-    #include <stdlib.h>
-    #include <sched.h>
-    #ifdef _OPENMP
-    #include <omp.h>
-    #define LLAMA2C_OPENMP 1
-    /* Cython marks the index of a prange firstprivate and lastprivate; for both at once GCC puts a barrier before the loop. No
-     * index is read after its loop here, so it need not be lastprivate. (OpenMP expands macros in its directives.) */
-    #define lastprivate(index)
-    #else
-    #define LLAMA2C_OPENMP 0
-    #define omp_get_num_threads() 1
-    #endif
-    #if defined(__x86_64__)
-    #define llama2c_pause() __builtin_ia32_pause()
-    #else
-    #define llama2c_pause() ((void)0)
-    #endif
-    #if defined(__linux__)
-    #include <limits.h>
-    #include <linux/futex.h>
-    #include <sys/syscall.h>
-    #include <unistd.h>
-    #define llama2c_sleep(word, value) syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0)
-    #define llama2c_wake(word) syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0)
-    #else
-    #define llama2c_sleep(word, value) sched_yield()
-    #define llama2c_wake(word) ((void)0)
-    #endif
-    typedef struct { int waiting, generation, asleep; } llama2c_barrier;
-    /* All threads of the team meet here. libgomp's barrier makes a system call each time, and spins for milliseconds: where the
-     * machine is busy, that keeps the thread it waits for from running. This one spins for a tenth of a millisecond, then sleeps. */
-    static inline void llama2c_meet(llama2c_barrier *b) {
-        int n_threads = omp_get_num_threads();
-        if (n_threads == 1)
-            return;
-        int generation = __atomic_load_n(&b->generation, __ATOMIC_ACQUIRE);
-        if (__atomic_add_fetch(&b->waiting, 1, __ATOMIC_ACQ_REL) == n_threads) {
-            __atomic_store_n(&b->waiting, 0, __ATOMIC_RELAXED);
-            __atomic_store_n(&b->generation, generation + 1, __ATOMIC_SEQ_CST);
-            if (__atomic_load_n(&b->asleep, __ATOMIC_SEQ_CST)) /* one that goes to sleep later sees the new generation */
-                llama2c_wake(&b->generation);
-            return;
-        }
-        for (int spins = 0; spins < 2000; spins++) {
-            if (__atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) != generation)
-                return;
-            llama2c_pause();
-        }
-        __atomic_add_fetch(&b->asleep, 1, __ATOMIC_SEQ_CST);
-        while (__atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) == generation)
-            llama2c_sleep(&b->generation, generation);
-        __atomic_sub_fetch(&b->asleep, 1, __ATOMIC_SEQ_CST);
-    }
-    #if defined(__clang__)
-    #define LLAMA2C_COMPILER "clang " __clang_version__
-    #else
-    #define LLAMA2C_COMPILER "gcc " __VERSION__
-    #endif
-    static void *llama2c_alloc(size_t bytes) { /* at a cache line, so that two threads never share one */
-        void *p = NULL;
-        return posix_memalign(&p, 64, bytes) ? NULL : p;
-    }
-    """
+cdef extern from "team.h" nogil:
     const int LLAMA2C_OPENMP
     const char *LLAMA2C_COMPILER
+    void *aligned_alloc "llama2c_alloc" (size_t size)
+
+    # Some versions of Cython give a prange `nowait` and others do not: every wait between two phases is a call of meet().
     ctypedef struct llama2c_barrier:
         int waiting, generation, asleep
-    # Cython's prange says `nowait` in some versions and not in others: every wait between two phases is this one, in the open.
-    void meet "llama2c_meet" (llama2c_barrier *barrier) noexcept nogil
-    void *aligned_alloc "llama2c_alloc" (size_t size) noexcept nogil
+    void meet "llama2c_meet" (llama2c_barrier *barrier)
 
-cdef extern from "team.h" nogil:
     ctypedef struct llama2c_team:
         int size, most
 
@@ -144,6 +83,7 @@ cdef extern from "team.h" nogil:
     llama2c_team *llama2c_this_team()
     int llama2c_watch_forks()
     int llama2c_try_threads(int n, size_t stack)
+    int llama2c_bound_cores()
 
 
 # ---------------------------------------------------------------------------------------------- the level, chosen at import
@@ -152,7 +92,7 @@ cdef const kernel_table *level = NULL
 
 
 cdef choose_level():
-    """Set `level`: the best that this machine runs, or the one LLAMA2C_ISA names."""
+    """Set `level`: the best that this machine can run, or the one that LLAMA2C_ISA names. -> the names of all it can run."""
     global level
     wanted = os.environ.get("LLAMA2C_ISA", "")
     names = []
@@ -177,21 +117,34 @@ compiler = LLAMA2C_COMPILER.decode()
 
 # ---------------------------------------------------------------------------------------------- how many threads there can be
 
-cdef size_t stack_size() except? 0:
-    """The bytes of stack that the OpenMP runtime gives a thread, from the environment as it was at import; 0: the default."""
-    wanted = os.environ.get("OMP_STACKSIZE", "").strip() or os.environ.get("GOMP_STACKSIZE", "").strip()
-    number = re.fullmatch(r"(\d+)\s*([bkmg]?)", wanted.lower())
-    return min(int(number[1]) << {"b": 0, "k": 10, "": 10, "m": 20, "g": 30}[number[2]], 1 << 62) if number else 0
+LEAST_STACK = 64 << 10  # bytes: the largest frames of a step take 30 KB; the runtime and thread-local variables need some more
 
 
-cdef size_t thread_stack = stack_size()
+def stack_size(environment):
+    """The bytes of stack that the OpenMP runtime gives each thread it starts; 0: the system's default.
+
+    The variables are read as libgomp reads them: "512" and "512k" are kilobytes; what is not a size is ignored.
+    """
+    for name in ("OMP_STACKSIZE", "GOMP_STACKSIZE"):
+        number = re.fullmatch(r"\s*\+?(\d+)\s*([bkmg]?)\s*", environment.get(name, ""), re.ASCII | re.IGNORECASE)
+        if number:
+            return min(int(number[1]) << {"b": 0, "k": 10, "": 10, "m": 20, "g": 30}[number[2].lower()], 1 << 62)
+    return 0
+
+
+cdef size_t thread_stack = stack_size(os.environ)  # the runtime, too, reads them once
 cdef bint told_of_fork = False
 if llama2c_watch_forks():
-    raise MemoryError("no room to register what is done at a fork")
+    raise MemoryError("not enough memory to register the handlers of fork()")
+
+
+def bound_cores():
+    """How many cores the OpenMP runtime binds its threads to; 0: it does not bind them, and this thread's affinity counts."""
+    return llama2c_bound_cores()
 
 
 cdef inline int usable_threads(int n_threads) except -1:
-    """How many threads a parallel region can have that asks for `n_threads`. Before each of them."""
+    """How many threads a parallel region can have that asks for `n_threads`. Called before each region."""
     cdef llama2c_team *team = llama2c_this_team()
     if n_threads == team.size or n_threads == 1 and team.size:
         return n_threads
@@ -199,17 +152,14 @@ cdef inline int usable_threads(int n_threads) except -1:
 
 
 cdef int new_team(int n_threads, llama2c_team *team) except -1:
-    """A first region, or one of another size than the last: whatever the runtime will need now is tried first."""
+    """Before a first region, or one with more threads: try what the runtime will need. -> the threads it gets. IN OUT team."""
     global told_of_fork
     global llama2c_threaded
-    cdef int started
-    cdef size_t room
-    cdef void *memory
     if llama2c_forked and n_threads > 1:
         if not told_of_fork:
             told_of_fork = True
-            warnings.warn("llama2c ran on several threads before this process was forked: it runs on one here "
-                          "(multiprocessing's start methods 'spawn' and 'forkserver' are not bound to that)",
+            warnings.warn("This process was forked after llama2c had run on several threads, so llama2c runs on one thread "
+                          "here. With multiprocessing's start methods 'spawn' and 'forkserver' it runs on all of them.",
                           RuntimeWarning, stacklevel=4)
         n_threads = 1
     if team.most and n_threads > team.most:
@@ -217,20 +167,8 @@ cdef int new_team(int n_threads, llama2c_team *team) except -1:
     if n_threads == team.size or n_threads == 1 and team.size:
         return n_threads
     if n_threads > max(team.size, 1):
-        with nogil:
-            started = llama2c_try_threads(n_threads - 1, thread_stack)
-        if started < 0:
-            raise MemoryError(f"no room to start {n_threads} threads")
-        if started < n_threads - 1:
-            message = (f"n_threads={n_threads}: expected to start {n_threads - 1} threads beside this one, "
-                       f"found that {started} can be")
-            n_threads = team.most = started + 1
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
-    room = 65536 + 4096 * <size_t>n_threads  # more than the runtime asks for, which ends the process when it gets none
-    memory = malloc(room)
-    free(memory)
-    if memory == NULL:
-        raise MemoryError(f"no room for the {room} bytes that the OpenMP runtime may need")
+        n_threads = startable_threads(n_threads, team)
+    check_room_of_runtime(n_threads)
     if n_threads > 1 or not team.size:
         team.size = n_threads
     if n_threads > 1:
@@ -238,60 +176,95 @@ cdef int new_team(int n_threads, llama2c_team *team) except -1:
     return n_threads
 
 
+cdef int startable_threads(int n_threads, llama2c_team *team) except -1:
+    """How many of n_threads threads can be there at once, this one included; if fewer, a warning says so. OUT team.most."""
+    cdef int started = 0
+    if 0 < thread_stack < <size_t>LEAST_STACK:
+        message = (f"n_threads={n_threads}: OMP_STACKSIZE gives a thread {thread_stack} bytes of stack, and llama2c needs "
+                   f"{LEAST_STACK}, so it runs on one thread")
+    else:
+        with nogil:
+            started = llama2c_try_threads(n_threads - 1, thread_stack)
+        if started < 0:
+            raise MemoryError(f"not enough memory to start {n_threads} threads")
+        message = f"n_threads={n_threads}: the system lets llama2c start {started} of {n_threads - 1} more threads"
+    if started < n_threads - 1:
+        n_threads = team.most = started + 1
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    return n_threads
+
+
+cdef int check_room_of_runtime(int n_threads) except -1:
+    """MemoryError if there is too little memory for a team of n_threads: the runtime would then end the process."""
+    cdef size_t room = 65536 + 4096 * <size_t>n_threads  # more than it asks for
+    cdef void *memory = malloc(room)
+    free(memory)
+    if memory == NULL:
+        raise MemoryError(f"not enough memory: the OpenMP runtime may need {room} bytes")
+    return 0
+
+
 # ---------------------------------------------------------------------------------------------- weights and ranges
 
-cdef struct Matrix:
-    int type  # FLOAT32, FLOAT16, BFLOAT16; or Q8_0, where q8 holds the weights
-    const char *weights  # (rows, columns)
-    q8_matrix q8
-    int64_t rows, columns
+cdef enum:
+    UNIT = 16  # outputs are dealt to threads in runs of whole units, so that no tile is cut
+    MOST_SIZES = 3  # of groups that one input is quantised in: each of wq, wk and wv may have its own
+
+
+cdef struct Input:
+    # What some matrices multiply. Each step quantises it once in each size of groups that one of them reads.
+    int n_sizes  # 0: all of them read it in fp32
+    int64_t sizes[MOST_SIZES]
 
 
 cdef struct Layer:
     const float *rms_att_weight  # (dim,)
     const float *rms_ffn_weight  # (dim,)
     Matrix wq, wk, wv, wo, w1, w2, w3
-
-
-cdef enum:
-    UNIT = 16  # outputs are dealt to threads in runs of whole units, so that no tile is cut
-
-
-cdef inline int64_t item_size(int type) noexcept nogil:
-    """Bytes of one number, of all types but Q8_0."""
-    return 4 if type == FLOAT32 else 2
+    Input att_input              # of wq, wk and wv: x, normed
+    Input wo_input               # of wo: the result of attention
+    Input ffn_input              # of w1 and w3: x, normed
+    Input w2_input               # of w2: the gate
 
 
 cdef inline int64_t share_start(int64_t n, int part, int parts, int64_t unit=UNIT) noexcept nogil:
-    """Where part `part` of `parts` begins when n outputs are dealt out in whole units."""
+    """-> where part `part` of `parts` begins when n outputs are dealt out in whole units."""
     cdef int64_t units = (n + unit - 1) // unit, start = units * part // parts * unit
     return start if start < n else n
 
 
-cdef void multiply(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows, const Matrix *w,
-                   int part, int parts, bint add, void *pack, int64_t unit=UNIT) noexcept nogil:
-    """out[r, o] (+)= x[r] . w[o] for this part's outputs. OUT out (n_rows, rows of w); IN x (n_rows, columns) or its Q8_0."""
+cdef inline void multiply(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows, const Matrix *w,
+                          int part, int parts, bint add, void *pack, int64_t unit=UNIT) noexcept nogil:
+    """out[r, o] (+)= x[r] . w[o] for this part's outputs. OUT out (n_rows, rows of w); IN x (n_rows, columns of w) in fp32, or
+    xq, the same as w reads it; SCRATCH pack."""
     cdef int64_t start = share_start(w.rows, part, parts, unit), stop = share_start(w.rows, part + 1, parts, unit)
-    if start == stop:
-        return
-    if w.type != Q8_0:
-        level.matmul(out + start, out_stride, x, w.columns, n_rows, w.weights + start * w.columns * item_size(w.type), w.type,
-                     w.columns, stop - start, w.columns, add, pack)
-    else:
-        level.matmul_q8(out + start, out_stride, xq, n_rows, &w.q8, start, stop - start, w.columns, add, pack)
+    if start < stop:
+        level.matmul(out + start, out_stride, x, xq, n_rows, w, start, stop - start, add, pack)
 
 
 # ---------------------------------------------------------------------------------------------- one step
 
-cdef struct Step:
+cdef struct Q8Buffers:
+    int8_t *values               # (n_slots, widest)
+    float *scales                # (n_slots, widest_groups)
+    int32_t *offsets             # (n_slots, widest_groups)
+
+
+cdef struct Forward:
     # the model
-    int64_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_size, q_dim, kv_dim, vocab_size, group_size
-    int64_t pair_step, pair_apart  # where the pairs that RoPE turns stand in a head of wq's and wk's outputs: see kernels.h
-    int64_t key_unit             # threads share keys in such units, so that none cuts a pair
+    int64_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_size, q_dim, kv_dim, vocab_size
+    int64_t layer_weights        # numbers in the matrices of a layer
+    int64_t pair_step, pair_apart  # which elements of a head RoPE turns together: see rotate() in kernels.h
+    int64_t key_unit             # threads share keys in units of so many, so that no pair is cut
     float norm_eps
     const Layer *layers
     const float *rms_final_weight
     Matrix embedding, wcls
+    Input wcls_input             # of wcls: x, normed
+    # the scratch that its matrices need
+    int n_sizes                  # the most sizes of groups that one input is quantised in
+    int64_t widest, widest_groups  # the longest input that is quantised, and the most groups of one
+    int64_t pack_size
     # the rows: one token of one sequence each
     int64_t n_rows
     int32_t *tokens              # (n_rows,)
@@ -304,9 +277,9 @@ cdef struct Step:
     int64_t n_tiles
     int64_t *tile_starts         # (n_tiles,) the number of the first query: row * heads per group + head
     int64_t *tile_sizes
-    # what comes out
+    # the results
     int64_t n_logits
-    const int64_t *logit_rows    # (n_logits,)
+    int64_t *logit_rows          # (n_logits,)
     float *logits                # (n_logits, vocab_size)
     float *trace                 # (n_rows, n_layers, 4) or NULL
     # scratch. Where a step has one row, each thread prepares the input of a product for itself, in the slot of its number:
@@ -318,226 +291,240 @@ cdef struct Step:
     float *att                   # (n_rows, q_dim)
     float *gate                  # (n_rows, hidden_dim)
     float *up                    # (n_rows, hidden_dim)
-    int8_t *q8_values            # (n_slots, widest)
-    float *q8_scales             # (n_slots, groups of the widest)
-    int32_t *q8_offsets
-    int64_t widest, widest_groups
+    Q8Buffers q8[MOST_SIZES]     # an input in Q8_0, in each of its sizes of groups
     float *heads                 # (n_threads, 2, QUERY_TILE, head_size) queries in, outputs back
     float *scores                # (n_threads, QUERY_TILE, score_stride)
     int64_t score_stride
     char *packs                  # (n_threads, pack_size)
-    int64_t pack_size
 
 
-cdef q8_rows quantized(const Step *s, int64_t slot, int64_t n) noexcept nogil:
-    """The Q8_0 buffers from `slot` on, for rows of n values."""
+cdef q8_rows quantized(const Forward *f, int which, int64_t size, int64_t slot, int64_t n) noexcept nogil:
+    """-> the buffers of rows of n values from `slot` on, in groups of `size`, the input's size number `which`."""
     cdef q8_rows rows
-    rows.n_groups = (n + s.group_size - 1) // s.group_size if s.group_size else 0
-    rows.values = s.q8_values + slot * n
-    rows.scales = s.q8_scales + slot * rows.n_groups
-    rows.offsets = s.q8_offsets + slot * rows.n_groups
+    rows.n_groups = (n + size - 1) // size
+    rows.values = f.q8[which].values + slot * n
+    rows.scales = f.q8[which].scales + slot * rows.n_groups
+    rows.offsets = f.q8[which].offsets + slot * rows.n_groups
     return rows
 
 
-cdef inline void quantize_row(const Step *s, const float *x, int64_t slot, int64_t n) noexcept nogil:
-    """Q8_0 of one row into its slot, for models that multiply in integers."""
+cdef inline void quantize_row(const Forward *f, const Input *input, const float *x, int64_t slot, int64_t n) noexcept nogil:
+    """One row of an input in Q8_0, once in each size of groups that is read. IN x (n,); OUT the row of `slot` in f.q8."""
     cdef q8_rows rows
-    if s.group_size:
-        rows = quantized(s, slot, n)
-        level.quantize(rows.values, rows.scales, rows.offsets, x, n, s.group_size)
+    cdef int i
+    for i in range(input.n_sizes):
+        rows = quantized(f, i, input.sizes[i], slot, n)
+        level.quantize(rows.values, rows.scales, rows.offsets, x, n, input.sizes[i])
 
 
-cdef inline void norm_row(const Step *s, const float *x, const float *weight, int64_t slot) noexcept nogil:
-    level.rmsnorm(s.xb + slot * s.dim, x, weight, s.dim, s.norm_eps)
-    quantize_row(s, s.xb + slot * s.dim, slot, s.dim)
+cdef inline void product(const Forward *f, float *out, int64_t out_stride, const float *x, const Input *input, int64_t slot,
+                         int64_t n_rows, const Matrix *w, int part, int parts, bint add, void *pack,
+                         int64_t unit=UNIT) noexcept nogil:
+    """As multiply(), with the input from its slot on. IN x (n_rows, columns of w) in fp32, f.q8; OUT out; SCRATCH pack."""
+    cdef q8_rows xq
+    cdef int i
+    cdef int64_t size = input_group(w)
+    if size == 0:
+        multiply(out, out_stride, x, NULL, n_rows, w, part, parts, add, pack, unit)
+    for i in range(input.n_sizes):
+        if input.sizes[i] == size:
+            xq = quantized(f, i, size, slot, w.columns)
+            multiply(out, out_stride, NULL, &xq, n_rows, w, part, parts, add, pack, unit)
 
 
-cdef void embed_row(const Step *s, int64_t row) noexcept nogil:
-    """x[row] = the token's row of the embedding table, dequantised here where it is Q8_0."""
-    cdef int64_t i, first = s.tokens[row] * s.dim
-    cdef float *x = s.x + row * s.dim
-    cdef float scale
-    if s.embedding.type != Q8_0:
-        level.widen(x, s.embedding.weights + first * item_size(s.embedding.type), s.embedding.type, s.dim)
-        return
-    for i in range(s.dim):  # group_size divides dim: a group never straddles two tokens
-        if i % s.group_size == 0:
-            memcpy(&scale, s.embedding.q8.scales + (first + i) // s.group_size * 4, 4)
-        x[i] = s.embedding.q8.values[first + i] * scale
+cdef inline void norm_row(const Forward *f, const float *x, const float *weight, const Input *input,
+                          int64_t slot) noexcept nogil:
+    """RMSNorm of one row, as an input. IN x, weight (dim,); OUT the row of `slot` in f.xb and f.q8."""
+    level.rmsnorm(f.xb + slot * f.dim, x, weight, f.dim, f.norm_eps)
+    quantize_row(f, input, f.xb + slot * f.dim, slot, f.dim)
 
 
-cdef void project(const Step *s, int64_t layer, int part, int parts, int64_t slot, void *pack) noexcept nogil:
-    """This part's queries, keys and values. The keys are turned on their way into the cache, the queries when they are used."""
-    cdef const Layer *w = &s.layers[layer]
-    cdef q8_rows xq = quantized(s, slot, s.dim)
-    cdef const float *x = s.xb + slot * s.dim
+cdef void project(const Forward *f, int64_t layer, int part, int parts, int64_t slot, void *pack) noexcept nogil:
+    """This part's queries, keys and values. IN f.xb, f.q8; OUT f.q, f.kv and the caches; SCRATCH pack.
+
+    The keys are turned on their way into the cache, the queries when they are used."""
+    cdef const Layer *w = &f.layers[layer]
+    cdef const float *x = f.xb + slot * f.dim
     cdef float *k
     cdef const float *angles
     cdef int64_t row, start, stop, at, size, head, offset, place
-    multiply(s.q, s.q_dim, x, &xq, s.n_rows, &w.wq, part, parts, False, pack)
-    multiply(s.kv, 2 * s.kv_dim, x, &xq, s.n_rows, &w.wk, part, parts, False, pack, s.key_unit)
-    multiply(s.kv + s.kv_dim, 2 * s.kv_dim, x, &xq, s.n_rows, &w.wv, part, parts, False, pack, s.key_unit)
-    for row in range(s.n_rows):
-        angles = s.rope + s.positions[row] * s.head_size
-        k = s.kv + row * 2 * s.kv_dim
-        start = share_start(s.kv_dim, part, parts, s.key_unit)
-        stop = share_start(s.kv_dim, part + 1, parts, s.key_unit)
+    product(f, f.q, f.q_dim, x, &w.att_input, slot, f.n_rows, &w.wq, part, parts, False, pack)
+    product(f, f.kv, 2 * f.kv_dim, x, &w.att_input, slot, f.n_rows, &w.wk, part, parts, False, pack, f.key_unit)
+    product(f, f.kv + f.kv_dim, 2 * f.kv_dim, x, &w.att_input, slot, f.n_rows, &w.wv, part, parts, False, pack, f.key_unit)
+    for row in range(f.n_rows):
+        angles = f.rope + f.positions[row] * f.head_size
+        k = f.kv + row * 2 * f.kv_dim
+        start = share_start(f.kv_dim, part, parts, f.key_unit)
+        stop = share_start(f.kv_dim, part + 1, parts, f.key_unit)
         while start < stop:  # head by head, as far as they are ours
-            head = start // s.head_size
-            at = start % s.head_size
-            size = min(s.head_size - at, stop - start)
-            offset = (layer * s.n_kv_heads + head) * s.capacities[row] + s.positions[row]
-            place = offset * s.head_size + at
-            level.rotate(s.keys[row] + place, k + start, angles + at, size // 2, s.pair_step, s.pair_apart)
-            memcpy(s.values[row] + place, k + s.kv_dim + start, size * sizeof(float))
+            head = start // f.head_size
+            at = start % f.head_size
+            size = min(f.head_size - at, stop - start)
+            offset = (layer * f.n_kv_heads + head) * f.capacities[row] + f.positions[row]
+            place = offset * f.head_size + at
+            level.rotate(f.keys[row] + place, k + start, angles + at, size // 2, f.pair_step, f.pair_apart)
+            memcpy(f.values[row] + place, k + f.kv_dim + start, size * sizeof(float))
             start += size
 
 
-cdef void attend(const Step *s, int64_t layer, int64_t task, int thread) noexcept nogil:
-    """One tile of queries that share a sequence and a key head: att[row, head] for each."""
-    cdef int64_t group = s.n_heads // s.n_kv_heads, kv_head = task % s.n_kv_heads, tile = task // s.n_kv_heads
-    cdef int64_t start = s.tile_starts[tile], size = s.tile_sizes[tile], hs = s.head_size, row = start // group
+cdef void attend(const Forward *f, int64_t layer, int64_t task, int thread) noexcept nogil:
+    """att[row, head] of one tile of queries that share a sequence and a key head.
+
+    IN f.q, the caches; OUT f.att; SCRATCH f.heads, f.scores of this thread."""
+    cdef int64_t group = f.n_heads // f.n_kv_heads, kv_head = task % f.n_kv_heads, tile = task // f.n_kv_heads
+    cdef int64_t start = f.tile_starts[tile], size = f.tile_sizes[tile], hs = f.head_size, row = start // group
     cdef int64_t lengths[QUERY_TILE]
-    cdef int64_t i, base = (layer * s.n_kv_heads + kv_head) * s.capacities[row] * hs
+    cdef int64_t i, base = (layer * f.n_kv_heads + kv_head) * f.capacities[row] * hs
     cdef int64_t places[QUERY_TILE]
-    cdef float *queries = s.heads + thread * 2 * QUERY_TILE * hs
+    cdef float *queries = f.heads + thread * 2 * QUERY_TILE * hs
     cdef float *out = queries + QUERY_TILE * hs
     for i in range(size):
         row = (start + i) // group
-        lengths[i] = s.positions[row] + 1
-        places[i] = row * s.q_dim + (kv_head * group + (start + i) % group) * hs
-        level.rotate(queries + i * hs, s.q + places[i], s.rope + s.positions[row] * hs, hs // 2, s.pair_step, s.pair_apart)
+        lengths[i] = f.positions[row] + 1
+        places[i] = row * f.q_dim + (kv_head * group + (start + i) % group) * hs
+        level.rotate(queries + i * hs, f.q + places[i], f.rope + f.positions[row] * hs, hs // 2, f.pair_step, f.pair_apart)
     row = start // group
-    level.attention(out, queries, size, lengths, s.keys[row] + base, s.values[row] + base, hs,
-                    s.scores + thread * QUERY_TILE * s.score_stride, s.score_stride)
+    level.attention(out, queries, size, lengths, f.keys[row] + base, f.values[row] + base, hs,
+                    f.scores + thread * QUERY_TILE * f.score_stride, f.score_stride)
     for i in range(size):
-        memcpy(s.att + places[i], out + i * hs, hs * sizeof(float))
+        memcpy(f.att + places[i], out + i * hs, hs * sizeof(float))
 
 
-cdef void feed_forward(const Step *s, int64_t layer, int part, int parts, int64_t slot, void *pack) noexcept nogil:
-    """gate = silu(w1 x) * (w3 x), this part's."""
-    cdef const Layer *w = &s.layers[layer]
-    cdef q8_rows xq = quantized(s, slot, s.dim)
-    cdef const float *x = s.xb + slot * s.dim
-    cdef int64_t row, start = share_start(s.hidden_dim, part, parts), stop = share_start(s.hidden_dim, part + 1, parts)
-    multiply(s.gate, s.hidden_dim, x, &xq, s.n_rows, &w.w1, part, parts, False, pack)
-    multiply(s.up, s.hidden_dim, x, &xq, s.n_rows, &w.w3, part, parts, False, pack)
-    for row in range(s.n_rows):
+cdef void feed_forward(const Forward *f, int64_t layer, int part, int parts, int64_t slot, void *pack) noexcept nogil:
+    """gate = silu(w1 x) * (w3 x), this part's. IN f.xb, f.q8; OUT f.gate, f.up; SCRATCH pack."""
+    cdef const Layer *w = &f.layers[layer]
+    cdef const float *x = f.xb + slot * f.dim
+    cdef int64_t row, start = share_start(f.hidden_dim, part, parts), stop = share_start(f.hidden_dim, part + 1, parts)
+    product(f, f.gate, f.hidden_dim, x, &w.ffn_input, slot, f.n_rows, &w.w1, part, parts, False, pack)
+    product(f, f.up, f.hidden_dim, x, &w.ffn_input, slot, f.n_rows, &w.w3, part, parts, False, pack)
+    for row in range(f.n_rows):
         if start < stop:
-            level.swiglu(s.gate + row * s.hidden_dim + start, s.up + row * s.hidden_dim + start, stop - start)
+            level.swiglu(f.gate + row * f.hidden_dim + start, f.up + row * f.hidden_dim + start, stop - start)
 
 
-cdef void add_product(const Step *s, const float *input, const Matrix *w, int part, int parts, int64_t slot,
-                      void *pack) noexcept nogil:
-    """x += w input, this part's: the way back into the residual stream."""
-    cdef q8_rows xq = quantized(s, slot, w.columns)
-    multiply(s.x, s.dim, input, &xq, s.n_rows, w, part, parts, True, pack)
+cdef void classify(const Forward *f, int part, int parts, void *pack) noexcept nogil:
+    """logits = wcls x of the rows that ask, this part's. IN f.xb, f.q8; OUT f.logits; SCRATCH pack."""
+    product(f, f.logits, f.vocab_size, f.xb, &f.wcls_input, 0, f.n_logits, &f.wcls, part, parts, False, pack)
 
 
-cdef void trace_row(const Step *s, int64_t layer, int64_t row, int which) noexcept nogil:
-    """trace[row, layer, 2 which: 2 which + 2] = Euclidean norm and mean of the residual stream."""
+cdef void trace_row(const Forward *f, int64_t layer, int64_t row, int which) noexcept nogil:
+    """trace[row, layer, 2 which: 2 which + 2] = Euclidean norm and mean of the residual stream. IN f.x; OUT f.trace."""
     cdef double squares = 0, total = 0
     cdef int64_t i
-    for i in range(s.dim):
-        squares += <double>s.x[row * s.dim + i] * s.x[row * s.dim + i]
-        total += s.x[row * s.dim + i]
-    s.trace[(row * s.n_layers + layer) * 4 + 2 * which] = <float>(squares ** 0.5)
-    s.trace[(row * s.n_layers + layer) * 4 + 2 * which + 1] = <float>(total / s.dim)
+    for i in range(f.dim):
+        squares += <double>f.x[row * f.dim + i] * f.x[row * f.dim + i]
+        total += f.x[row * f.dim + i]
+    f.trace[(row * f.n_layers + layer) * 4 + 2 * which] = <float>(squares ** 0.5)
+    f.trace[(row * f.n_layers + layer) * 4 + 2 * which + 1] = <float>(total / f.dim)
 
 
-cdef int64_t SOON = 1 << 31  # multiply-adds
+cdef void run_layers(const Forward *f, int64_t first, int64_t stop, int n_threads) noexcept nogil:
+    """Some layers, and after the last one the logits, in one parallel region. IN OUT everything that f points to.
 
-
-cdef int64_t layers_at_once(const Step *s, int64_t n_positions, int n_threads) noexcept nogil:
-    """How many layers a step takes before it looks for signals: as many as one thread computes in about a tenth of a second."""
-    cdef int64_t weights = s.dim * (2 * s.q_dim + 2 * s.kv_dim + 3 * s.hidden_dim)
-    # Reading a weight from memory costs about what using it 16 times does.
-    cdef int64_t work = weights * (s.n_rows + 16) + 2 * s.n_rows * n_positions * s.q_dim
-    return max(1, SOON * n_threads // work)
-
-
-cdef void run_layers(const Step *s, int64_t first, int64_t stop, int n_threads) noexcept nogil:
-    """Some layers, and with the last one the logits, in one parallel region. A barrier stands wherever a phase reads what
-    another thread wrote: five in a layer where the step has one row."""
-    cdef int64_t i = 0, layer = 0, slot = 0, tasks = s.n_tiles * s.n_kv_heads
+    There is a barrier wherever a phase reads what another thread wrote: five in a layer where the step has one row."""
+    cdef int64_t i = 0, layer = 0, slot = 0, tasks = f.n_tiles * f.n_kv_heads
     cdef int part = 0, thread = 0
-    cdef bint alone = s.n_rows == 1
+    cdef bint alone = f.n_rows == 1
     cdef char *pack = NULL
+    cdef const Layer *w = NULL
     cdef llama2c_barrier barrier
     memset(&barrier, 0, sizeof(barrier))
     with parallel(num_threads=n_threads):
         thread = threadid()
         slot = thread if alone else 0
-        pack = s.packs + thread * s.pack_size
+        pack = f.packs + thread * f.pack_size
+        # x = the rows of the embedding table
         if first == 0:
-            for i in prange(s.n_rows, schedule="static"):
-                embed_row(s, i)
+            for i in prange(f.n_rows, schedule="static"):
+                level.widen(f.x + i * f.dim, &f.embedding, f.tokens[i])
             meet(&barrier)
         for layer in range(first, stop):
+            w = &f.layers[layer]
+            # xb = x, normed for attention
             if alone:
-                norm_row(s, s.x, s.layers[layer].rms_att_weight, slot)
+                norm_row(f, f.x, w.rms_att_weight, &w.att_input, slot)
             else:
-                for i in prange(s.n_rows, schedule="static"):
-                    norm_row(s, s.x + i * s.dim, s.layers[layer].rms_att_weight, i)
+                for i in prange(f.n_rows, schedule="static"):
+                    norm_row(f, f.x + i * f.dim, w.rms_att_weight, &w.att_input, i)
                 meet(&barrier)
+            # q, k, v = wq xb, wk xb, wv xb; k and v go into the caches
             for part in prange(n_threads, schedule="static"):
-                project(s, layer, part, n_threads, slot, pack)
+                project(f, layer, part, n_threads, slot, pack)
             meet(&barrier)
+            # att = attention of q over the caches
             for i in prange(tasks, schedule="static", chunksize=1):
-                attend(s, layer, i, thread)
+                attend(f, layer, i, thread)
             meet(&barrier)
+            # x += wo att, where wo may read att in Q8_0
             if alone:
-                quantize_row(s, s.att, slot, s.q_dim)
-            elif s.group_size:
-                for i in prange(s.n_rows, schedule="static"):
-                    quantize_row(s, s.att + i * s.q_dim, i, s.q_dim)
+                quantize_row(f, &w.wo_input, f.att, slot, f.q_dim)
+            elif w.wo_input.n_sizes:
+                for i in prange(f.n_rows, schedule="static"):
+                    quantize_row(f, &w.wo_input, f.att + i * f.q_dim, i, f.q_dim)
                 meet(&barrier)
             for part in prange(n_threads, schedule="static"):
-                add_product(s, s.att, &s.layers[layer].wo, part, n_threads, slot, pack)
+                product(f, f.x, f.dim, f.att, &w.wo_input, slot, f.n_rows, &w.wo, part, n_threads, True, pack)
             meet(&barrier)
-            if s.trace != NULL:
-                for i in prange(s.n_rows, schedule="static"):
-                    trace_row(s, layer, i, 0)
+            if f.trace != NULL:
+                for i in prange(f.n_rows, schedule="static"):
+                    trace_row(f, layer, i, 0)
+            # xb = x, normed for the feed-forward
             if alone:
-                norm_row(s, s.x, s.layers[layer].rms_ffn_weight, slot)
+                norm_row(f, f.x, w.rms_ffn_weight, &w.ffn_input, slot)
             else:
-                for i in prange(s.n_rows, schedule="static"):
-                    norm_row(s, s.x + i * s.dim, s.layers[layer].rms_ffn_weight, i)
+                for i in prange(f.n_rows, schedule="static"):
+                    norm_row(f, f.x + i * f.dim, w.rms_ffn_weight, &w.ffn_input, i)
                 meet(&barrier)
+            # gate = silu(w1 xb) * (w3 xb)
             for part in prange(n_threads, schedule="static"):
-                feed_forward(s, layer, part, n_threads, slot, pack)
+                feed_forward(f, layer, part, n_threads, slot, pack)
             meet(&barrier)
+            # x += w2 gate, where w2 may read the gate in Q8_0
             if alone:
-                quantize_row(s, s.gate, slot, s.hidden_dim)
-            elif s.group_size:
-                for i in prange(s.n_rows, schedule="static"):
-                    quantize_row(s, s.gate + i * s.hidden_dim, i, s.hidden_dim)
+                quantize_row(f, &w.w2_input, f.gate, slot, f.hidden_dim)
+            elif w.w2_input.n_sizes:
+                for i in prange(f.n_rows, schedule="static"):
+                    quantize_row(f, &w.w2_input, f.gate + i * f.hidden_dim, i, f.hidden_dim)
                 meet(&barrier)
             for part in prange(n_threads, schedule="static"):
-                add_product(s, s.gate, &s.layers[layer].w2, part, n_threads, slot, pack)
+                product(f, f.x, f.dim, f.gate, &w.w2_input, slot, f.n_rows, &w.w2, part, n_threads, True, pack)
             meet(&barrier)
-            if s.trace != NULL:
-                for i in prange(s.n_rows, schedule="static"):
-                    trace_row(s, layer, i, 1)
-        if stop == s.n_layers and s.n_logits:
-            for i in prange(s.n_logits, schedule="static"):
-                norm_row(s, s.x + s.logit_rows[i] * s.dim, s.rms_final_weight, i)
+            if f.trace != NULL:
+                for i in prange(f.n_rows, schedule="static"):
+                    trace_row(f, layer, i, 1)
+        # logits = wcls (x, normed), of the rows that ask
+        if stop == f.n_layers and f.n_logits:
+            for i in prange(f.n_logits, schedule="static"):
+                norm_row(f, f.x + f.logit_rows[i] * f.dim, f.rms_final_weight, &f.wcls_input, i)
             meet(&barrier)
             for part in prange(n_threads, schedule="static"):
-                classify(s, part, n_threads, pack)
+                classify(f, part, n_threads, pack)
         meet(&barrier)  # or the end of the region would wait in libgomp's way
 
 
-cdef void classify(const Step *s, int part, int parts, void *pack) noexcept nogil:
-    """logits = wcls x of the rows that ask, this part's."""
-    cdef q8_rows xq = quantized(s, 0, s.dim)
-    multiply(s.logits, s.vocab_size, s.xb, &xq, s.n_logits, &s.wcls, part, parts, False, pack)
+# ---------------------------------------------------------------------------------------------- how much work at once
+
+cdef int64_t max_work = 1 << 31
+MAX_WORK = max_work  # multiply-adds of one thread, about a tenth of a second: after so many, a step looks for signals
+
+
+def count_layer_weights(config):
+    """How many numbers the matrices of one layer have."""
+    q_dim, kv_dim = config.n_heads * config.head_size, config.n_kv_heads * config.head_size
+    return config.dim * (2 * q_dim + 2 * kv_dim + 3 * config.hidden_dim)
+
+
+cdef int64_t layers_at_once(const Forward *f, int64_t n_positions, int n_threads) noexcept nogil:
+    """-> how many layers a step takes before it looks for signals. IN f with its rows filled in."""
+    # Reading a weight from memory costs about what using it 16 times does.
+    cdef int64_t work = f.layer_weights * (f.n_rows + 16) + 2 * f.n_rows * n_positions * f.q_dim
+    return max(1, max_work * n_threads // work)
 
 
 # ---------------------------------------------------------------------------------------------- what Python sees: the step
 
 cdef object checked(object array, str name, object dtype, tuple shape):
-    """`array` itself, if it is an ndarray of this type and shape in C order; else TypeError or ValueError."""
+    """-> the array itself if it is an ndarray of this type and shape in C order; else TypeError or ValueError."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: expected a numpy array, found {type(array).__name__}")
     if array.dtype != dtype:
@@ -550,16 +537,17 @@ cdef object checked(object array, str name, object dtype, tuple shape):
 
 
 cdef object writable(object array, str name, object dtype, tuple shape):
+    """-> the array itself if checked() takes it and it can be written to."""
     checked(array, name, dtype, shape)
     if not array.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, found a read-only one")
-    if not array.flags.aligned:  # weights may lie at any byte, as files have them; what we write may not
-        raise ValueError(f"{name}: expected an array at an address for {np.dtype(dtype).name}, found {array.ctypes.data:#x}")
+    if not array.flags.aligned:  # weights may begin at any byte, as in files; what we write must be aligned
+        raise ValueError(f"{name}: expected an aligned {np.dtype(dtype).name} array, found one at {array.ctypes.data:#x}")
     return array
 
 
 cdef int64_t checked_int(object value, str name, int64_t low, int64_t high) except? -1:
-    """An integer from low to high; Cython by itself would cut 1.5 to 1."""
+    """-> an integer from low to high. Cython by itself would turn 1.5 into 1."""
     number = index(value)
     if number < low or number > high:
         raise ValueError(f"{name}: expected {low} to {high}, found {number}")
@@ -567,58 +555,63 @@ cdef int64_t checked_int(object value, str name, int64_t low, int64_t high) exce
 
 
 cdef int checked_threads(object n_threads) except -1:
+    """-> a number of threads."""
     return checked_int(n_threads, "n_threads", 1, 4096)
 
 
 cdef int64_t checked_group_size(object size) except -1:
-    return checked_int(size, "group_size", 1, 65536)  # 65536 products of two int8 fit an int32
+    """-> a group size. The sum of 65536 products of two int8 fits an int32."""
+    return checked_int(size, "group_size", 1, 65536)
 
 
 cdef bint checked_halves(object rope_pairs) except -1:
-    """Whether RoPE turns elements i and i + head_size / 2 of a head, not neighbours."""
+    """-> whether RoPE turns the elements i and i + head_size / 2 of a head together, instead of neighbours."""
     if rope_pairs not in ("adjacent", "halves"):
-        raise ValueError(f"rope_pairs: expected adjacent or halves, found {rope_pairs!r}")
+        raise ValueError(f"rope_pairs: expected 'adjacent' or 'halves', found {rope_pairs!r}")
     return rope_pairs == "halves"
 
 
-cdef Matrix as_matrix(object weights, str name, tuple shape, int64_t group_size) except *:
-    """The kernels' view of one (rows, columns) matrix: float32 or float16; bfloat16 as an object with `bits`; Q8_0, for which
-    alone group_size is not 0, as one with values, scales and group_size."""
+KINDS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "q8_0": Q8_0}
+
+
+cdef Matrix as_matrix(object weights, str name, tuple shape) except *:
+    """-> the kernels' view of one (rows, columns) matrix. This is the only place that reads a kind.
+
+    IN weights, a float32 or float16 array, or an object whose `kind` is "bfloat16" (with bits) or "q8_0" (with values, scales
+    and group_size)."""
     cdef Matrix m
     memset(&m, 0, sizeof(m))
     m.rows, m.columns = shape
-    if group_size == 0:
-        if hasattr(weights, "bits"):
-            m.type, array = BFLOAT16, checked(weights.bits, f"{name}.bits", np.uint16, shape)
-        elif getattr(weights, "dtype", None) == np.float16:
-            m.type, array = FLOAT16, checked(weights, name, np.float16, shape)
-        else:
-            m.type, array = FLOAT32, checked(weights, name, np.float32, shape)
-        m.weights = <const char *>cnp.PyArray_DATA(array)
-        return m
-    m.type = Q8_0
-    if getattr(weights, "group_size", None) != group_size:
-        raise ValueError(f"{name}: expected group_size {group_size}, found {getattr(weights, 'group_size', None)}")
-    if m.rows * m.columns % group_size:
-        raise ValueError(f"{name}: expected group_size to divide {shape[0]} x {shape[1]}, found {group_size}")
-    values = checked(weights.values, f"{name}.values", np.int8, shape)
-    scales = checked(weights.scales, f"{name}.scales", np.float32, (m.rows * m.columns // group_size,))
-    m.q8.values = <const int8_t *>cnp.PyArray_DATA(values)
-    m.q8.scales = <const char *>cnp.PyArray_DATA(scales)
-    m.q8.group_size = group_size
+    kind = weights.dtype.name if isinstance(weights, np.ndarray) else getattr(weights, "kind", None)
+    if kind not in KINDS:
+        found = type(weights).__name__ if kind is None else kind
+        raise TypeError(f"{name}: expected a matrix of one of the kinds {', '.join(KINDS)}, found {found}")
+    m.kind = KINDS[kind]
+    if m.kind == Q8_0:
+        m.group_size = checked_group_size(weights.group_size)
+        if m.rows * m.columns % m.group_size:
+            raise ValueError(f"{name}: expected group_size to divide {shape[0]} x {shape[1]}, found {m.group_size}")
+        numbers = checked(weights.values, f"{name}.values", np.int8, shape)
+        scales = checked(weights.scales, f"{name}.scales", np.float32, (m.rows * m.columns // m.group_size,))
+        m.scales = <const char *>cnp.PyArray_DATA(scales)
+    elif m.kind == BFLOAT16:
+        numbers = checked(weights.bits, f"{name}.bits", np.uint16, shape)
+    else:
+        numbers = checked(weights, name, kind, shape)
+    m.numbers = <const char *>cnp.PyArray_DATA(numbers)
     return m
 
 
 cdef class KVBuffer:
     """The keys and values of one sequence: two float32 arrays (n_layers, n_kv_heads, capacity, head_size).
 
-    length: positions filled so far; kept for the caller.
+    length: how many positions are filled. The kernels do not use it.
     """
 
     cdef readonly object keys, values
     cdef readonly int64_t capacity
     cdef public int64_t length
-    cdef int taken  # 0, or how many forks this process was away from its first ancestor, and 1, when a Claim took it
+    cdef int taken  # 0: free. Else 1 and the number of forks there had been before this process when a Claim took it
     cdef float *key_data
     cdef float *value_data
 
@@ -631,8 +624,8 @@ cdef class KVBuffer:
 
 
 cdef class Claim:
-    """What one call has taken for itself, so that no other can use it meanwhile. Each method is done whole: a signal comes
-    before or after it, never between two of its buffers. What was taken in a process is free in a fork of it."""
+    """The KVBuffers that one call uses, so that no other call can use them at the same time. A signal handler runs before or
+    after a method, never in the middle of it. In a forked process, the buffers that the parent had taken are free."""
 
     cdef list buffers
     cdef int mark
@@ -642,7 +635,7 @@ cdef class Claim:
         cdef KVBuffer buffer
         cdef int mark = llama2c_forks + 1
         if self.buffers is not None:
-            raise ValueError("claim: expected one that holds nothing, found one in use")
+            raise ValueError("claim: it already holds buffers: release them first")
         self.buffers, self.mark = [], mark
         try:
             for buffer in buffers:
@@ -663,12 +656,12 @@ cdef class Claim:
         if self.buffers is None or len(counts) != len(self.buffers):
             raise ValueError(f"counts: expected one for each buffer that was taken, found {len(counts)}")
         for count in counts:
-            pass  # all are integers, or none counts
+            pass  # a TypeError comes before any length is changed
         for buffer, count in zip(self.buffers, counts):
             buffer.length += count
 
     def release(self):
-        """Give back what was taken, if anything was."""
+        """Give the buffers back. Does nothing if none are taken."""
         cdef KVBuffer buffer
         if self.buffers is not None:
             for buffer in self.buffers:
@@ -677,10 +670,50 @@ cdef class Claim:
             self.buffers = None
 
 
+cdef struct Arena:
+    # A block of memory that is given out from its start on.
+    char *memory  # NULL: take() only counts
+    int64_t used  # bytes
+
+
+cdef inline char *take(Arena *arena, int64_t size) noexcept nogil:
+    """-> the next `size` bytes, from a cache line on; NULL where the arena only counts. IN OUT arena."""
+    cdef char *place = arena.memory + arena.used if arena.memory != NULL else NULL
+    arena.used += (size + 63) // 64 * 64
+    return place
+
+
+cdef void lay_out(Forward *f, Arena *arena, int64_t rows, int64_t n_threads) noexcept nogil:
+    """Take every buffer of a step with up to so many rows and threads. IN OUT f, arena."""
+    cdef int64_t slots = max(rows, n_threads), group = f.n_heads // f.n_kv_heads
+    cdef int i
+    f.tokens = <int32_t *>take(arena, rows * sizeof(int32_t))
+    f.positions = <int32_t *>take(arena, rows * sizeof(int32_t))
+    f.keys = <float **>take(arena, rows * sizeof(float *))
+    f.values = <float **>take(arena, rows * sizeof(float *))
+    f.capacities = <int64_t *>take(arena, rows * sizeof(int64_t))
+    f.tile_starts = <int64_t *>take(arena, rows * group * sizeof(int64_t))
+    f.tile_sizes = <int64_t *>take(arena, rows * group * sizeof(int64_t))
+    f.logit_rows = <int64_t *>take(arena, rows * sizeof(int64_t))
+    f.x = <float *>take(arena, rows * f.dim * sizeof(float))
+    f.xb = <float *>take(arena, slots * f.dim * sizeof(float))
+    f.q = <float *>take(arena, rows * f.q_dim * sizeof(float))
+    f.kv = <float *>take(arena, rows * 2 * f.kv_dim * sizeof(float))
+    f.att = <float *>take(arena, rows * f.q_dim * sizeof(float))
+    f.gate = <float *>take(arena, rows * f.hidden_dim * sizeof(float))
+    f.up = <float *>take(arena, rows * f.hidden_dim * sizeof(float))
+    for i in range(f.n_sizes):
+        f.q8[i].values = <int8_t *>take(arena, slots * f.widest)
+        f.q8[i].scales = <float *>take(arena, slots * f.widest_groups * sizeof(float))
+        f.q8[i].offsets = <int32_t *>take(arena, slots * f.widest_groups * sizeof(int32_t))
+    f.heads = <float *>take(arena, n_threads * 2 * QUERY_TILE * f.head_size * sizeof(float))
+    f.packs = take(arena, n_threads * f.pack_size)
+
+
 cdef class Scratch:
     """The buffers of one step; they grow to the largest step that used them. One step at a time."""
 
-    cdef Step step
+    cdef Forward forward
     cdef int64_t rows, n_threads, positions
     cdef void *block
     cdef void *scores
@@ -689,10 +722,10 @@ cdef class Scratch:
         free(self.block)
         free(self.scores)
 
-    cdef int reserve(self, const Step *model, int64_t rows, int64_t n_threads, int64_t positions) except -1:
+    cdef int reserve(self, const Forward *model, int64_t rows, int64_t n_threads, int64_t positions) except -1:
         """Make room for `rows` rows, `n_threads` threads and attention over `positions` positions."""
         if rows > self.rows or n_threads > self.n_threads:
-            self.lay_out(model, max(rows, self.rows), max(n_threads, self.n_threads))
+            self.allocate(model, max(rows, self.rows), max(n_threads, self.n_threads))
             self.positions = 0
         if positions > self.positions:
             positions = max(positions, 2 * self.positions, 64)
@@ -701,81 +734,58 @@ cdef class Scratch:
             self.positions = 0
             self.scores = aligned_alloc(self.n_threads * QUERY_TILE * positions * sizeof(float))
             if self.scores == NULL:
-                raise MemoryError(f"no room for the attention scores of {positions} positions")
+                raise MemoryError(f"not enough memory for the attention scores of {positions} positions")
             self.positions = positions
-        self.step.scores = <float *>self.scores
-        self.step.score_stride = self.positions
+        self.forward.scores = <float *>self.scores
+        self.forward.score_stride = self.positions
         return 0
 
-    cdef int lay_out(self, const Step *model, int64_t rows, int64_t n_threads) except -1:
-        cdef Step *s = &self.step
-        cdef int64_t slots = max(rows, n_threads), group = model.n_heads // model.n_kv_heads
-        cdef int64_t offsets[20]
-        cdef int64_t widest = max(model.dim, model.q_dim, model.hidden_dim)
-        cdef int64_t groups = (widest + model.group_size - 1) // model.group_size if model.group_size else 0
-        cdef int64_t pack = (q8_pack_size(widest, groups) if model.group_size else matmul_pack_size(widest)) // 64 * 64 + 64
-        cdef int64_t sizes[20]
-        cdef int64_t total = 0
-        cdef int i
-        cdef char *base
-        q8 = 1 if model.group_size else 0
-        wanted = (
-            4 * rows * model.dim, 4 * slots * model.dim, 4 * rows * model.q_dim, 8 * rows * model.kv_dim,
-            4 * rows * model.q_dim, 4 * rows * model.hidden_dim, 4 * rows * model.hidden_dim,
-            q8 * slots * widest, q8 * 4 * slots * groups, q8 * 4 * slots * groups,
-            4 * n_threads * 2 * QUERY_TILE * model.head_size, n_threads * pack,
-            4 * rows, 4 * rows, 8 * rows, 8 * rows, 8 * rows, 8 * rows * group, 8 * rows * group, 8 * rows,
-        )
-        for i in range(20):
-            offsets[i] = total
-            total += (wanted[i] + 63) // 64 * 64
+    cdef int allocate(self, const Forward *model, int64_t rows, int64_t n_threads) except -1:
+        """A new block with a place for each buffer: lay_out() first counts the bytes, then gives out the places."""
+        cdef Arena arena
+        memset(&arena, 0, sizeof(arena))
+        memcpy(&self.forward, model, sizeof(Forward))
+        lay_out(&self.forward, &arena, rows, n_threads)
         free(self.block)
-        self.block = NULL
         self.rows = self.n_threads = 0
-        base = <char *>aligned_alloc(total)
-        if base == NULL:
-            raise MemoryError(f"no room for the {total} bytes of scratch of a step with {rows} rows")
-        self.block = base
-        memcpy(s, model, sizeof(Step))
-        s.x = <float *>(base + offsets[0])
-        s.xb = <float *>(base + offsets[1])
-        s.q = <float *>(base + offsets[2])
-        s.kv = <float *>(base + offsets[3])
-        s.att = <float *>(base + offsets[4])
-        s.gate = <float *>(base + offsets[5])
-        s.up = <float *>(base + offsets[6])
-        s.q8_values = <int8_t *>(base + offsets[7])
-        s.q8_scales = <float *>(base + offsets[8])
-        s.q8_offsets = <int32_t *>(base + offsets[9])
-        s.heads = <float *>(base + offsets[10])
-        s.packs = base + offsets[11]
-        s.pack_size = pack
-        s.tokens = <int32_t *>(base + offsets[12])
-        s.positions = <int32_t *>(base + offsets[13])
-        s.keys = <float **>(base + offsets[14])
-        s.values = <float **>(base + offsets[15])
-        s.capacities = <int64_t *>(base + offsets[16])
-        s.tile_starts = <int64_t *>(base + offsets[17])
-        s.tile_sizes = <int64_t *>(base + offsets[18])
-        s.logit_rows = <int64_t *>(base + offsets[19])
+        self.block = aligned_alloc(arena.used)
+        if self.block == NULL:
+            raise MemoryError(f"not enough memory for the {arena.used} bytes of scratch of a step with {rows} rows")
+        arena.memory, arena.used = <char *>self.block, 0
+        lay_out(&self.forward, &arena, rows, n_threads)
         self.rows, self.n_threads = rows, n_threads
         return 0
 
 
-LAYER_WEIGHTS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+cdef void note_reader(Forward *f, Input *input, const Matrix *w) noexcept nogil:
+    """`w` multiplies this input: note the groups that it reads and the scratch that it needs. IN w; IN OUT f, input."""
+    cdef int64_t size = input_group(w)
+    cdef int i
+    f.pack_size = max(f.pack_size, pack_size(w))
+    if size == 0:
+        return
+    f.widest = max(f.widest, w.columns)
+    f.widest_groups = max(f.widest_groups, (w.columns + size - 1) // size)
+    for i in range(input.n_sizes):
+        if input.sizes[i] == size:
+            return
+    input.sizes[input.n_sizes] = size
+    input.n_sizes += 1
+    f.n_sizes = max(f.n_sizes, input.n_sizes)
 
 
 cdef class Model:
     """Weights as the kernels see them: addresses, checked once against the shape of the model. Read-only, for any thread.
 
-    config: the fields of llama2c.Config. weights: by name; norms float32; matrices (those of layers as a sequence with `shape`)
-    float32 or float16 arrays, for bfloat16 an object with `bits` (uint16), for Q8_0, which then all are, one with `values` (int8),
-    `scales` (float32) and `group_size`; all in C order, with the names and shapes of docs/format.md.
+    config: the fields of llama2c.Config. weights: by name, with the shapes of docs/format.md and in C order. Norms are float32
+    arrays. A matrix may be of any kind: a float32 or float16 array, or an object whose `kind` is "bfloat16" (bits: uint16) or
+    "q8_0" (values: int8, scales: float32, group_size); those of the layers are a sequence of matrices with a `shape`. Kinds and
+    group sizes may differ from matrix to matrix and from layer to layer.
     rope_pairs: which elements of a head RoPE turns together: "adjacent", 2i and 2i + 1, or "halves", i and i + head_size / 2.
-    Raises TypeError or ValueError for what does not fit.
+    Raises TypeError or ValueError for a weight that does not fit.
     """
 
-    cdef Step step
+    cdef Forward forward
     cdef Layer *layers
     cdef object keep_alive
 
@@ -783,46 +793,59 @@ cdef class Model:
         free(self.layers)
 
     def __init__(self, config, weights, rope_pairs="adjacent"):
-        cdef Step *s = &self.step
-        cdef int64_t layer, gs
-        memset(s, 0, sizeof(Step))
+        cdef Forward *f = &self.forward
+        memset(f, 0, sizeof(Forward))
         self.keep_alive = weights
-        s.dim, s.hidden_dim, s.n_layers = config.dim, config.hidden_dim, config.n_layers
-        s.n_heads, s.n_kv_heads, s.head_size = config.n_heads, config.n_kv_heads, config.head_size
-        s.q_dim, s.kv_dim, s.vocab_size = s.n_heads * s.head_size, s.n_kv_heads * s.head_size, config.vocab_size
-        s.pair_step, s.pair_apart, s.key_unit = 2, 1, UNIT
+        f.dim, f.hidden_dim, f.n_layers = config.dim, config.hidden_dim, config.n_layers
+        f.n_heads, f.n_kv_heads, f.head_size = config.n_heads, config.n_kv_heads, config.head_size
+        f.q_dim, f.kv_dim, f.vocab_size = f.n_heads * f.head_size, f.n_kv_heads * f.head_size, config.vocab_size
+        f.pair_step, f.pair_apart, f.key_unit = 2, 1, UNIT
         if checked_halves(rope_pairs):
-            s.pair_step, s.pair_apart, s.key_unit = 1, s.head_size // 2, lcm(UNIT, s.head_size)
-        s.norm_eps = config.norm_eps
-        embedding = weights["token_embedding_table"]
-        gs = s.group_size = checked_group_size(embedding.group_size) if hasattr(embedding, "group_size") else 0
-        if gs and s.dim % gs:
-            raise ValueError(f"group_size: expected a divisor of dim {s.dim}, found {gs}")
-        s.embedding = as_matrix(embedding, "token_embedding_table", (s.vocab_size, s.dim), gs)
-        s.wcls = as_matrix(weights["wcls"], "wcls", (s.vocab_size, s.dim), gs)
-        norms = {name: checked(weights[name], name, np.float32, (s.n_layers, s.dim))
+            f.pair_step, f.pair_apart, f.key_unit = 1, f.head_size // 2, lcm(UNIT, f.head_size)
+        f.norm_eps = config.norm_eps
+        f.embedding = as_matrix(weights["token_embedding_table"], "token_embedding_table", (f.vocab_size, f.dim))
+        f.wcls = as_matrix(weights["wcls"], "wcls", (f.vocab_size, f.dim))
+        note_reader(f, &f.wcls_input, &f.wcls)
+        final = checked(weights["rms_final_weight"], "rms_final_weight", np.float32, (f.dim,))
+        f.rms_final_weight = <const float *>cnp.PyArray_DATA(final)
+        self.fill_layers(weights)
+        f.layer_weights = count_layer_weights(config)
+
+    cdef int fill_layers(self, weights) except -1:
+        """Make the table of layers."""
+        cdef Forward *f = &self.forward
+        cdef Layer *l
+        cdef int64_t layer
+        norms = {name: checked(weights[name], name, np.float32, (f.n_layers, f.dim))
                  for name in ("rms_att_weight", "rms_ffn_weight")}
-        final = checked(weights["rms_final_weight"], "rms_final_weight", np.float32, (s.dim,))
-        s.rms_final_weight = <const float *>cnp.PyArray_DATA(final)
-        shapes = {"wq": (s.q_dim, s.dim), "wk": (s.kv_dim, s.dim), "wv": (s.kv_dim, s.dim), "wo": (s.dim, s.q_dim),
-                  "w1": (s.hidden_dim, s.dim), "w2": (s.dim, s.hidden_dim), "w3": (s.hidden_dim, s.dim)}
-        self.layers = <Layer *>aligned_alloc(s.n_layers * sizeof(Layer))
+        shapes = {"wq": (f.q_dim, f.dim), "wk": (f.kv_dim, f.dim), "wv": (f.kv_dim, f.dim), "wo": (f.dim, f.q_dim),
+                  "w1": (f.hidden_dim, f.dim), "w2": (f.dim, f.hidden_dim), "w3": (f.hidden_dim, f.dim)}
+        for name in shapes:
+            if weights[name].shape[0] != f.n_layers:
+                raise ValueError(f"{name}: expected {f.n_layers} layers, found {weights[name].shape[0]}")
+        free(self.layers)
+        f.layers = self.layers = <Layer *>aligned_alloc(f.n_layers * sizeof(Layer))
         if self.layers == NULL:
-            raise MemoryError(f"no room for the table of {s.n_layers} layers")
-        for name in LAYER_WEIGHTS:
-            if weights[name].shape[0] != s.n_layers:
-                raise ValueError(f"{name}: expected {s.n_layers} layers, found {weights[name].shape[0]}")
-        for layer in range(s.n_layers):
-            self.layers[layer].rms_att_weight = <const float *>cnp.PyArray_DATA(norms["rms_att_weight"]) + layer * s.dim
-            self.layers[layer].rms_ffn_weight = <const float *>cnp.PyArray_DATA(norms["rms_ffn_weight"]) + layer * s.dim
-            self.layers[layer].wq = as_matrix(weights["wq"][layer], "wq", shapes["wq"], gs)
-            self.layers[layer].wk = as_matrix(weights["wk"][layer], "wk", shapes["wk"], gs)
-            self.layers[layer].wv = as_matrix(weights["wv"][layer], "wv", shapes["wv"], gs)
-            self.layers[layer].wo = as_matrix(weights["wo"][layer], "wo", shapes["wo"], gs)
-            self.layers[layer].w1 = as_matrix(weights["w1"][layer], "w1", shapes["w1"], gs)
-            self.layers[layer].w2 = as_matrix(weights["w2"][layer], "w2", shapes["w2"], gs)
-            self.layers[layer].w3 = as_matrix(weights["w3"][layer], "w3", shapes["w3"], gs)
-        s.layers = self.layers
+            raise MemoryError(f"not enough memory for the table of {f.n_layers} layers")
+        memset(self.layers, 0, f.n_layers * sizeof(Layer))
+        for layer in range(f.n_layers):
+            l = &self.layers[layer]
+            l.rms_att_weight = <const float *>cnp.PyArray_DATA(norms["rms_att_weight"]) + layer * f.dim
+            l.rms_ffn_weight = <const float *>cnp.PyArray_DATA(norms["rms_ffn_weight"]) + layer * f.dim
+            self.fill_matrix(&l.wq, &l.att_input, weights, layer, "wq", shapes)
+            self.fill_matrix(&l.wk, &l.att_input, weights, layer, "wk", shapes)
+            self.fill_matrix(&l.wv, &l.att_input, weights, layer, "wv", shapes)
+            self.fill_matrix(&l.wo, &l.wo_input, weights, layer, "wo", shapes)
+            self.fill_matrix(&l.w1, &l.ffn_input, weights, layer, "w1", shapes)
+            self.fill_matrix(&l.w2, &l.w2_input, weights, layer, "w2", shapes)
+            self.fill_matrix(&l.w3, &l.ffn_input, weights, layer, "w3", shapes)
+        return 0
+
+    cdef int fill_matrix(self, Matrix *w, Input *input, weights, int64_t layer, str name, dict shapes) except -1:
+        """A matrix of a layer, which multiplies this input. OUT w; IN OUT input."""
+        w[0] = as_matrix(weights[name][layer], f"{name}[{layer}]", shapes[name])
+        note_reader(&self.forward, input, w)
+        return 0
 
     def run(self, Scratch scratch not None, sequences, rope, logit_rows, logits, trace, int n_threads):
         """One step: feed each sequence's tokens at its positions, fill its keys and values, and write logits.
@@ -832,69 +855,87 @@ cdef class Model:
         logit_rows: list of rows (counted over all tokens of the step) whose logits are wanted
         logits: OUT float32 (len(logit_rows), vocab_size); trace: OUT float32 (n_rows, n_layers, 4) or None
         """
-        cdef Step *s
-        cdef KVBuffer buffer
-        cdef int64_t rows = 0, row = 0, last = 0, position, token, group, tile, first, at, i, layer, at_once
+        cdef Forward *f = &scratch.forward
+        cdef int64_t rows, positions, layer, at_once
         n_threads = usable_threads(checked_threads(n_threads))
-        for tokens, position, buffer in sequences:
-            if buffer is None:
-                raise TypeError("cache: expected a KVBuffer, found None")
-            rows += len(tokens)
-            last = max(last, position + len(tokens))
-            if position < 0 or len(tokens) > buffer.capacity - position:
-                raise ValueError(f"sequence: expected positions up to {buffer.capacity}, found {position + len(tokens)}")
-            if buffer.keys.shape != (self.step.n_layers, self.step.n_kv_heads, buffer.capacity, self.step.head_size):
-                raise ValueError(f"cache: expected the shape of this model, found {buffer.keys.shape}")
-        if rows == 0:
-            raise ValueError("tokens: expected at least one, found none")
-        if rope.shape[0] < last:
-            raise ValueError(f"rope: expected at least {last} positions, found {rope.shape[0]}")
-        checked(rope, "rope", np.float32, (rope.shape[0], self.step.head_size // 2, 2))
-        writable(logits, "logits", np.float32, (len(logit_rows), self.step.vocab_size))
-        if trace is not None:
-            writable(trace, "trace", np.float32, (rows, self.step.n_layers, 4))
-        scratch.reserve(&self.step, max(rows, len(logit_rows)), n_threads, last)
-        s = &scratch.step
-        s.n_rows, s.n_logits = rows, len(logit_rows)
-        s.rope = <const float *>cnp.PyArray_DATA(rope)
-        s.logits = <float *>cnp.PyArray_DATA(logits)
-        s.trace = <float *>cnp.PyArray_DATA(trace) if trace is not None else NULL
-        for i in range(s.n_logits):
-            row = logit_rows[i]
-            if row < 0 or row >= rows:
-                raise ValueError(f"logit_rows: expected rows below {rows}, found {row}")
-            (<int64_t *>s.logit_rows)[i] = row
-        row = 0
-        for tokens, position, buffer in sequences:
-            for token in tokens:
-                if token < 0 or token >= s.vocab_size:
-                    raise ValueError(f"token: expected an id below {s.vocab_size}, found {token}")
-                s.tokens[row] = <int32_t>token
-                s.positions[row] = <int32_t>position
-                s.keys[row], s.values[row], s.capacities[row] = buffer.key_data, buffer.value_data, buffer.capacity
-                position += 1
-                row += 1
-        # Tiles of queries: as large as the kernel takes, smaller where that would leave threads without one.
-        group = s.n_heads // s.n_kv_heads
-        tile = QUERY_TILE
-        while tile > 1 and (rows * group + tile - 1) // tile * s.n_kv_heads < n_threads:
-            tile = tile // 2
-        s.n_tiles = 0
-        row = 0
-        for tokens, position, buffer in sequences:
-            first, at = row * group, (row + len(tokens)) * group
-            while first < at:
-                s.tile_starts[s.n_tiles], s.tile_sizes[s.n_tiles] = first, min(tile, at - first)
-                s.n_tiles += 1
-                first += tile
-            row += len(tokens)
-        at_once = layers_at_once(s, last, n_threads)
-        for layer in range(0, s.n_layers, at_once):
+        rows, positions = check_step(&self.forward, sequences, rope, logit_rows, logits, trace)
+        scratch.reserve(&self.forward, max(rows, len(logit_rows)), n_threads, positions)
+        f.rope = <const float *>cnp.PyArray_DATA(rope)
+        f.logits = <float *>cnp.PyArray_DATA(logits)
+        f.trace = <float *>cnp.PyArray_DATA(trace) if trace is not None else NULL
+        fill_rows(f, sequences, logit_rows)
+        deal_tiles(f, sequences, n_threads)
+        at_once = layers_at_once(f, positions, n_threads)
+        for layer in range(0, f.n_layers, at_once):
             if layer:
                 PyErr_CheckSignals()
                 n_threads = usable_threads(n_threads)  # a signal handler may have done anything
             with nogil:
-                run_layers(s, layer, min(layer + at_once, s.n_layers), n_threads)
+                run_layers(f, layer, min(layer + at_once, f.n_layers), n_threads)
+
+
+cdef (int64_t, int64_t) check_step(const Forward *f, sequences, rope, logit_rows, logits, trace) except *:
+    """Check the arguments of Model.run, but for the numbers in the lists. -> rows, and positions of the longest sequence."""
+    cdef KVBuffer buffer
+    cdef int64_t rows = 0, positions = 0, position
+    for tokens, position, buffer in sequences:
+        if buffer is None:
+            raise TypeError("cache: expected a KVBuffer, found None")
+        rows += len(tokens)
+        positions = max(positions, position + len(tokens))
+        if position < 0 or len(tokens) > buffer.capacity - position:
+            raise ValueError(f"sequence: expected positions up to {buffer.capacity}, found {position + len(tokens)}")
+        if buffer.keys.shape != (f.n_layers, f.n_kv_heads, buffer.capacity, f.head_size):
+            raise ValueError(f"cache: expected the shape of this model, found {buffer.keys.shape}")
+    if rows == 0:
+        raise ValueError("tokens: expected at least one, found none")
+    if rope.shape[0] < positions:
+        raise ValueError(f"rope: expected at least {positions} positions, found {rope.shape[0]}")
+    checked(rope, "rope", np.float32, (rope.shape[0], f.head_size // 2, 2))
+    writable(logits, "logits", np.float32, (len(logit_rows), f.vocab_size))
+    if trace is not None:
+        writable(trace, "trace", np.float32, (rows, f.n_layers, 4))
+    return rows, positions
+
+
+cdef int fill_rows(Forward *f, sequences, logit_rows) except -1:
+    """Write down the rows of the step, and which of them ask for logits. OUT the arrays of f with one number for each row."""
+    cdef KVBuffer buffer
+    cdef int64_t row = 0, position, token, wanted
+    for tokens, position, buffer in sequences:
+        for token in tokens:
+            if token < 0 or token >= f.vocab_size:
+                raise ValueError(f"token: expected an id below {f.vocab_size}, found {token}")
+            f.tokens[row] = <int32_t>token
+            f.positions[row] = <int32_t>position
+            f.keys[row], f.values[row], f.capacities[row] = buffer.key_data, buffer.value_data, buffer.capacity
+            position += 1
+            row += 1
+    f.n_rows, f.n_logits = row, 0
+    for wanted in logit_rows:
+        if wanted < 0 or wanted >= f.n_rows:
+            raise ValueError(f"logit_rows: expected rows below {f.n_rows}, found {wanted}")
+        f.logit_rows[f.n_logits] = wanted
+        f.n_logits += 1
+    return 0
+
+
+cdef int deal_tiles(Forward *f, sequences, int n_threads) except -1:
+    """Cut the queries of each sequence into tiles: as large as the kernel takes, but smaller if some threads would get none.
+
+    OUT f.n_tiles, f.tile_starts, f.tile_sizes."""
+    cdef int64_t group = f.n_heads // f.n_kv_heads, tile = QUERY_TILE, first = 0, stop
+    while tile > 1 and (f.n_rows * group + tile - 1) // tile * f.n_kv_heads < n_threads:
+        tile = tile // 2
+    f.n_tiles = 0
+    for tokens, _, _ in sequences:
+        stop = first + len(tokens) * group
+        while first < stop:
+            f.tile_starts[f.n_tiles], f.tile_sizes[f.n_tiles] = first, min(tile, stop - first)
+            f.n_tiles += 1
+            first += tile
+        first = stop
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------- what Python sees: kernels
@@ -908,7 +949,7 @@ def rmsnorm(float[::1] out not None, const float[::1] x not None, const float[::
 
 
 def read_all(const float[::1] x not None, n_threads=1):
-    """Read x, float32 (n,), once with n_threads threads, each a stretch of its own; -> the sum. For measuring memory."""
+    """Read x, float32 (n,), once with n_threads threads, each a part of its own. -> the sum. For measuring memory."""
     cdef int64_t n = x.shape[0]
     cdef int part = 0, parts = checked_threads(n_threads), team
     cdef double total = 0
@@ -935,7 +976,7 @@ def swiglu(float[::1] gate not None, const float[::1] up not None):
 
 
 def rotate(float[::1] out not None, const float[::1] x not None, const float[:, ::1] table not None, rope_pairs="adjacent"):
-    """(out[2i], out[2i + 1]) = (x[2i], x[2i + 1]), or for the pairs "halves" (x[i], x[i + n / 2]), turned by table[i] = (cos, sin).
+    """(out[2i], out[2i + 1]) = (x[2i], x[2i + 1]), or for "halves" (x[i], x[i + n / 2]), turned by table[i] = (cos, sin).
 
     OUT out, IN x: float32 (n,), two buffers; IN table (n / 2, 2).
     """
@@ -948,19 +989,15 @@ def rotate(float[::1] out not None, const float[::1] x not None, const float[:, 
         level.rotate(&out[0], &x[0], &table[0, 0], n_pairs, 1 if halves else 2, n_pairs if halves else 1)
 
 
-cdef char *allocate_packs(int parts, int64_t size) except NULL:
-    cdef char *packs = <char *>aligned_alloc(parts * size)
-    if packs == NULL:
-        raise MemoryError(f"no room for {parts} x {size} bytes of packed weights")
-    return packs
-
-
 def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, w not None, n_threads=1):
-    """out[r, o] = x[r] . w[o]; OUT out float32 (n_rows, n_out), IN x float32 (n_rows, n), IN w (n_out, n) float32, float16, or
-    bfloat16 as an object with `bits`."""
-    cdef Matrix m = as_matrix(w, "w", (out.shape[1], x.shape[1]), 0)
+    """out[r, o] = x[r] . w[o], for a matrix of any kind; for one of Q8_0, x is quantised in the groups of w first.
+
+    OUT out float32 (n_rows, n_out), IN x float32 (n_rows, n), IN w (n_out, n): see Model.
+    """
+    cdef Matrix m = as_matrix(w, "w", (out.shape[1], x.shape[1]))
     cdef int part = 0, parts = checked_threads(n_threads), team
-    cdef int64_t n_rows = x.shape[0], size
+    cdef int64_t n_rows = x.shape[0], size = input_group(&m), scratch = pack_size(&m)
+    cdef q8_rows xq
     cdef char *packs
     if out.shape[0] != x.shape[0]:
         raise ValueError(f"matmul: expected out ({x.shape[0]}, {out.shape[1]}), found ({out.shape[0]}, {out.shape[1]})")
@@ -969,11 +1006,19 @@ def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, w not Non
     if x.shape[1] == 0:
         out[:] = 0
         return
-    size = matmul_pack_size(x.shape[1]) // 64 * 64 + 64
+    memset(&xq, 0, sizeof(xq))
+    if size:
+        values, scales, offsets = quantize(x, size)
+        xq.values = <int8_t *>cnp.PyArray_DATA(values)
+        xq.scales = <float *>cnp.PyArray_DATA(scales)
+        xq.offsets = <int32_t *>cnp.PyArray_DATA(offsets)
+        xq.n_groups = scales.shape[1]
     team = usable_threads(parts)
-    packs = allocate_packs(parts, size)
+    packs = <char *>aligned_alloc(parts * scratch)
+    if packs == NULL:
+        raise MemoryError(f"not enough memory for {parts} x {scratch} bytes of packed weights")
     for part in prange(parts, nogil=True, num_threads=team, schedule="static"):
-        multiply(&out[0, 0], m.rows, &x[0, 0], NULL, n_rows, &m, part, parts, False, packs + part * size)
+        multiply(&out[0, 0], m.rows, &x[0, 0], &xq, n_rows, &m, part, parts, False, packs + part * scratch)
     free(packs)
 
 
@@ -997,40 +1042,6 @@ def quantize(const float[:, ::1] x not None, group_size):
     return values, scales, offsets
 
 
-def matmul_q8(float[:, ::1] out not None, const float[:, ::1] x not None, w, n_threads=1):
-    """out[r, o] = x[r] . w[o] in Q8_0: x is quantised in the groups of w, then integers are multiplied.
-
-    OUT out float32 (n_rows, n_out), IN x float32 (n_rows, n), IN w with values int8 (n_out, n), scales, group_size.
-    """
-    if not hasattr(w, "values"):
-        raise TypeError(f"matmul_q8: expected a Q8_0 matrix, found {type(w).__name__}")
-    if w.values.ndim != 2:
-        raise ValueError(f"matmul_q8: expected a matrix, found shape {w.values.shape}")
-    cdef int64_t size = checked_group_size(w.group_size), n_rows = x.shape[0], n = x.shape[1], pack_size
-    cdef Matrix m = as_matrix(w, "w", (w.values.shape[0], n), size)
-    cdef q8_rows rows
-    cdef int part = 0, parts = checked_threads(n_threads), team
-    cdef char *packs
-    if out.shape[0] != n_rows or out.shape[1] != m.rows:
-        raise ValueError(f"matmul_q8: expected out ({n_rows}, {m.rows}), found ({out.shape[0]}, {out.shape[1]})")
-    if n_rows == 0 or m.rows == 0:
-        return
-    if n == 0:
-        out[:] = 0
-        return
-    values, scales, offsets = quantize(x, size)
-    rows.values = <int8_t *>cnp.PyArray_DATA(values)
-    rows.scales = <float *>cnp.PyArray_DATA(scales)
-    rows.offsets = <int32_t *>cnp.PyArray_DATA(offsets)
-    rows.n_groups = scales.shape[1]
-    pack_size = q8_pack_size(n, rows.n_groups) // 64 * 64 + 64
-    team = usable_threads(parts)
-    packs = allocate_packs(parts, pack_size)
-    for part in prange(parts, nogil=True, num_threads=team, schedule="static"):
-        multiply(&out[0, 0], m.rows, NULL, &rows, n_rows, &m, part, parts, False, packs + part * pack_size)
-    free(packs)
-
-
 def attention(float[:, ::1] out not None, const float[:, ::1] queries not None, const int64_t[::1] lengths not None,
               const float[:, ::1] keys not None, const float[:, ::1] values not None):
     """out[i] = softmax(queries[i] . keys[:lengths[i]] / sqrt(head_size)) . values[:lengths[i]].
@@ -1044,7 +1055,7 @@ def attention(float[:, ::1] out not None, const float[:, ::1] queries not None, 
         raise ValueError(f"attention: expected 1 to {QUERY_TILE} queries, found {n}")
     if (hs < 1 or out.shape[0] != n or out.shape[1] != hs or lengths.shape[0] != n or keys.shape[1] != hs
             or values.shape[1] != hs or values.shape[0] != keys.shape[0]):
-        raise ValueError("attention: expected queries and out of one shape, a length for each, and keys and values of one shape")
+        raise ValueError("attention: expected out in the shape of queries, a length for each, and values in the shape of keys")
     for i in range(n):
         if lengths[i] < 1 or lengths[i] > keys.shape[0] or (i and lengths[i] < lengths[i - 1]):
             raise ValueError(f"attention: expected lengths that rise from 1 to {keys.shape[0]}, found {lengths[i]}")
@@ -1055,7 +1066,7 @@ def attention(float[:, ::1] out not None, const float[:, ::1] queries not None, 
 # ---------------------------------------------------------------------------------------------- rotary angles
 
 cdef double kernel_sin(double r) noexcept nogil:
-    """Taylor series, |r| <= pi / 4: the first term left out is below 5e-17."""
+    """-> sin(r) for |r| <= pi / 4, by its Taylor series: the first term left out is below 5e-17."""
     cdef double z = r * r, term = r, total = r
     cdef int i
     for i in range(1, 9):
@@ -1065,6 +1076,7 @@ cdef double kernel_sin(double r) noexcept nogil:
 
 
 cdef double kernel_cos(double r) noexcept nogil:
+    """-> cos(r), likewise."""
     cdef double z = r * r, term = 1, total = 1
     cdef int i
     for i in range(1, 9):
@@ -1074,7 +1086,7 @@ cdef double kernel_cos(double r) noexcept nogil:
 
 
 cdef void sine_cosine(double angle, float *cosine, float *sine) noexcept nogil:
-    """cos and sin of angle >= 0, rounded once to fp32: the same bits on every machine, which no libm promises.
+    """OUT cosine, sine of angle >= 0, rounded once to fp32. No libm promises the same bits on every machine.
 
     angle = q pi / 2 + r with pi / 2 in three parts, the first two of 30 bits each: q times those is exact below q = 2^23.
     """
@@ -1111,14 +1123,16 @@ cdef struct Candidate:
 
 
 cdef inline uint32_t bits_of(float prob) noexcept nogil:
-    """The bits of a float >= 0, which sort as the floats do; below 2^30 for one of at most 1."""
+    """-> the bits of a float >= 0, which sort as the floats do. They are below 2^30 if prob <= 1."""
     cdef uint32_t bits
     memcpy(&bits, &prob, 4)
     return bits
 
 
 cdef int64_t gather(Candidate *candidates, const float *probs, int64_t n, float least) noexcept nogil:
-    """The tokens of probability `least` and more, by id. -> how many."""
+    """Collect the tokens of probability `least` and more, in the order of their ids. -> how many.
+
+    IN probs (n,); OUT candidates (n,)."""
     cdef int64_t i, count = 0
     for i in range(n):
         candidates[count].prob = probs[i]
@@ -1128,9 +1142,10 @@ cdef int64_t gather(Candidate *candidates, const float *probs, int64_t n, float 
 
 
 cdef int64_t keep_upper(Candidate *candidates, int64_t n, float mass, int64_t most) noexcept nogil:
-    """Keep, by id, the likeliest that are sure to hold `mass` of probability or to be `most`, and some more. -> how many.
+    """Keep the likeliest, in the order of their ids: enough to have `mass` of probability or to be `most`, and some more.
 
-    Counted by exponent: what is kept ends at a power of two, so that far fewer need be sorted than there are.
+    -> how many. IN OUT candidates (n,). The tokens are counted by the exponent of their probability, and all tokens of an
+    exponent are kept or none, so that few have to be sorted.
     """
     cdef double masses[128]
     cdef int64_t counts[128]
@@ -1155,7 +1170,10 @@ cdef int64_t keep_upper(Candidate *candidates, int64_t n, float mass, int64_t mo
 
 
 cdef void sort_candidates(Candidate *candidates, int64_t n, Candidate *spare) noexcept nogil:
-    """By probability downwards, equals by id as they stand: few by insertion, many by their bits, ten at a time from the lowest."""
+    """Sort by probability, the largest first; equal ones keep their order. IN OUT candidates (n,); SCRATCH spare (n,).
+
+    A few are sorted by insertion, many by the bits of the probability, ten bits at a time from the lowest.
+    """
     cdef int64_t starts[1024]
     cdef int64_t i, at
     cdef Candidate moved
@@ -1187,14 +1205,18 @@ cdef void sort_candidates(Candidate *candidates, int64_t n, Candidate *spare) no
 
 
 cdef int64_t likeliest(Candidate *candidates, int64_t n, float mass, int64_t most, Candidate *spare) noexcept nogil:
-    """Sort the likeliest of n candidates to the front: until their sum exceeds `mass` or there are `most`. -> how many."""
+    """Sort the likeliest to the front, until their sum exceeds `mass` or there are `most`. -> how many.
+
+    IN OUT candidates (n,); SCRATCH spare (n,)."""
     cdef int64_t kept = keep_upper(candidates, n, mass, most) if n > 1024 else n
     sort_candidates(candidates, kept, spare)
     return kept
 
 
 cdef int64_t walk(const float *probs, int64_t n, float coin) noexcept nogil:
-    """The first token at which the running sum exceeds the coin; the last one of probability > 0 if the sum runs out."""
+    """-> the first token at which the running sum exceeds the coin; if it never does, the last one of probability > 0.
+
+    IN probs (n,)."""
     cdef float cdf = 0
     cdef int64_t i, last = 0
     for i in range(n):
@@ -1208,7 +1230,9 @@ cdef int64_t walk(const float *probs, int64_t n, float coin) noexcept nogil:
 
 
 cdef int64_t cut(const Candidate *candidates, int64_t n, float total, float top_p, float *mass) noexcept nogil:
-    """How many of the likeliest it takes until the sum of prob / total exceeds top_p (OUT mass); all if it never does."""
+    """-> how many of the likeliest it takes until the sum of prob / total exceeds top_p; all if it never does.
+
+    IN candidates (n,); OUT mass, the sum of those."""
     cdef int64_t i
     mass[0] = 0
     for i in range(n):
@@ -1219,7 +1243,7 @@ cdef int64_t cut(const Candidate *candidates, int64_t n, float total, float top_
 
 
 cdef int64_t walk_candidates(const Candidate *candidates, int64_t n, float total, float r) noexcept nogil:
-    """As walk(), over prob / total, the likeliest first."""
+    """As walk(), over prob / total, in the order of the candidates. IN candidates (n,)."""
     cdef float cdf = 0
     cdef int64_t i
     for i in range(n):
@@ -1234,7 +1258,9 @@ cdef int64_t walk_candidates(const Candidate *candidates, int64_t n, float total
 
 cdef int64_t draw(const float *logits, float *probs, Candidate *candidates, int64_t n, float temperature, float top_p,
                   int64_t top_k, float min_p, float coin) noexcept nogil:
-    """The token, or -1 where the logits make no distribution. All fp32, sums in sequence, as in the C program."""
+    """-> the token, or -1 where softmax of the logits is not a distribution.
+
+    All in fp32, with sums from left to right, as in the C program. IN logits (n,); SCRATCH probs (n,), candidates (2 n,)."""
     cdef float total = 0, mass
     cdef int64_t i, count, kept, most
     cdef bint nucleus = 0 < top_p < 1
@@ -1261,7 +1287,7 @@ cdef int64_t draw(const float *logits, float *probs, Candidate *candidates, int6
     most = min(top_k, count) if top_k else count
     likeliest(candidates, count, 2, most, candidates + n)
     total = 0
-    for i in range(most):  # what is kept is a distribution of its own; top-p cuts that
+    for i in range(most):  # the kept tokens make a new distribution, which top-p then cuts
         total += candidates[i].prob
     kept = cut(candidates, most, total, top_p if nucleus else 2, &mass)
     return walk_candidates(candidates, kept, total, coin * mass)

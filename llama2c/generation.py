@@ -166,19 +166,22 @@ class Sequence:
         guess, and after the end of the text, are ignored: they draw no random number. Without a draft one row gives one step.
         ValueError: more rows than are wanted, NaN in a row, or every token is excluded.
         """
-        if len(logits) > self.wanted:
-            raise ValueError(f"logits: expected at most {self.wanted} rows, found {len(logits)}")
-        self.wanted -= len(logits)
+        n_rows = len(logits)
+        if n_rows > self.wanted:
+            raise ValueError(f"logits: expected at most {self.wanted} rows, found {n_rows}")
+        self.wanted -= n_rows
         steps = []
-        for row in logits:
+        for i in range(n_rows):
             if self.finish_reason is not None or self._wrong:
                 break
             self.n_fed = len(self.ids)  # the row comes after all of them
-            steps.append(self._draw(row))
+            steps.append(self._draw(logits[i]))
             if self._draft:
                 self._wrong = self._draft.pop(0) != self.ids[-1]
         if self.wanted == 0 and self.finish_reason is None:
-            self._draft, self._wrong, self.wanted = [], False, 1
+            self.wanted = 1
+            if self._wrong:
+                self._draft, self._wrong = [], False
         return steps
 
     def _checked(self, name: str, ids: Iterable[int]) -> list[int]:
@@ -210,26 +213,23 @@ class Sequence:
         reason = "stop" if token in self._stop_tokens else None if self._n_left else "length"
         text = ""
         if self._text_stream is not None:
-            text, reason = self._decode(token, reason)
+            text = self._text_stream.feed(token)
+            if reason is not None:
+                text += self._text_stream.flush()
+            if self._stop.strings:
+                text, reason = self._cut(text, reason)
         self.finish_reason = reason
         if self._logprobs is None:
             return Step(token, text, None, (), reason)
         _kernels.logprobs(row, self._logprobs)
         return Step(token, text, float(self._logprobs[token]), _likeliest(self._logprobs, self._top_n), reason)
 
-    def _decode(self, token: int, reason: str | None) -> tuple[str, str | None]:
-        """The text that a token completes, and why it is the last one; a stop string may be the reason."""
-        assert self._text_stream is not None
-        text = self._text_stream.feed(token)
-        if reason is not None:
-            text += self._text_stream.flush()
-        if self._stop.strings:
-            text = self._stop.feed(text)
-            if self._stop.found:
-                return text, "stop"
-            if reason is not None:
-                text += self._stop.flush()
-        return text, reason
+    def _cut(self, text: str, reason: str | None) -> tuple[str, str | None]:
+        """The text that is sure to come before any stop string, and why the text ends, if it does."""
+        text = self._stop.feed(text)
+        if self._stop.found:
+            return text, "stop"
+        return text if reason is None else text + self._stop.flush(), reason
 
 
 def generate(transformer: Transformer, cache: KVCache, sequence: Sequence) -> Iterator[Step]:
@@ -238,17 +238,16 @@ def generate(transformer: Transformer, cache: KVCache, sequence: Sequence) -> It
     The cache holds the positions that the sequence has had fed, none for a new one; more than that are dropped. The last token
     drawn is not fed. ValueError: the cache holds fewer.
     """
-    forward, accept = transformer.forward, sequence.accept  # a tiny model makes a step in 15 us
     logits = np.empty((1, transformer.config.vocab_size), np.float32)
+    row = logits[0]
     while sequence.finish_reason is None:
         if cache.length != sequence.n_fed:
             cache.truncate(sequence.n_fed)
-        wanted = sequence.wanted
-        if wanted == 1:
-            forward(sequence.to_feed, cache, out=logits[0])
-            yield from accept(logits)
+        if sequence.wanted == 1:  # nearly always: a tiny model makes a step in 15 us, so no array is made for it
+            transformer.forward(sequence.to_feed, cache, out=row)
+            yield from sequence.accept(logits)
         else:
-            yield from accept(forward(sequence.to_feed, cache, logits=wanted))
+            yield from sequence.accept(transformer.forward(sequence.to_feed, cache, logits=sequence.wanted))
 
 
 def count_common(a: abc.Sequence[int], b: abc.Sequence[int]) -> int:

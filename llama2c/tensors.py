@@ -1,13 +1,14 @@
-"""The kinds of arrays that weights come in, and each of them in fp32. NumPy knows neither bfloat16 nor Q8_0.
+"""The kinds of matrices that weights come in, and the conversion of each to fp32. NumPy has neither bfloat16 nor Q8_0.
 
-Nothing here is computed with; the kernels take every kind as it lies.
+Each class has a `kind`; the kind of a NumPy array is its dtype, float32 or float16. The kernels read every kind as it is
+stored, and nothing here computes with it. Each matrix of a model may have another kind.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,13 @@ FLOAT_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}  # how Nu
 class QuantizedTensor:
     """A Q8_0 tensor: element i of a matrix, counted row by row, is values[i] * scales[i // group_size].
 
-    A group may run over the end of a row into the next one, never over the end of a matrix.
+    A group may go on from one row into the next, but not from one matrix into the next.
     """
 
+    kind: ClassVar[str] = "q8_0"
+
     values: NDArray[np.int8]  # (..., rows, cols); each matrix is contiguous
-    scales: Floats  # (..., rows * cols / group_size); may lie at any byte
+    scales: Floats  # (..., rows * cols / group_size); may begin at any byte
     group_size: int
 
     @property
@@ -50,6 +53,8 @@ class QuantizedTensor:
 @dataclass(frozen=True, slots=True, eq=False)
 class BFloat16Tensor:
     """A bfloat16 tensor: each number is the upper half of an fp32 one."""
+
+    kind: ClassVar[str] = "bfloat16"
 
     bits: NDArray[np.uint16]
 
@@ -77,7 +82,7 @@ Matrix: TypeAlias = "Floats | NDArray[np.float16] | BFloat16Tensor | QuantizedTe
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layers:
-    """One matrix of each layer, wherever each lies: what a stack of them would be, without a copy."""
+    """One matrix of each layer, each anywhere in memory and of any kind: like a stack of them, without a copy."""
 
     matrices: tuple[Matrix, ...]
 
@@ -97,12 +102,12 @@ Weight: TypeAlias = "Matrix | Layers"
 
 
 def as_weight(raw: Raw, dtype: str) -> Matrix:
-    """The array of stored numbers as one of the kinds above."""
+    """The array of stored numbers as a matrix of one of the kinds above."""
     return BFloat16Tensor(raw) if dtype == "bfloat16" else raw
 
 
 def as_floats(weight: Weight) -> Floats:
-    """The numbers of a weight in fp32: itself if it is that already, else a new array."""
+    """The numbers of a weight in fp32: the array itself if it is fp32, else a new array."""
     if isinstance(weight, QuantizedTensor):
         return weight.dequantize()
     if isinstance(weight, BFloat16Tensor):
@@ -118,8 +123,8 @@ def count(weight: Weight) -> int:
 
 
 # ---------------------------------------------------------------------------
-# The rows of wq and wk stand in one of two orders. RoPE turns pairs of a head's elements: llama2.c has them side by side,
-# (2i, 2i + 1); Hugging Face in two halves, (i, i + head_size / 2).
+# The rows of wq and wk come in one of two orders. RoPE turns pairs of a head's elements: in llama2.c they are neighbours,
+# (2i, 2i + 1); in Hugging Face they are in the two halves of the head, (i, i + head_size / 2).
 
 
 def paired(rows: Raw, head_size: int) -> Raw:
@@ -128,5 +133,5 @@ def paired(rows: Raw, head_size: int) -> Raw:
 
 
 def halved(rows: Raw, head_size: int) -> Raw:
-    """Rows 0, 2, 4, ..., then 1, 3, 5, ... of each head: the way back."""
+    """Rows 0, 2, 4, ..., then 1, 3, 5, ... of each head: from llama2.c's order into Hugging Face's."""
     return rows.reshape(-1, head_size // 2, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)

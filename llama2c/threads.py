@@ -1,4 +1,4 @@
-"""How many threads a step runs on: what was asked for, else what the machine gives this process."""
+"""How many threads a step runs on: the number the caller asks for, else the cores that this process may use."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 import warnings
 from pathlib import Path
 
-from ._kernels import openmp
+from ._kernels import bound_cores, openmp
 
-MOST = 1024  # more is a slip of the finger, and the OpenMP runtime ends the process when it cannot start a thread
-SMALL_MODEL = 1_000_000  # weights: below this a second thread costs more than it brings (docs/kernels.md)
+MOST = 1024  # more is a typing error
+SMALL_MODEL = 1_000_000  # weights: in a smaller model a second thread costs more time than it saves (docs/kernels.md)
 
 
 def decide_n_threads(n_threads: int | None, n_weights: int) -> int:
     """The number of threads for a model of `n_weights` weights.
 
-    An explicit `n_threads` is obeyed, then OMP_NUM_THREADS; without either, the cores this process may use, and one for a model
-    too small to gain. Raises ValueError or TypeError for what is no number from 1 to 1024.
+    An explicit `n_threads` comes first, then OMP_NUM_THREADS. Without either it is the number of cores this process may use, or
+    one for a tiny model. Raises TypeError for anything but an integer, ValueError for one that is not from 1 to 1024.
     """
     source, wanted = "n_threads", n_threads
     if wanted is None and os.environ.get("OMP_NUM_THREADS", "").strip():
@@ -37,7 +37,7 @@ def decide_n_threads(n_threads: int | None, n_weights: int) -> int:
 
 
 def _from_environment(text: str) -> int:
-    """The outermost level of OMP_NUM_THREADS, which may be a list: "4,2" -> 4."""
+    """The first number of OMP_NUM_THREADS, which may be a list with one for each level: "4,2" -> 4."""
     try:
         return int(text.split(",")[0])
     except ValueError:
@@ -45,8 +45,14 @@ def _from_environment(text: str) -> int:
 
 
 def available_cores() -> int:
-    """The cores this process may use: its affinity, cut by the CPU quota of its control groups (Linux containers)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores this process may use: its affinity, cut by the CPU quota of its control groups (Linux containers).
+
+    Where the OpenMP runtime binds threads (OMP_PROC_BIND, OMP_PLACES, GOMP_CPU_AFFINITY), the cores it binds them to: it has
+    bound the thread that loaded it already, so the affinity of that thread is one core.
+    """
+    cores = bound_cores()
+    if not cores:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota()
     return cores if quota is None else max(1, min(cores, round(quota)))
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from operator import index
-from typing import Any, NamedTuple, NoReturn, SupportsIndex, TypeAlias
+from typing import Any, NoReturn, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
+from ._kernels import MAX_WORK, count_layer_weights
 from .config import Config, RopeScaling
 from .errors import RequestError, check_int
 from .formats.checkpoint import Checkpoint
@@ -25,10 +26,10 @@ from .threads import decide_n_threads
 Floats: TypeAlias = "NDArray[np.float32]"
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
 Part: TypeAlias = "tuple[list[int], int, _kernels.KVBuffer]"  # ids, the position of the first, where keys and values go
+PlannedStep: TypeAlias = "tuple[list[Part], list[int], Sequence[int]]"  # parts, the number of the sequence of each, logit rows
 
 MAX_ROWS = 256  # rows of one step: enough that reading the weights is a small part of the work
 MIN_ROWS = 32  # with fewer rows, reading the weights takes longer than computing
-MAX_WORK = 1 << 31  # multiply-adds of a thread in one layer, a tenth of a second: signals are looked for between two layers
 
 
 class KVCache:
@@ -147,10 +148,13 @@ class Transformer:
         are; TypeError: ids that are not integers. After an error the cache is as it was. After an interrupt it is as it was,
         or everything was done: cache.length shows which.
         """
-        wanted = wanted_rows(logits, len(tokens))
-        shape = (self.config.vocab_size,) if logits == 1 else (wanted, self.config.vocab_size)
-        out = self._output(shape, out)
-        self._run([(tokens, cache)], [wanted], out[np.newaxis] if logits == 1 else out)
+        if logits == 1:
+            out = self._output((self.config.vocab_size,), out)
+            self._run([(tokens, cache)], (1,), out[np.newaxis])
+        else:
+            wanted = wanted_rows(logits, len(tokens))
+            out = self._output((wanted, self.config.vocab_size), out)
+            self._run([(tokens, cache)], (wanted,), out)
         return out
 
     def forward_batch(
@@ -194,12 +198,12 @@ class Transformer:
                 return
             rope = self._rope_up_to(max(position + len(ids) for ids, position, _ in parts))
             first = 0
-            for step in plan_steps(parts, wanted, self._rows_per_step):
-                last = first + len(step.logit_rows)
+            for step, numbers, logit_rows in plan_steps(parts, wanted, self._rows_per_step):
+                last = first + len(logit_rows)
                 if self.observer is None:
-                    self._step(step.parts, rope, step.logit_rows, logits[first:last], None)
+                    self._step(step, rope, logit_rows, logits[first:last], None)
                 else:
-                    self._observed_step(step, rope, logits[first:last])
+                    self._observed_step(step, numbers, rope, logit_rows, logits[first:last])
                 first = last
             claim.advance([len(ids) for ids, _, _ in parts])
         finally:
@@ -216,15 +220,17 @@ class Transformer:
         self._model.run(scratch, parts, rope, logit_rows, logits, trace, self.n_threads)
         self._free_scratch.append(scratch)
 
-    def _observed_step(self, step: PlannedStep, rope: Floats, logits: Floats) -> None:
-        """The same step with the logits of all rows, for the observer to see."""
+    def _observed_step(
+        self, parts: list[Part], numbers: list[int], rope: Floats, logit_rows: Sequence[int], logits: Floats
+    ) -> None:
+        """The same step with the logits of all rows, for the observer to see. numbers: of each part, that of its sequence."""
         assert self.observer is not None
-        rows = [(position + i, token) for ids, position, _ in step.parts for i, token in enumerate(ids)]
+        rows = [(position + i, token) for ids, position, _ in parts for i, token in enumerate(ids)]
         layers = np.empty((len(rows), self.config.n_layers, 4), np.float32)
         every = np.empty((len(rows), self.config.vocab_size), np.float32)
-        self._step(step.parts, rope, range(len(rows)), every, layers)
-        logits[:] = every[step.logit_rows]
-        sequences = (index for index, (ids, _, _) in zip(step.sequences, step.parts, strict=True) for _ in ids)
+        self._step(parts, rope, range(len(rows)), every, layers)
+        logits[:] = every[list(logit_rows)]
+        sequences = (number for number, (ids, _, _) in zip(numbers, parts, strict=True) for _ in ids)
         positions, tokens = zip(*rows, strict=True)
         self.observer(ObservedStep(tuple(sequences), positions, tokens, layers, every))
 
@@ -255,42 +261,34 @@ def wanted_rows(logits: int | None, n_tokens: int) -> int:
     return n_tokens if logits is None else check_int("logits", logits, 0, max(1, n_tokens))
 
 
-class PlannedStep(NamedTuple):
-    """What one step of the kernels takes."""
-
-    parts: list[Part]
-    sequences: list[int]  # of each part: the number of its sequence
-    logit_rows: list[int]  # the rows of the step whose logits are wanted
-
-
 def plan_steps(sequences: list[Part], wanted: Sequence[int], max_rows: int) -> Iterator[PlannedStep]:
     """Cut sequences into steps of at most max_rows rows. Of each sequence the logits of its last `wanted` rows are wanted.
 
     With max_rows = 4, lengths 5 and 2 at position 0, wanted 1 and 2: ([4 ids at 0], [0], []), then
     ([1 id at 4, 2 ids at 0], [0, 1], [0, 1, 2]).
     """
-    step = PlannedStep([], [], [])
+    n_rows = len(sequences[0][0]) if len(sequences) == 1 else max_rows + 1
+    if n_rows <= max_rows:  # every token of a single text: no time is lost on it
+        yield sequences, [0], range(n_rows - wanted[0], n_rows)
+        return
+    parts: list[Part] = []
+    numbers: list[int] = []
+    logit_rows: list[int] = []
     rows = 0
     for number, (ids, position, buffer) in enumerate(sequences):
         start, first_wanted = 0, len(ids) - wanted[number]
         while start < len(ids):
             stop = min(len(ids), start + max_rows - rows)
-            step.parts.append((ids[start:stop], position + start, buffer))
-            step.sequences.append(number)
-            step.logit_rows.extend(range(rows + max(first_wanted - start, 0), rows + stop - start))
+            parts.append((ids[start:stop], position + start, buffer))
+            numbers.append(number)
+            logit_rows += range(rows + max(first_wanted - start, 0), rows + stop - start)
             rows += stop - start
             start = stop
             if rows == max_rows:
-                yield step
-                step, rows = PlannedStep([], [], []), 0
-    if step.parts:
-        yield step
-
-
-def count_layer_weights(config: Config) -> int:
-    """Numbers in the matrices of one layer."""
-    q_dim = config.n_heads * config.head_size
-    return config.dim * (2 * q_dim + 2 * config.kv_dim + 3 * config.hidden_dim)
+                yield parts, numbers, logit_rows
+                parts, numbers, logit_rows, rows = [], [], [], 0
+    if parts:
+        yield parts, numbers, logit_rows
 
 
 def count_weights(config: Config) -> int:

@@ -106,11 +106,15 @@ class Result(NamedTuple):
 
 
 class Reference:
-    """A model of fp32 `weights` (checkpoints.random_weights), or of their Q8_0 if a group_size is given."""
+    """A model of fp32 `weights` (checkpoints.random_weights), or of their Q8_0 if a group_size is given.
+
+    q8 has the Q8_0 matrices by (name, layer); sizes has the group size of those whose size is another one.
+    """
 
     def __init__(self, config: Any, weights: Arrays, *, dtype: Any = np.float64, group_size: int | None = None) -> None:
         self.config, self.weights, self.dtype, self.group_size = config, weights, dtype, group_size
         self.q8: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self.sizes: dict[tuple[str, int], int] = {}
         for name, tensor in weights.items():
             if group_size is not None and not name.startswith("rms_"):
                 for layer, matrix in enumerate(tensor.reshape(-1, *tensor.shape[-2:])):
@@ -126,16 +130,21 @@ class Reference:
         return made
 
     def multiply(self, x: np.ndarray, name: str, layer: int = 0) -> np.ndarray:
-        if self.group_size is not None:
-            return q8_product(x.astype(F32), *self.q8[name, layer], self.group_size).astype(self.dtype)
+        if (name, layer) in self.q8:
+            return q8_product(x.astype(F32), *self.q8[name, layer], self.size_of(name, layer)).astype(self.dtype)
         tensor = self.weights[name]
         return x @ tensor.reshape(-1, *tensor.shape[-2:])[layer].astype(self.dtype).T
 
+    def size_of(self, name: str, layer: int) -> int:
+        size = self.sizes.get((name, layer), self.group_size)
+        assert size is not None
+        return size
+
     def embed(self, tokens: list[int]) -> np.ndarray:
-        if self.group_size is None:
+        if ("token_embedding_table", 0) not in self.q8:
             return self.weights["token_embedding_table"][tokens].astype(self.dtype)
         values, scales = self.q8["token_embedding_table", 0]
-        table = values.reshape(-1, self.group_size) * scales[:, None]
+        table = values.reshape(-1, self.size_of("token_embedding_table", 0)) * scales[:, None]
         return table.reshape(values.shape)[tokens].astype(self.dtype)
 
     def norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -5,9 +5,11 @@ Runs on whichever level was chosen; test_same_bits runs it again on the others.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from decimal import Decimal, localcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import checkpoints
 import numpy as np
@@ -17,7 +19,7 @@ from reference import F32, fma, tree_sum
 
 from llama2c import _kernels
 from llama2c.config import Config
-from llama2c.tensors import BFloat16Tensor
+from llama2c.tensors import BFloat16Tensor, Layers, QuantizedTensor
 from llama2c.transformer import rotary_frequencies
 
 SIZES = [1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 48, 63, 64, 100, 172, 255, 256, 300]
@@ -372,12 +374,12 @@ def random_q8(rng: np.random.Generator, n_out: int, n: int, group_size: int, off
     n_scales = n_out * n // group_size
     scales = np.ndarray(n_scales, "<f4", bytearray(4 * n_scales + offset), offset)
     scales[:] = rng.uniform(0.001, 0.02, n_scales)
-    return SimpleNamespace(values=values, scales=scales, group_size=group_size)
+    return SimpleNamespace(kind="q8_0", values=values, scales=scales, group_size=group_size)
 
 
 def product_q8(x: np.ndarray, w: Any, n_threads: int = 1) -> np.ndarray:
     out = np.full((len(x), len(w.values)), 777, F32)
-    _kernels.matmul_q8(out, x, w, n_threads)
+    _kernels.matmul(out, x, w, n_threads)
     return out
 
 
@@ -415,8 +417,8 @@ def test_matmul_q8_rows_do_not_depend_on_each_other(group_size: int, n: int) -> 
 def test_integer_sums_do_not_overflow_at_the_extremes(group_size: int, n: int, n_rows: int) -> None:
     for value in (-128, 127):
         for sign in (-1, 1):
-            w = SimpleNamespace(values=np.full((2, n), value, np.int8), scales=np.ones(2 * n // group_size, F32))
-            w.group_size = group_size
+            w = SimpleNamespace(kind="q8_0", values=np.full((2, n), value, np.int8), group_size=group_size)
+            w.scales = np.ones(2 * n // group_size, F32)
             x = np.full((n_rows, n), sign * 127, F32)  # scale 1, so the result is the integer itself
             assert (product_q8(x, w) == F32(n * value * sign * 127)).all()
 
@@ -692,7 +694,6 @@ def good_arguments() -> dict[str, list[Any]]:
         "rotate": [c, a, normal(rng, 8, 2)],
         "matmul": [*m, 2],
         "quantize": [m[1], 4],
-        "matmul_q8": [m[0], m[1], random_q8(rng, 5, 16, 8), 2],
         "attention": [*heads[:2], np.array([3, 9]), *heads[2:]],
         "rope_table": [normal(rng, 4, 8, 2), np.ones(8), 0],
         "sample": [a, b, np.empty(32, np.uint64), 1.0, 0.9, 0, 0.0, 0.5],
@@ -774,7 +775,6 @@ def test_wrong_numbers_are_refused() -> None:
     refused("read_all", 1, 0, -1, 4097, None)
     refused("matmul", 3, 0, -1, 4097, None, "2")
     refused("quantize", 1, 0, -4, 65537, None, "4")
-    refused("matmul_q8", 3, 0, -1, 4097)
     refused("attention", 2, *(np.array(wrong) for wrong in ([0, 3], [-1, 3], [3, 10], [4, 3], [3], [3, 9, 9])))
     refused("rope_table", 2, -1, None)
     refused("sample", 3, -1.0, np.nan, None)
@@ -790,9 +790,7 @@ def test_wrong_numbers_are_refused() -> None:
         _kernels.attention(nine.copy(), nine, np.arange(1, 10), nine, nine)
 
 
-@pytest.mark.parametrize(
-    ("name", "place"), [("matmul", 3), ("matmul_q8", 3), ("quantize", 1), ("rope_table", 2), ("sample", 5)]
-)
+@pytest.mark.parametrize(("name", "place"), [("matmul", 3), ("quantize", 1), ("rope_table", 2), ("sample", 5)])
 def test_a_fraction_is_no_integer(name: str, place: int) -> None:
     arguments = good_arguments()[name]
     arguments[place] = 1.5
@@ -800,23 +798,36 @@ def test_a_fraction_is_no_integer(name: str, place: int) -> None:
         getattr(_kernels, name)(*arguments)
 
 
-def test_what_is_no_q8_matrix_is_a_type_error() -> None:
-    out, x, _, _ = good_arguments()["matmul_q8"]
-    for w in (None, np.ones((5, 16), F32)):
-        with pytest.raises(TypeError):
-            _kernels.matmul_q8(out, x, w)
+def q8_arguments() -> tuple[np.ndarray, np.ndarray, SimpleNamespace]:
+    rng = rng_of(0)
+    return normal(rng, 3, 5), normal(rng, 3, 16), random_q8(rng, 5, 16, 8)
+
+
+def test_a_matrix_of_an_unknown_kind_is_a_type_error() -> None:
+    out, x, good = q8_arguments()
+    _kernels.matmul(out, x, good)
+    untagged = SimpleNamespace(values=good.values, scales=good.scales, group_size=8)
+    unknown = SimpleNamespace(**{**vars(good), "kind": "q4_9"})
+    w = np.ones((5, 16), F32)
+    spoiled = {"list": w.tolist(), "SimpleNamespace": untagged, "q4_9": unknown, "float64": w.astype(float)}
+    for found, wrong in spoiled.items():
+        message = f"w: expected a matrix of one of the kinds float32, float16, bfloat16, q8_0, found {found}"
+        with pytest.raises(TypeError, match=f"^{message}$"):
+            _kernels.matmul(out, x, wrong)
+    with pytest.raises(TypeError):
+        _kernels.matmul(out, x, None)  # type: ignore[arg-type]
 
 
 def test_a_wrong_q8_matrix_is_refused() -> None:
-    out, x, good, _ = good_arguments()["matmul_q8"]
-    spoiled = [SimpleNamespace(**{**vars(good), "group_size": size}) for size in (0, -8, 7, 16, 1)]
+    out, x, good = q8_arguments()
+    spoiled = [SimpleNamespace(**{**vars(good), "group_size": size}) for size in (0, -8, 7, 16, 1, 65537)]
     for name in ("values", "scales"):
         for what, array in spoiled_arrays(getattr(good, name)).items():
             if isinstance(array, np.ndarray) and not (name == "values" and what in ("as bytes", "the other byte order")):
                 spoiled.append(SimpleNamespace(**{**vars(good), name: array}))
     for w in spoiled:
         with pytest.raises(REFUSED):
-            _kernels.matmul_q8(out, x, w)
+            _kernels.matmul(out, x, w)
             pytest.fail(f"taken: {w}")
 
 
@@ -829,7 +840,8 @@ def test_messages_say_what_was_expected_and_found() -> None:
     with pytest.raises(ValueError, match=r"^matmul: expected out \(3, 2\), found \(2, 2\)$"):
         _kernels.matmul(np.zeros((2, 2), F32), np.zeros((3, 4), F32), m)
     with pytest.raises(TypeError, match=r"^w.bits: expected uint16, found int16$"):
-        _kernels.matmul(np.zeros((2, 2), F32), m, SimpleNamespace(bits=np.zeros((2, 4), np.int16)))
+        wrong = SimpleNamespace(kind="bfloat16", bits=np.zeros((2, 4), np.int16))
+        _kernels.matmul(np.zeros((2, 2), F32), m, wrong)
     with pytest.raises(ValueError, match=r"^group_size: expected 1 to 65536, found 0$"):
         _kernels.quantize(m, 0)
     with pytest.raises(ValueError, match=r"^n_threads: expected 1 to 4096, found 0$"):
@@ -877,7 +889,7 @@ def test_a_claim_is_all_or_nothing() -> None:
         with pytest.raises(REFUSED):
             other.take(wrong)  # type: ignore[arg-type]
     other.take([third])  # which the attempts have left free
-    with pytest.raises(ValueError, match="expected one that holds nothing"):
+    with pytest.raises(ValueError, match=r"^claim: it already holds buffers: release them first$"):
         other.take([])
     for counts in ([1], [1, 2, 3], [1, "2"]):
         with pytest.raises(REFUSED):
@@ -894,7 +906,7 @@ def test_a_claim_is_all_or_nothing() -> None:
 
 def test_what_is_written_is_aligned() -> None:
     odd = np.ndarray((2, 2, 5, 2), F32, bytearray(161), 1)
-    with pytest.raises(ValueError, match=r"^keys: expected an array at an address for float32, found 0x"):
+    with pytest.raises(ValueError, match=r"^keys: expected an aligned float32 array, found one at 0x"):
         _kernels.KVBuffer(odd, odd)
 
 
@@ -919,3 +931,158 @@ def test_a_step_needs_a_cache_buffer() -> None:
     model, logits = _kernels.Model(CONFIG, model_weights()), np.zeros((1, 7), F32)
     with pytest.raises(TypeError):
         model.run(_kernels.Scratch(), [([1, 2], 0, None)], np.zeros((5, 1, 2), F32), [1], logits, None, 1)
+
+
+# ---------------------------------------------------------------------------------------------- matrices of different kinds
+
+MIXED = Config(dim=64, hidden_dim=160, n_layers=3, n_heads=4, n_kv_heads=4, vocab_size=90, seq_len=24)
+Kind = str | int  # a type of numbers, or the group size of Q8_0
+ALL_KINDS: tuple[Kind, ...] = ("float32", 32, "bfloat16", 64, "float16", 16, 8)  # 64 goes over the ends of w2's rows
+
+
+def of_kind(matrix: np.ndarray, kind: Kind) -> tuple[Any, np.ndarray]:
+    """A matrix as the kernels take it, and what its numbers stand for in fp32."""
+    if kind == "float32":
+        return matrix, matrix
+    if isinstance(kind, str):
+        return half_size(matrix, kind)
+    values, scales = checkpoints.quantize(matrix, kind)
+    wide = (values.reshape(-1, kind) * scales[:, None]).reshape(matrix.shape)
+    return QuantizedTensor(values, scales, kind), wide
+
+
+def mixed(kinds: Callable[[str, int], Kind]) -> tuple[dict[str, Any], reference.Reference]:
+    """Weights of MIXED in which each matrix has its own kind, for the kernels and as a model in NumPy."""
+    plain = checkpoints.random_weights(MIXED, rng_of(5), shared_classifier=False)
+    weights: dict[str, Any] = dict(plain)
+    model = reference.Reference(MIXED, {name: tensor.copy() for name, tensor in plain.items()})
+    for name in MATRICES:
+        stack, made = plain[name].reshape(-1, *plain[name].shape[-2:]), []
+        for layer, matrix in enumerate(stack):
+            kind = kinds(name, layer)
+            stored, wide = of_kind(matrix, kind)
+            made.append(stored)
+            model.weights[name].reshape(stack.shape)[layer] = wide
+            if isinstance(kind, int):
+                model.q8[name, layer] = stored.values, stored.scales
+                model.sizes[name, layer] = kind
+        weights[name] = Layers(tuple(made)) if name.startswith("w") and name != "wcls" else made[0]
+    return weights, model
+
+
+class Run(NamedTuple):
+    logits: np.ndarray  # (n_tokens, vocab_size)
+    trace: np.ndarray  # (n_tokens, n_layers, 4)
+    keys: np.ndarray  # (n_layers, n_kv_heads, n_tokens, head_size)
+    values: np.ndarray
+
+
+def run_model(weights: dict[str, Any], tokens: list[int], n_threads: int = 1, size: int | None = None) -> Run:
+    """All tokens, `size` at a time (None: at once)."""
+    model, n = _kernels.Model(MIXED, weights), len(tokens)
+    buffer = _kernels.KVBuffer(*(np.zeros((3, 4, n, 16), F32) for _ in range(2)))
+    rope, logits, trace = np.empty((n, 8, 2), F32), np.full((n, 90), np.nan, F32), np.full((n, 3, 4), np.nan, F32)
+    _kernels.rope_table(rope, rotary_frequencies(MIXED), 0)
+    scratch = _kernels.Scratch()
+    for start in range(0, n, size or n):
+        part = tokens[start : start + (size or n)]
+        rows, place = list(range(len(part))), slice(start, start + len(part))
+        model.run(scratch, [(part, start, buffer)], rope, rows, logits[place], trace[place], n_threads)
+    return Run(logits, trace, buffer.keys, buffer.values)
+
+
+def shuffled(seed: int) -> Callable[[str, int], Kind]:
+    """Every matrix of every layer gets any kind, but all of them are used."""
+    places = [(name, layer) for name in MATRICES for layer in range(3)]
+    rng_of(seed).shuffle(places)
+    kinds = {place: ALL_KINDS[i % len(ALL_KINDS)] for i, place in enumerate(places)}
+    return lambda name, layer: kinds[name, layer]
+
+
+MIXES: dict[str, Callable[[str, int], Kind]] = {
+    "layer by layer": lambda name, layer: ("float32", 32, "float16")[layer],
+    "embedding and classifier": lambda name, layer: {"token_embedding_table": 32, "wcls": 64}.get(name, "float32"),
+    "classifier alone": lambda name, layer: 16 if name == "wcls" else "bfloat16",
+    "sizes that share an input": lambda name, layer: {"wq": 64, "wk": 32, "wv": 8, "w1": 16, "w3": 64, "w2": 64}.get(name, 32),
+    "half of an input": lambda name, layer: {"wq": 32, "w3": 16, "wo": 64}.get(name, "float32"),
+    **{f"any {seed}": shuffled(seed) for seed in range(4)},
+}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_every_matrix_may_have_a_kind_of_its_own(mix: str) -> None:
+    """Against the model in NumPy. Where an activation rounds the other way, all that follows differs a little, as with Q8_0."""
+    weights, model = mixed(MIXES[mix])
+    close = []
+    for seed in range(12):
+        tokens = [int(token) for token in rng_of(seed).integers(0, 90, 5)]
+        found, expected = run_model(weights, tokens), model.forward(tokens)
+        scale = np.abs(expected.logits).max()
+        np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=5e-2 * scale)
+        close.append(np.abs(found.logits - expected.logits).max() <= 2e-5 * scale)
+        if close[-1]:
+            np.testing.assert_allclose(found.trace, expected.trace, rtol=0, atol=2e-5 * np.abs(expected.trace).max())
+    assert np.mean(close) >= 0.7, close
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_mixed_model_gives_the_same_bits_by_any_threads_and_rows(mix: str) -> None:
+    weights, _ = mixed(MIXES[mix])
+    tokens = [int(token) for token in rng_of(9).integers(0, 90, 23)]
+    expected = run_model(weights, tokens, size=1)
+    assert np.isfinite(expected.logits).all()
+    for n_threads, size in [(2, 1), (3, 1), (1, None), (2, None), (3, None), (1, 2), (2, 5), (3, 7)]:
+        found = run_model(weights, tokens, n_threads, size)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one.view(np.uint32), other.view(np.uint32))
+
+
+@pytest.mark.parametrize("size", [None, 1])
+@pytest.mark.parametrize("sizes", [*itertools.permutations((64, 32, "float32")), (64, 32, 8), (16, 64, 16)])
+def test_matrices_that_share_an_input_do_as_each_alone(sizes: tuple[Kind, ...], size: int | None) -> None:
+    """What wk and wv of the first layer give is in the cache: compared with models where all three have that kind."""
+    tokens = [int(token) for token in rng_of(3).integers(0, 90, 9)]
+
+    def first_layer(wq: Kind, wk: Kind, wv: Kind) -> Run:
+        kinds = {"wq": wq, "wk": wk, "wv": wv}
+        return run_model(mixed(lambda name, layer: kinds.get(name, "float32"))[0], tokens, 2, size)
+
+    found = first_layer(*sizes)
+    _, wk, wv = sizes
+    np.testing.assert_array_equal(found.keys[0], first_layer(wk, wk, wk).keys[0])
+    np.testing.assert_array_equal(found.values[0], first_layer(wv, wv, wv).values[0])
+    assert np.abs(found.keys[0]).min() > 0
+
+
+def test_what_is_fp32_in_a_mixed_model_is_as_in_a_model_of_fp32() -> None:
+    """Only w2 of the last layer and the classifier are Q8_0: all before them has the bits of fp32, and what follows has not."""
+    tokens = [int(token) for token in rng_of(4).integers(0, 90, 11)]
+    plain = run_model(mixed(lambda name, layer: "float32")[0], tokens)
+    last_w2, _ = mixed(lambda name, layer: 32 if (name, layer) == ("w2", 2) else "float32")
+    classifier, _ = mixed(lambda name, layer: 32 if name == "wcls" else "float32")
+    for n_threads, size in ((1, None), (2, 1), (3, 4)):
+        found = run_model(last_w2, tokens, n_threads, size)
+        for one, other in zip(found[2:], plain[2:], strict=True):
+            np.testing.assert_array_equal(one.view(np.uint32), other.view(np.uint32))
+        np.testing.assert_array_equal(found.trace[:, :2], plain.trace[:, :2])
+        np.testing.assert_array_equal(found.trace[:, 2, :2], plain.trace[:, 2, :2])
+        assert (found.trace[:, 2, 2:] != plain.trace[:, 2, 2:]).any(axis=1).all()
+        found = run_model(classifier, tokens, n_threads, size)
+        np.testing.assert_array_equal(found.trace, plain.trace)
+        assert (found.logits != plain.logits).any(axis=1).all()
+
+
+def test_embedding_groups_may_go_over_the_ends_of_rows() -> None:
+    """The group size of a file divides dim; that of the kernels' embedding need not."""
+    weights, model = mixed(lambda name, layer: 48 if name == "token_embedding_table" else "float32")
+    tokens = list(range(20))
+    logits, expected = run_model(weights, tokens).logits, model.forward(tokens).logits
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_a_wrong_matrix_of_one_layer_is_named() -> None:
+    weights, _ = mixed(lambda name, layer: 32)
+    good = weights["w3"]
+    wrong = QuantizedTensor(good[1].values, good[1].scales[:-1], 32)
+    with pytest.raises(ValueError, match=r"^w3\[1\].scales: expected shape \(320,\), found \(319,\)$"):
+        _kernels.Model(MIXED, {**weights, "w3": Layers((good[0], wrong, good[2]))})

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 import llama2c
-from llama2c import Checkpoint, Transformer, build_info
+from llama2c import Checkpoint, Transformer, _kernels, build_info
+from llama2c._kernels import MAX_WORK, count_layer_weights
 from llama2c.config import Config
 from llama2c.formats.layout import layout
-from llama2c.transformer import MAX_ROWS, MIN_ROWS, count_layer_weights, rows_per_step
+from llama2c.transformer import MAX_ROWS, MIN_ROWS, rows_per_step
 
 CONFIG = Config(96, 260, 3, 6, 2, 203, 256)
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(3, 203, 40)]
@@ -101,6 +102,7 @@ def test_rows_are_fewer_where_layers_are_large() -> None:
     assert count_layer_weights(llama_7b) == 4 * 4096**2 + 3 * 4096 * 11008
     assert rows_per_step(CONFIG, 1) == rows_per_step(Config(768, 2048, 12, 12, 12, 32000, 1024), 1) == MAX_ROWS == 256
     assert rows_per_step(llama_7b, 1) == MIN_ROWS
+    assert MAX_WORK == 2**31
     assert rows_per_step(llama_7b, 4) == 4 * 2**31 // count_layer_weights(llama_7b) == 42
     assert rows_per_step(llama_7b, 64) == MAX_ROWS
 
@@ -184,7 +186,7 @@ def test_interrupts_at_any_moment_leave_the_cache_usable(path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------- forks
 
-FORKED = "llama2c ran on several threads before this process was forked: it runs on one here"
+FORKED = "This process was forked after llama2c had run on several threads, so llama2c runs on one thread here."
 
 FORK = """
 def child():
@@ -193,7 +195,7 @@ def child():
         check(two)
         check(two)
         check(Transformer(checkpoint, n_threads=2))
-    print([str(warning.message)[:82] for warning in told if "more than the" not in str(warning.message)], n_own_threads())
+    print([str(warning.message)[:101] for warning in told if "more than the" not in str(warning.message)], n_own_threads())
     sys.stdout.flush()
 
 two = Transformer(checkpoint, n_threads=2)
@@ -449,7 +451,7 @@ resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 
 
 def fewer(beside: int) -> str:
-    return f"n_threads=4: expected to start 3 threads beside this one, found that {beside} can be"
+    return f"n_threads=4: the system lets llama2c start {beside} of 3 more threads"
 
 
 @needs_openmp
@@ -465,6 +467,90 @@ def test_threads_that_cannot_be_started_for_lack_of_memory(run: Callable[..., su
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads do not count as processes")
 def test_threads_that_the_user_may_not_start(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     assert run(FEWER_THREADS, NO_PROCESSES).stdout.splitlines() == [fewer(0), "1"]
+
+
+CORES = """
+from llama2c import build_info
+from llama2c.threads import available_cores, decide_n_threads
+
+warnings.simplefilter("always")
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    decide_n_threads(int(sys.argv[4]), 10**9)
+print(available_cores(), build_info()["n_threads"], len(told), len(os.sched_getaffinity(0)))
+check(Transformer(checkpoint, n_threads=2))
+"""
+
+
+@needs_openmp
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+@pytest.mark.parametrize(
+    "variable",
+    ["OMP_PROC_BIND=true", "OMP_PROC_BIND=close", "OMP_PROC_BIND=spread", "OMP_PLACES=cores", "OMP_PLACES=threads"],
+)
+def test_the_cores_are_all_that_threads_are_bound_to(
+    run: Callable[..., subprocess.CompletedProcess[str]], variable: str
+) -> None:
+    """The runtime binds the thread that loads it to one place, whose affinity is then one core, and other threads elsewhere."""
+    cores = build_info()["n_threads"]
+    name, value = variable.split("=")
+    found = run(CORES, cores, **{name: value}).stdout.split()
+    assert found[:3] == [str(cores), str(cores), "0"]
+    assert int(found[3]) <= cores
+
+
+@needs_openmp
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+def test_a_list_of_cores_is_obeyed(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """Where the user names fewer cores than there are, more threads than those are told to be slower."""
+    core = min(os.sched_getaffinity(0))
+    for name, value in {"GOMP_CPU_AFFINITY": f"{core}", "OMP_PLACES": f"{{{core}}}", "OMP_PROC_BIND": "master"}.items():
+        assert run(CORES, 2, **{name: value}).stdout.split() == ["1", "1", "1", "1"], name
+
+
+STACK = """
+from llama2c._kernels import LEAST_STACK, stack_size
+
+print(stack_size(os.environ), LEAST_STACK)
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        check(Transformer(checkpoint, n_threads=2))
+print(*(warning.message for warning in told if "more than the" not in str(warning.message)), sep="\\n")
+print(n_own_threads())
+"""
+
+
+@needs_openmp
+@pytest.mark.parametrize(
+    ("value", "size"), [("1", 1024), ("16k", 16384), ("32K", 32768), ("1B", 1), (" +20 ", 20480), ("40000 b", 40000)]
+)
+def test_a_stack_too_small_for_the_kernels_means_one_thread(
+    run: Callable[..., subprocess.CompletedProcess[str]], value: str, size: int
+) -> None:
+    """It was a segmentation fault. One line says why."""
+    assert run(STACK, OMP_STACKSIZE=value).stdout.splitlines() == [
+        f"{size} 65536",
+        f"n_threads=2: OMP_STACKSIZE gives a thread {size} bytes of stack, and llama2c needs 65536, so it runs on one thread",
+        "1",
+    ]
+
+
+@needs_openmp
+@pytest.mark.skipif(instrumented, reason="instrumented functions need more")
+def test_the_least_stack_is_enough(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    assert run(STACK, OMP_STACKSIZE="64k").stdout.splitlines() == ["65536 65536", "", "2"]
+    assert run(STACK, OMP_STACKSIZE="0").stdout.splitlines() == ["0 65536", "", "2"]
+
+
+def test_stack_sizes_are_read_as_the_runtime_reads_them() -> None:
+    sizes = {"512": 512 << 10, "3m": 3 << 20, "1 G": 1 << 30, "\t7K\n": 7 << 10, "": 0, "abc": 0, "-1": 0, "1.5m": 0, "2 kb": 0}
+    for text, size in sizes.items():
+        assert _kernels.stack_size({"OMP_STACKSIZE": text}) == size, text
+        assert _kernels.stack_size({"GOMP_STACKSIZE": text}) == size, text
+    assert _kernels.stack_size({"OMP_STACKSIZE": "abc", "GOMP_STACKSIZE": "20"}) == 20480
+    assert _kernels.stack_size({"OMP_STACKSIZE": "30", "GOMP_STACKSIZE": "20"}) == 30720
+    assert _kernels.stack_size({}) == 0
 
 
 # ---------------------------------------------------------------------------------------------- files in use

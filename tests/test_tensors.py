@@ -7,6 +7,7 @@ import folders
 import numpy as np
 import pytest
 
+from llama2c import _kernels
 from llama2c.tensors import BFloat16Tensor, Layers, QuantizedTensor, as_floats, as_weight, count, halved, paired
 
 RNG = np.random.default_rng(2)
@@ -29,6 +30,14 @@ def test_as_floats() -> None:
     layers = Layers((MATRIX, tensor, half))
     np.testing.assert_array_equal(as_floats(layers), np.stack([as_floats(part) for part in (MATRIX, tensor, half)]))
     assert layers[1] is tensor
+
+
+def test_kinds_are_those_of_the_kernels() -> None:
+    """One name each: a class has it as `kind`, an array as the name of its dtype."""
+    values, scales = checkpoints.quantize(MATRIX, 4)
+    half, bits = MATRIX.astype(np.float16), BFloat16Tensor(checkpoints.narrow(MATRIX, "bfloat16"))
+    kinds = [MATRIX.dtype.name, half.dtype.name, bits.kind, QuantizedTensor(values, scales, 4).kind]
+    assert kinds == list(_kernels.KINDS) == ["float32", "float16", "bfloat16", "q8_0"]
 
 
 def test_sizes() -> None:

@@ -115,11 +115,16 @@ def test_cores_are_the_affinity_cut_by_the_quota(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     monkeypatch.setattr(threads, "cgroup_quota", lambda: quota)
+    monkeypatch.setattr(threads, "bound_cores", lambda: 0)
+    assert available_cores() == expected
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # of a thread that is bound to one place of them
+    monkeypatch.setattr(threads, "bound_cores", lambda: cores)
     assert available_cores() == expected
 
 
 def test_without_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(threads, "bound_cores", lambda: 0)
     monkeypatch.setattr(threads, "cgroup_quota", lambda: None)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert available_cores() == 6

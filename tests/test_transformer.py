@@ -316,12 +316,12 @@ def test_steps_of_several_sequences() -> None:
     buffers: list[Any] = [object(), object(), object()]
     parts = [(list(range(5)), 0, buffers[0]), ([7, 8], 3, buffers[1]), ([9], 6, buffers[2])]
     steps = list(plan_steps(parts, [3, 2, 0], 4))
-    assert [step.parts for step in steps] == [
+    assert [parts for parts, _, _ in steps] == [
         [([0, 1, 2, 3], 0, buffers[0])],
         [([4], 4, buffers[0]), ([7, 8], 3, buffers[1]), ([9], 6, buffers[2])],
     ]
-    assert [step.sequences for step in steps] == [[0], [0, 1, 2]]
-    assert [step.logit_rows for step in steps] == [[2, 3], [0, 1, 2]]
+    assert [numbers for _, numbers, _ in steps] == [[0], [0, 1, 2]]
+    assert [logit_rows for _, _, logit_rows in steps] == [[2, 3], [0, 1, 2]]
     assert list(plan_steps([], [], 4)) == []
 
 

@@ -34,7 +34,8 @@ int llama2c_can_run(const kernel_table *level) {
                __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
     unsigned a, b, c, d; /* not every compiler's __builtin_cpu_supports knows F16C */
     if (level == &llama2c_avx2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+               __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 #endif
     (void)level;
     return 1;

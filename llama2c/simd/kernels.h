@@ -11,15 +11,18 @@
 
 enum { QUERY_TILE = 8 }; /* the most queries that attention() takes at once */
 
-/* How the numbers of a matrix are stored. The half-size ones become fp32 as they are loaded, which is exact. */
+/* The kinds of matrices: how the numbers are stored. What a kind needs is written down in four places: pack_size() and
+ * input_group() below, and matmul() and widen() at the end of loops.h, each one switch over the kinds. */
 enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0 };
 
-/* A Q8_0 matrix of n columns: `values` row after row, one scale for each `group_size` consecutive values (fp32, at any byte). */
+/* A matrix of any kind. In memory its rows follow each other, and may begin at any byte. */
 typedef struct {
-    const int8_t *values;
-    const char *scales;
-    int64_t group_size;
-} q8_matrix;
+    int kind;
+    int64_t rows, columns;
+    const char *numbers; /* (rows, columns): fp32, fp16 or bfloat16, which become fp32 exactly; of Q8_0 the int8 values */
+    const char *scales;  /* Q8_0: one fp32 for each group_size consecutive values, (rows * columns / group_size,) */
+    int64_t group_size;  /* Q8_0: the values that share a scale; a group may go on in the next row */
+} matrix;
 
 /* Q8_0 activations: n_rows rows of n values in groups that start afresh in each row; the last group of a row may be short. */
 typedef struct {
@@ -38,7 +41,7 @@ typedef struct {
     /* The sum of x, (n,), in the order that reads memory fastest: for measuring, not for models. */
     float (*sum)(const float *x, int64_t n);
 
-    /* Where the first of the largest of x stands, (n,) with n > 0; -1 if there is a NaN. */
+    /* The index of the first of the largest of x, (n,) with n > 0; -1 if there is a NaN. */
     int64_t (*argmax)(const float *x, int64_t n);
 
     /* x = exp(x - max(x)) / sum, (n,) */
@@ -51,23 +54,21 @@ typedef struct {
     void (*swiglu)(float *gate, const float *up, int64_t n);
 
     /* (out[2 i], out[2 i + 1]) = the pair (x[step i], x[step i + apart]) turned by the angle whose (cos, sin) is table[i], for
-     * i < n_pairs. llama2.c has pairs side by side (step 2, apart 1), Hugging Face in the halves of a head (step 1, apart n_pairs). */
+     * i < n_pairs. The pairs of llama2.c are neighbours (step 2, apart 1); those of Hugging Face are in the two halves of a
+     * head (step 1, apart n_pairs). */
     void (*rotate)(float *out, const float *x, const float *table, int64_t n_pairs, int64_t step, int64_t apart);
 
-    /* out = w, n numbers of `type` (not Q8_0) at any address, in fp32. */
-    void (*widen)(float *out, const void *w, int type, int64_t n);
-
-    /* out[r, o] (+)= x[r] . w[o] for r < n_rows, o < n_out; vectors of n; added to out if `add`. w is of `type` (not Q8_0), at any
-     * address. `pack` is scratch of matmul_pack_size(n) bytes, aligned to 64; with FLOAT32 it may be NULL. */
-    void (*matmul)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
-                   const void *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack);
+    /* out = one row of w, (columns,), in fp32. */
+    void (*widen)(float *out, const matrix *w, int64_t row);
 
     /* One row of n activations to Q8_0 in groups of group_size. */
     void (*quantize)(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n, int64_t group_size);
 
-    /* out[r, o] (+)= x[r] . w[first + o]; `pack` is scratch of q8_pack_size(n, n_groups) bytes, aligned to 64. */
-    void (*matmul_q8)(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows,
-                      const q8_matrix *w, int64_t first, int64_t n_out, int64_t n, int add, void *pack);
+    /* out[r, o] (+)= x[r] . w[first + o] for r < n_rows, o < n_out; added to out if `add`. x is (n_rows, columns of w) in fp32.
+     * Where input_group(w) is not 0, `xq` is read instead: x quantised in groups of that size. `pack` is scratch of
+     * pack_size(w) bytes, aligned to 64. */
+    void (*matmul)(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows,
+                   const matrix *w, int64_t first, int64_t n_out, int add, void *pack);
 
     /* out[i] = softmax(queries[i] . keys[:lengths[i]] / sqrt(head_size)) . values for i < n_queries <= QUERY_TILE;
      * queries, out (n_queries, head_size); keys, values (max(lengths), head_size); lengths do not decrease.
@@ -77,17 +78,26 @@ typedef struct {
                       float *scores, int64_t score_stride);
 } kernel_table;
 
-/* Bytes of scratch that matmul wants: the rows of weights of the largest tile. */
-static inline int64_t matmul_pack_size(int64_t n) {
-    return 6 * (n + 16) * (int64_t)sizeof(float);
+/* The size of the groups in which the product with w reads its input quantised; 0: it reads the input in fp32. */
+static inline int64_t input_group(const matrix *w) {
+    switch (w->kind) {
+    case Q8_0: return w->group_size;
+    default: return 0;
+    }
 }
 
-/* Bytes of scratch that matmul_q8 needs: as many rows of weights, and of their scales, as a level packs at once. */
-static inline int64_t q8_pack_size(int64_t n, int64_t n_groups) {
-    return 16 * (2 * (n + 64) + 8 * (n_groups + 16));
+/* Bytes of scratch that matmul() needs, a multiple of 64: room for the rows of weights that a level packs at once, and their
+ * scales. */
+static inline int64_t pack_size(const matrix *w) {
+    int64_t n = w->columns, bytes;
+    switch (w->kind) {
+    case Q8_0: bytes = 16 * (2 * (n + 64) + 8 * ((n + w->group_size - 1) / w->group_size + 16)); break;
+    default: bytes = 6 * (n + 16) * (int64_t)sizeof(float);
+    }
+    return bytes / 64 * 64 + 64;
 }
 
-/* The tables compiled into this build, best first, ended by NULL; and those this machine can run. */
+/* The tables compiled into this build, the best first, with NULL at the end; and whether this machine can run one. */
 extern const kernel_table *const llama2c_levels[];
 int llama2c_can_run(const kernel_table *level);
 

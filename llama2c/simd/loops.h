@@ -67,7 +67,7 @@ INLINE reg load_weights(const char *w, int type, int64_t left) {
 }
 
 INLINE float fused(float a, float b, float c) {
-#if defined(FP_FAST_FMAF) || defined(__FMA__)
+#ifdef HAVE_FMA
     return fmaf(a, b, c);
 #else
     return a * b + c;
@@ -114,7 +114,7 @@ INLINE float sum_ahead(const float *x, int64_t n, int ahead) {
     return total;
 }
 
-/* As with weights, it helps to ask ahead for what is not in the second cache. */
+/* As with weights, prefetching helps where the data are not in the second cache. */
 static float sum(const float *x, int64_t n) {
     return n < 1 << 20 ? sum_ahead(x, n, 0) : sum_ahead(x, n, FETCH_AHEAD);
 }
@@ -268,7 +268,7 @@ INLINE void widen_type(float *out, const char *w, int type, int64_t n) {
         store_up_to(out + i, load_weights(w + i * SIZE_OF(type), type, n - i), n - i);
 }
 
-static void widen(float *out, const void *w, int type, int64_t n) {
+static void widen_floats(float *out, const void *w, int type, int64_t n) {
     if (type == FLOAT32)
         memcpy(out, w, sizeof(float) * (size_t)n);
     else if (type == FLOAT16)
@@ -330,8 +330,8 @@ INLINE void dot_tile_rows(float acc[][16], int resume, const float *x, int64_t x
         dot_tile(acc, resume, x, x_stride, 1, w, w_stride, w_step, TILE_OUTS, n, next, fetches);
 }
 
-/* acc[o] = the 16 lanes of x . w[o], for outputs that are read side by side: with one alone, each step would wait for the last.
- * Asking for what lies `ahead` bytes (0: not) makes better use of the memory than the hardware's own foresight. */
+/* acc[o] = the 16 lanes of x . w[o], for outputs that are read side by side: with a single one, each step would wait for the
+ * last. Prefetching `ahead` bytes ahead (0: not) makes better use of the memory than the hardware's prefetcher. */
 INLINE void dot_streams(float acc[][16], const float *x, const char *w, int type, int64_t w_stride, int outs, int64_t n,
                         int ahead) {
     const int64_t size = SIZE_OF(type), row = w_stride * size;
@@ -374,7 +374,7 @@ static void dot_edge(float acc[][16], const float *x, int64_t x_stride, int64_t 
     }
 }
 
-/* One row against all the outputs, `streams` rows of weights (1, 2 or 4) at a time, asking for what lies `ahead` bytes. */
+/* One row against all the outputs, `streams` rows of weights (1, 2 or 4) at a time, prefetching `ahead` bytes ahead. */
 INLINE void matvec_streams(float *out, const float *x, const char *w, int type, int64_t w_stride, int64_t n_out, int64_t n,
                            int add, int streams, int ahead) {
     const int64_t row = w_stride * SIZE_OF(type);
@@ -393,8 +393,8 @@ INLINE void matvec_streams(float *out, const float *x, const char *w, int type, 
     }
 }
 
-/* In the cache the chains of additions are what takes time, and those of several rows overlap. Memory is read best in one
- * stream, far enough ahead. */
+/* In the cache the chains of additions take the time, and those of several rows overlap. Memory is read fastest in one stream,
+ * prefetched far enough ahead. */
 INLINE void matvec_type(float *out, const float *x, const char *w, int type, int64_t w_stride, int64_t n_out, int64_t n,
                         int add) {
     if (n_out * n * SIZE_OF(type) >= IN_CACHE)
@@ -463,14 +463,15 @@ static void pack_tile(float *packed, const char *w, int type, int64_t row, int o
 
 /* Tile by tile of TILE_OUTS outputs, whose weights serve all the rows. A tile and the x that stream by should stay in the first
  * cache: long rows are taken in stretches, and the accumulators of up to ROW_BLOCK rows wait from one to the next. Where
- * there are many rows, the weights are copied first, since a file seldom aligns them to cache lines; at 4 bytes off, say,
- * each load reads two. Half-size weights always are, and widened by it. On the way, the next tile is fetched from memory, spread
- * over the tiles below each other. */
+ * there are many rows, the weights are packed (copied) first, because a file seldom aligns them to cache lines, and a load that
+ * is 4 bytes off reads two lines. 16-bit weights are always packed, which also widens them. On the way, the next tile is
+ * prefetched, a part of it with each tile of rows. */
 static void matmul_tiles(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
                          const char *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add, float *pack) {
     float acc[ROW_BLOCK * TILE_OUTS][16] __attribute__((aligned(64)));
     int64_t n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS, n_stretches = (n + STRETCH - 1) / STRETCH;
-    int64_t stretch = ((n + n_stretches - 1) / n_stretches + 15) / 16 * 16, block = n_stretches == 1 ? 2 * TILE_ROWS : ROW_BLOCK;
+    int64_t stretch = ((n + n_stretches - 1) / n_stretches + 15) / 16 * 16;
+    int64_t block = n_stretches == 1 ? 2 * TILE_ROWS : ROW_BLOCK;
     int fetches = n_tiles < TILE_OUTS ? (int)((TILE_OUTS + n_tiles - 1) / n_tiles) : 1;
     int64_t row = w_stride * SIZE_OF(type);
     float *packed = type != FLOAT32 || n_rows >= PACK_ROWS ? pack : NULL;
@@ -507,8 +508,8 @@ static void matmul_tiles(float *out, int64_t out_stride, const float *x, int64_t
 }
 
 /* One pass over the weights, or several with fewer rows where all of x would not stay in the second cache. */
-static void matmul(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
-                   const void *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) {
+static void matmul_floats(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
+                          const void *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) {
     if (n_rows == 1) {
         matvec(out, x, w, type, w_stride, n_out, n, add);
         return;
@@ -556,8 +557,8 @@ INLINE void weigh_values_of(float *out, const float *weights, int64_t weight_str
         weigh_values(out + d, weights, weight_stride, queries, values + d, head_size, 1, head_size - d, from, to);
 }
 
-/* scores[t] = query . keys[t] for heads that fit one register: matmul's sums, without its tiles, which such short vectors
- * leave nearly empty. */
+/* scores[t] = query . keys[t] for heads that fit one register: the sums of matmul_floats() without its tiles, which would be
+ * nearly empty. */
 static void short_scores(float *scores, const float *query, const float *keys, int64_t n_keys, int64_t head_size) {
     float acc[16][16] __attribute__((aligned(64))), sums[16];
     reg q = load_up_to(query, head_size);
@@ -586,14 +587,14 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
         for (int64_t i = 0; i < n_queries; i++)
             short_scores(scores + i * score_stride, queries + i * head_size, keys, lengths[i], head_size);
     else
-        matmul(scores, score_stride, queries, head_size, n_queries,
-               keys, FLOAT32, head_size, lengths[n_queries - 1], head_size, 0, NULL);
+        matmul_floats(scores, score_stride, queries, head_size, n_queries,
+                      keys, FLOAT32, head_size, lengths[n_queries - 1], head_size, 0, NULL);
     for (int64_t i = 0; i < n_queries; i++) {
         float *row = scores + i * score_stride;
         sums[i] = exp_and_sum(row, lengths[i], max_of(row, lengths[i]), scale);
     }
     memset(out, 0, sizeof(float) * (size_t)(n_queries * head_size));
-    for (int64_t i = 0, many; i < n_queries; i += many) { /* 4, 2 or 1 together over the values all of them see, then each alone */
+    for (int64_t i = 0, many; i < n_queries; i += many) { /* 4, 2 or 1 together over the values that all of them see */
         float *to = out + i * head_size, *weights = scores + i * score_stride;
         many = n_queries - i >= 4 ? 4 : n_queries - i >= 2 ? 2 : 1;
         if (many == 4)
@@ -611,6 +612,26 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
 
 #include "loops_q8.h"
 
+/* ---------------------------------------------------------------------------------------------- the kinds of matrices */
+
+static void widen(float *out, const matrix *w, int64_t row) {
+    switch (w->kind) {
+    case Q8_0: widen_q8(out, w, row); break;
+    default: widen_floats(out, w->numbers + row * w->columns * SIZE_OF(w->kind), w->kind, w->columns);
+    }
+}
+
+static void matmul(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows,
+                   const matrix *w, int64_t first, int64_t n_out, int add, void *pack) {
+    int64_t n = w->columns;
+    switch (w->kind) {
+    case Q8_0: matmul_q8(out, out_stride, xq, n_rows, w, first, n_out, n, add, pack); break;
+    default:
+        matmul_floats(out, out_stride, x, n, n_rows,
+                      w->numbers + first * n * SIZE_OF(w->kind), w->kind, n, n_out, n, add, pack);
+    }
+}
+
 const kernel_table JOIN(llama2c_, LEVEL) = {
-    TEXT(LEVEL), rmsnorm, sum, argmax, softmax, exp_logits, swiglu, rotate, widen, matmul, quantize, matmul_q8, attention,
+    TEXT(LEVEL), rmsnorm, sum, argmax, softmax, exp_logits, swiglu, rotate, widen, quantize, matmul, attention,
 };

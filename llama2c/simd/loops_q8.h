@@ -4,7 +4,7 @@
  * groups ascending, one accumulator for an output. Where weight groups straddle rows (their size does not divide n), a
  * "group" is each intersection of a weight group and an activation group.
  *
- * A level may bring its own quantiser, group_dots, transpose16 and packed kernel (HAVE_...); the integers are exact, so all agree.
+ * A level may have its own quantiser, group_dots, transpose16 and packed kernel (HAVE_...). Integers are exact, so all agree.
  */
 
 INLINE float scale_at(const char *scales, int64_t i) { /* scales may start at any byte */
@@ -20,10 +20,8 @@ INLINE int32_t dot_i8(const int8_t *a, const int8_t *b, int64_t n) {
     return sum;
 }
 
-#if defined(__AVX512VNNI__)
-#include "q8_avx512.h"
-#elif defined(__AVX2__)
-#include "q8_avx2.h"
+#ifdef LEVEL_Q8 /* by the level that is compiled, not by the compiler's macros: those follow -march, too */
+#include LEVEL_Q8
 #endif
 
 /* ---------------------------------------------------------------------------------------------- quantising a row */
@@ -80,7 +78,19 @@ static void quantize(int8_t *values, float *scales, int32_t *offsets, const floa
 
 /* ---------------------------------------------------------------------------------------------- any group size */
 
-static float dot_segments(const q8_matrix *w, int64_t row, const int8_t *x, const float *x_scales, int64_t n) {
+static void widen_q8(float *out, const matrix *w, int64_t row) {
+    int64_t n = w->columns, start = row * n;
+    const int8_t *values = (const int8_t *)w->numbers + start;
+    for (int64_t k = 0, end; k < n; k = end) {
+        int64_t group = (start + k) / w->group_size, group_end = (group + 1) * w->group_size - start;
+        float scale = scale_at(w->scales, group);
+        end = group_end < n ? group_end : n;
+        for (int64_t i = k; i < end; i++)
+            out[i] = (float)values[i] * scale;
+    }
+}
+
+static float dot_segments(const matrix *w, int64_t row, const int8_t *x, const float *x_scales, int64_t n) {
     int64_t size = w->group_size, start = row * n;
     float acc = 0;
     for (int64_t k = 0, end; k < n; k = end) {
@@ -88,7 +98,7 @@ static float dot_segments(const q8_matrix *w, int64_t row, const int8_t *x, cons
         int64_t w_end = (w_group + 1) * size - start, x_end = (x_group + 1) * size;
         end = w_end < x_end ? w_end : x_end;
         end = end < n ? end : n;
-        float isum = (float)dot_i8(w->values + start + k, x + k, end - k);
+        float isum = (float)dot_i8((const int8_t *)w->numbers + start + k, x + k, end - k);
         acc = fused(isum * scale_at(w->scales, w_group), x_scales[x_group], acc);
     }
     return acc;
@@ -97,7 +107,7 @@ static float dot_segments(const q8_matrix *w, int64_t row, const int8_t *x, cons
 /* ---------------------------------------------------------------------------------------------- one row, groups of 32 m */
 
 #ifndef HAVE_GROUP_DOTS
-/* isums[g] = w . x over group g, for up to 16 groups; offsets[g] = -128 times the sum of x over it; zeros after the last group. */
+/* isums[g] = w . x over group g, for up to 16 groups, then zeros. IN offsets[g] = -128 times the sum of x over group g. */
 INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *offsets, int groups, int64_t size) {
     (void)offsets;
     for (int g = 0; g < 16; g++)
@@ -129,13 +139,13 @@ static void add_up_groups(float acc[16], const float *products, int64_t stride, 
         reg_store(acc + p * LANES, sums[p]);
 }
 
-/* 16 outputs (or the fewer that are left): each weight row is read once, in order; what the groups give is laid down and
- * added up for all the outputs together, since the order allows only one accumulator for each. */
+/* 16 outputs (or the fewer that are left): each weight row is read once, in order. The products of its groups are stored, and
+ * added up for all the outputs together, because the order allows only one accumulator for each. */
 static void matvec_q8_block(float acc[16], const int8_t *x, const float *x_scales, const int32_t *offsets,
-                            const q8_matrix *w, int64_t first, int outs, int64_t n, float *products) {
+                            const matrix *w, int64_t first, int outs, int64_t n, float *products) {
     int64_t size = w->group_size, n_groups = n / size, stride = (n_groups + 15) / 16 * 16;
     for (int o = 0; o < outs; o++) {
-        const int8_t *row = w->values + (first + o) * n;
+        const int8_t *row = (const int8_t *)w->numbers + (first + o) * n;
         const char *scales = w->scales + (first + o) * n_groups * (int64_t)sizeof(float);
         for (int64_t g = 0; g < n_groups; g += 16) {
             int groups = n_groups - g < 16 ? (int)(n_groups - g) : 16;
@@ -159,8 +169,8 @@ static void matvec_q8_block(float acc[16], const int8_t *x, const float *x_scale
 
 /* ---------------------------------------------------------------------------------------------- many rows, packed */
 
-/* A level packs the weights of PACKED_HALVES times 16 outputs so that its multiplications take many of them at once: pack16()
- * lays down 16 of them where the others leave room, and packed_rows() makes acc[r][half][o] for `rows` rows, at most
+/* A level packs the weights of PACKED_HALVES times 16 outputs so that one instruction multiplies many of them: pack16() packs
+ * 16 of them, interleaved with the others, and packed_rows() makes acc[r][half][o] for `rows` rows, at most
  * PACKED_ROWS, with w_scales (n_groups, halves, 16). Both counts are constant where it is called. */
 #ifndef HAVE_PACKED
 /* As int16, interleaved in pairs: [k / 2][output][2]. */
@@ -206,10 +216,11 @@ INLINE void packed_up_to(float acc[][PACKED_HALVES][16], const packed_value *pac
     }
 }
 
-static void matmul_q8_packed(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows, const q8_matrix *w,
+static void matmul_q8_packed(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows, const matrix *w,
                              int64_t first, int outs, int64_t n, int add, void *pack) {
     int64_t size = w->group_size, n_groups = n / size, n_tiles = (n_rows + PACKED_ROWS - 1) / PACKED_ROWS;
     int halves = (outs + 15) / 16, width = 16 * halves;
+    const int8_t *values = (const int8_t *)w->numbers;
     float *w_scales = pack;
     packed_value *packed = (packed_value *)(w_scales + width * (n_groups + 16));
     float acc[PACKED_ROWS][PACKED_HALVES][16] __attribute__((aligned(64)));
@@ -217,7 +228,7 @@ static void matmul_q8_packed(float *out, int64_t out_stride, const q8_rows *x, i
         for (int o = 0; o < width; o++)
             w_scales[g * width + o] = o < outs ? scale_at(w->scales, (first + o) * n_groups + g) : 0;
     for (int h = 0; h < halves; h++)
-        pack16(packed + h * (64 / (int)sizeof(packed_value)), halves, w->values + (first + 16 * h) * n, outs - 16 * h, n);
+        pack16(packed + h * (64 / (int)sizeof(packed_value)), halves, values + (first + 16 * h) * n, outs - 16 * h, n);
     for (int64_t tile = 0; tile < n_tiles; tile++) { /* equal tiles: 8 rows are 4 and 4 rather than 6 and 2 */
         int64_t r = n_rows * tile / n_tiles;
         int rows = (int)(n_rows * (tile + 1) / n_tiles - r);
@@ -236,7 +247,7 @@ static void matmul_q8_packed(float *out, int64_t out_stride, const q8_rows *x, i
 }
 
 static void matmul_q8(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows,
-                      const q8_matrix *w, int64_t first, int64_t n_out, int64_t n, int add, void *pack) {
+                      const matrix *w, int64_t first, int64_t n_out, int64_t n, int add, void *pack) {
     int64_t size = w->group_size;
     int aligned = size % 32 == 0 && n % size == 0;
     int packing = aligned && n_rows >= 3; /* packing costs about as much as two rows of products */

@@ -1,7 +1,7 @@
 /* Q8_0 with the dot products of bytes of AVX-512 VNNI.
  *
  * vpdpbusd multiplies unsigned by signed bytes, so the weights are taken as w + 128 (their sign bit flipped): the sum over a
- * group is then too large by 128 times the sum of its activations, which quantising has noted as an offset.
+ * group is then too large by 128 times the sum of its activations, and quantising has stored the offset that corrects it.
  */
 #define HAVE_GROUP_DOTS
 #define HAVE_TRANSPOSE16
@@ -117,7 +117,8 @@ INLINE void transpose_i32(__m512i columns[16], const __m512i rows[16]) {
     /* b[4 i + c]: in quarter q the lanes 4 q + c of the rows 4 i .. 4 i + 3 */
     UNROLL for (int c = 0; c < 4; c++) {
         __m512i low01 = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), high01 = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xDD);
-        __m512i low23 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88), high23 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xDD);
+        __m512i low23 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88);
+        __m512i high23 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xDD);
         columns[c] = _mm512_shuffle_i32x4(low01, low23, 0x88);
         columns[8 + c] = _mm512_shuffle_i32x4(low01, low23, 0xDD);
         columns[4 + c] = _mm512_shuffle_i32x4(high01, high23, 0x88);

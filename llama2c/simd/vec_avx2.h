@@ -2,6 +2,8 @@
 #include <immintrin.h>
 
 #define LEVEL avx2
+#define LEVEL_Q8 "q8_avx2.h"
+#define HAVE_FMA
 #define LANES 8
 #define TILE_ROWS 4
 #define TILE_OUTS 3

@@ -2,6 +2,8 @@
 #include <immintrin.h>
 
 #define LEVEL avx512
+#define LEVEL_Q8 "q8_avx512.h"
+#define HAVE_FMA
 #define LANES 16
 #define TILE_ROWS 4 /* a matrix tile is TILE_ROWS x TILE_OUTS accumulators, which with their operands fill the registers */
 #define TILE_OUTS 6
@@ -37,9 +39,9 @@ static inline void reg_store_part(float *p, reg a, int count) {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), a);
 }
 
-/* One level of the tree for several vectors at once: what is left of a and of b, its upper half added to its lower half, side
- * by side in one register. fold8 takes one vector of 16 lanes in each argument (in memory: loading half a register costs less
- * than moving it), fold4 two of 8, fold2 four of 4 (a quarter of the register each), fold1 eight of 2. */
+/* One level of the tree for several vectors at once: the lanes left of a and of b, the upper half of each added to its lower
+ * half, side by side in one register. fold8 takes one vector of 16 lanes in each argument (in memory: loading half a register
+ * costs less than moving it), fold4 two of 8, fold2 four of 4 (a quarter of the register each), fold1 eight of 2. */
 static inline reg halves(const float *a, const float *b) {
     return _mm512_mask_broadcast_f32x8(_mm512_castps256_ps512(_mm256_loadu_ps(a)), 0xFF00, _mm256_loadu_ps(b));
 }

@@ -8,6 +8,9 @@
 #define TILE_ROWS 2
 #define TILE_OUTS 3
 #define VALUE_REGS 2
+#ifdef FP_FAST_FMAF /* never on x86-64, where setup.py compiles this level with -mno-avx */
+#define HAVE_FMA
+#endif
 
 typedef float reg __attribute__((vector_size(16)));
 typedef uint32_t reg_bits __attribute__((vector_size(16)));
@@ -30,7 +33,7 @@ static inline reg reg_min(reg a, reg b) {
 }
 static inline reg reg_shl23(reg a) { return (reg)((reg_bits)a << 23); }
 static inline reg reg_fma(reg a, reg b, reg c) {
-#ifdef FP_FAST_FMAF
+#ifdef HAVE_FMA
     for (int i = 0; i < LANES; i++) c[i] = fmaf(a[i], b[i], c[i]);
     return c;
 #else

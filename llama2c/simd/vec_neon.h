@@ -2,6 +2,7 @@
 #include <arm_neon.h>
 
 #define LEVEL neon
+#define HAVE_FMA
 #define LANES 4
 #define TILE_ROWS 4
 #define TILE_OUTS 6
