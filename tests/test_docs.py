@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = tuple(sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "training/README.md", *DOCS)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILES = (".md", ".py", ".pyx", ".h", ".c", ".bin", ".json")
 TREES = ("README.md", "docs/layout.md")
 # The files that the pages use. Where the output is not shown, any checkpoint will do.
 MODELS = {"stories260K.bin": "stories260K.bin", "stories15M.bin": "stories260K.bin"}
@@ -319,6 +320,22 @@ def test_the_readme_names_the_places_to_change() -> None:
     assert re.search(r"^    formats/ .*GGUF", tree, re.MULTILINE)
     assert re.search(r"^    generation\.py .*ends", tree, re.MULTILINE)
     assert re.search(r"^        stops\.py  +stop strings$", tree, re.MULTILINE)
+
+
+# ---------------------------------------------------------------------------
+# names
+
+
+@pytest.mark.parametrize("page", ["docs/how-it-works.md", "docs/kernels.md", "docs/python.md", "docs/reliability.md"])
+def test_names_in_a_page_are_in_the_code(page: str) -> None:
+    """Every `name` in the text, and every function and buffer in a figure: a renamed one would mislead the reader."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    figures = "".join(content for kind, content in blocks(page) if kind == "mermaid")
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    names = {*re.findall(r"`([A-Za-z_][A-Za-z_0-9.]*)`", text), *re.findall(r"\b[a-z]+(?:_[a-z]+)+\b|\b\w+(?=:<br>)", figures)}
+    code = "".join((ROOT / path).read_text("utf-8") for path in files_of(ROOT) if re.search(r"\.(py|pyx|h|c)$", path))
+    assert len(names) > 10
+    assert [name for name in sorted(names) if Path(name).suffix not in FILES and name.rpartition(".")[2] not in code] == []
 
 
 # ---------------------------------------------------------------------------
