@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llama2c.commands import download as hub
+from llama2c import download
+from llama2c.commands.terminal import byte_bar
 from llama2c.locate import find_hub_model, find_tokenizer
 
 FLAGS = ["-t", "0.8", "-n", "256", "-s", "100", "-i", "One day, Lily met a Shoggoth"]
@@ -18,11 +19,10 @@ FLAGS = ["-t", "0.8", "-n", "256", "-s", "100", "-i", "One day, Lily met a Shogg
 
 def fetch(model: str) -> Path:
     """The path of a model, downloaded if it is a name."""
-    source = None if Path(model).is_file() else find_hub_model(model)
-    if source is None:
+    if Path(model).is_file() or find_hub_model(model) is None:
         return Path(model)
-    hub.download(source)
-    return source.path
+    with byte_bar() as progress:
+        return download(model, progress=progress)
 
 
 def tell(command: list[str], model: Path) -> bytes:

@@ -29,6 +29,7 @@ if not any(_Path(__file__).with_name("_kernels" + suffix).exists() for suffix in
 
 if _TYPE_CHECKING:
     from .config import Config, RopeScaling
+    from .downloads import download
     from .formats.checkpoint import Checkpoint
     from .formats.export import export
     from .llama import Completion, Llama, Piece, load
@@ -54,6 +55,7 @@ _HOMES = {
     "Score": "scoring",
     "Tokenizer": "text.tokenizer",
     "Transformer": "transformer",
+    "download": "downloads",
     "export": "formats.export",
     "load": "llama",
 }
@@ -108,6 +110,7 @@ __all__ = [
     "Tokenizer",
     "Transformer",
     "build_info",
+    "download",
     "export",
     "load",
 ]

@@ -1,6 +1,6 @@
-"""Finds the files that a name or a path means: the bundled model, downloaded ones, and the tokenizer beside a model.
+"""Finds the files that a name or a path means: the bundled model, downloaded models, and the tokenizer beside a model.
 
-Paths alone: nothing here opens a file or asks the network.
+Works with paths only: nothing here opens a file or uses the network.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-CONFIG = "config.json"  # what makes a folder one of Hugging Face
+from .errors import FileError, file_error, not_found
+
+CONFIG = "config.json"  # a folder with this file is a Hugging Face folder
 BUNDLED = Path(__file__).with_name("bundled") / "tales1M.bin"  # docs/model-card.md says what it is
 
 
 class HubModel(NamedTuple):
-    """A model of the Hugging Face hub, with where it lies once it is downloaded."""
+    """A model of the Hugging Face hub, and where it is once it is downloaded."""
 
     name: str  # what users call it
     folder: str  # of the cache
     repo_id: str
     file: str  # its path in the repository
-    tokenizer: str | None = None  # also in the repository; None: the tokenizer of Llama 2
+    tokenizer: str | None = None  # its path in the repository; None: the tokenizer of Llama 2
 
     @property
     def path(self) -> Path:
@@ -29,8 +31,9 @@ class HubModel(NamedTuple):
 
     @property
     def tokenizer_path(self) -> Path:
-        """Where find_tokenizer looks first."""
-        return self.path.with_name("tokenizer.bin")
+        """Where find_tokenizer looks. The ending says which kind of tokenizer it is."""
+        ending = PurePosixPath(self.tokenizer or "").suffix
+        return self.path.with_name(f"tokenizer{ending if ending in ('.json', '.model') else '.bin'}")
 
 
 STORIES = {
@@ -46,7 +49,7 @@ _REPO_FILE = re.compile(r"([a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*):([^\s:\\]+)", 
 
 
 def cache_folder() -> Path:
-    """LLAMA2C_CACHE, else llama2c in XDG_CACHE_HOME, else ~/.cache/llama2c. OSError if there is no home either."""
+    """LLAMA2C_CACHE, else llama2c in XDG_CACHE_HOME, else ~/.cache/llama2c. OSError if there is no home folder either."""
     if place := os.environ.get("LLAMA2C_CACHE"):
         return Path(place)
     if place := os.environ.get("XDG_CACHE_HOME"):
@@ -54,13 +57,13 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "llama2c"
     except RuntimeError:
-        raise OSError("LLAMA2C_CACHE: expected a folder for models, as there is no home folder, found none") from None
+        raise OSError("LLAMA2C_CACHE: not set, and there is no home folder: set it to a folder for models") from None
 
 
 def find_hub_model(name: str) -> HubModel | None:
-    """What a name stands for: one of STORIES, or REPO_ID:FILE; None if it is neither.
+    """The model that a name stands for: one of STORIES, or REPO_ID:FILE; None if it is neither.
 
-    "me/tales:big/a.bin" lies in me--tales/big--a, so that no two files of a repository share a folder.
+    "me/tales:big/a.bin" has the folder me--tales/big--a, so that no two files of a repository share a folder.
     """
     if name in STORIES:
         return STORIES[name]
@@ -68,43 +71,73 @@ def find_hub_model(name: str) -> HubModel | None:
     if match is None:
         return None
     repo_id, file = match.groups()
-    if any(part in ("", ".", "..") for part in file.split("/")):  # would lead out of the folder
+    if any(part in ("", ".", "..") for part in file.split("/")):  # could lead out of the folder
         return None
     stem = str(PurePosixPath(file).with_suffix(""))
     return HubModel(name, f"{repo_id.replace('/', '--')}/{stem.replace('/', '--')}", repo_id, file)
 
 
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file or a folder at `path`. OSError: a link that leads to no file, or the system does not say."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if os.path.islink(path):
+            expected = f"expected a file, found a link to {os.readlink(path)}, which cannot be followed: {error.strerror}"
+            raise FileError(error.errno, expected, os.fspath(path)) from None
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return False
+        raise file_error(error, path) from None
+    except ValueError:  # no system takes this path: it contains NUL
+        return False
+    return True
+
+
 def resolve(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     """The path of a model given by path or by name: "stories15M" -> ~/.cache/llama2c/stories15M/stories15M.bin.
 
-    None is the bundled one. A file of that name, or a folder with config.json, comes first; what is no name is taken for a
-    path. FileNotFoundError: it is not downloaded.
+    None is the bundled model. A file with the name, or a folder with config.json, comes before a downloaded model. What is
+    not a name is taken as a path. FileNotFoundError: the model is not downloaded; OSError: a link that leads to no file.
     """
     if model is None:
         return BUNDLED
-    here = os.path.isfile(model) or os.path.isfile(os.path.join(model, CONFIG))
-    source = find_hub_model(model) if isinstance(model, str) and not here else None
+    source = find_hub_model(model) if isinstance(model, str) else None
     if source is None:
         return model
-    if not source.path.is_file():
-        expected = f"expected a file, or a model downloaded with `python -m llama2c download {model}`"
-        raise FileNotFoundError(f"{model}: {expected}, found neither")
+    if is_there(model) and (os.path.isfile(model) or is_there(os.path.join(model, CONFIG))):
+        return model
+    if not is_there(source.path):
+        command = f"python -m llama2c download {model}"
+        raise not_found(model, f"expected a file, or a model downloaded with `{command}`, found neither")
     return source.path
 
 
-TOKENIZERS = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")  # looked for in this order
+TOKENIZERS = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")  # the order of the search
+# In a Hugging Face folder: a tokenizer.bin that was written there has neither the chat template nor the added tokens.
+HF_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
+
+
+def tokenizer_in(folder: str | os.PathLike[str]) -> Path | None:
+    """The tokenizer in a folder: the first of TOKENIZERS, or of HF_TOKENIZERS if it has config.json. None: it has none."""
+    names = HF_TOKENIZERS if is_there(os.path.join(folder, CONFIG)) else TOKENIZERS
+    return next((path for path in (Path(folder, name) for name in names) if is_there(path)), None)
 
 
 def find_tokenizer(model_path: str | os.PathLike[str]) -> Path:
-    """The tokenizer beside a model, or in the model's folder if it is one; else a tokenizer.bin in the working directory.
+    """The tokenizer beside a model file, or in the model's folder; else a tokenizer.bin in the working directory.
 
-    The first there is of tokenizer.bin, tokenizer.json and tokenizer.model. FileNotFoundError: there is none.
+    FileNotFoundError: there is none; OSError: a link that leads to no file.
     """
     path = Path(model_path)
     folder = path if path.is_dir() else path.parent
-    for place in [*(folder / name for name in TOKENIZERS), Path(TOKENIZERS[0])]:
-        if place.exists():
-            return place
-    names = f"{', '.join(TOKENIZERS[:-1])} or {TOKENIZERS[-1]}"
-    looked_in = f"in {folder}, or {TOKENIZERS[0]} in the working directory"
-    raise FileNotFoundError(f"{os.fspath(model_path)}: expected {names} {looked_in}, found none")
+    here = Path(TOKENIZERS[0])
+    found = tokenizer_in(folder) or (here if is_there(here) else None)
+    if found is None:
+        expected = f"expected {tokenizer_names()} in {folder}, or {here} in the working directory, found none"
+        raise not_found(model_path, expected)
+    return found
+
+
+def tokenizer_names() -> str:
+    """The names that a tokenizer may have, for messages."""
+    return f"{', '.join(TOKENIZERS[:-1])} or {TOKENIZERS[-1]}"

@@ -75,7 +75,7 @@ LLAMA2 = """\
 {%- endif %}
 {% endfor %}"""
 
-# With what is left: macros, namespaces, blocks of their own, breaks, joins with ~.
+# With everything else: macros, namespaces, blocks of their own, breaks, joins with ~.
 ZEPHYR = """\
 {% macro tag(role) %}<|{{ role }}|>{% endmacro %}
 {% set ns = namespace(n=0, seen=[]) %}

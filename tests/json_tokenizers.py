@@ -1,4 +1,4 @@
-"""Tokenizers for tests, made with the tokenizers package as those of real models are, and the files that lie beside them.
+"""Tokenizers for tests, made with the tokenizers package as those of real models are, with the files beside them.
 
 Each maker gives a tokenizers.Tokenizer; `save` writes it into a folder. Chat templates are of the kinds that models have.
 """
@@ -62,7 +62,7 @@ def chatml() -> Any:
 
 
 def llama2() -> Any:
-    """As Llama 2 has it: the tokens of SentencePiece, a space before the text, bytes for what there is no token for."""
+    """As Llama 2 has it: the tokens of SentencePiece, a space before the text, and bytes for characters without a token."""
     vocab, merges = train(pre_tokenizers.Metaspace(), [])
     fixed = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     ids = {spelling: id for id, spelling in enumerate(dict.fromkeys([*fixed, *vocab]))}
@@ -77,7 +77,7 @@ def llama2() -> Any:
     return package
 
 
-# What lies beside each; tokens are written plain and as a dict.
+# The settings beside each; tokens are written as a str and as a dict.
 MAKERS = {"llama3": llama3, "chatml": chatml, "llama2": llama2}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},

@@ -1,4 +1,4 @@
-"""The tokenizer and the sampler in plain Python, written from their description alone, to hold the real ones against.
+"""The tokenizer and the sampler in plain Python, written only from their description, to compare the real ones with.
 
 Shares no code with llama2c, and nothing here is clever.
 """
@@ -86,7 +86,7 @@ def sample(
     probs /= probs.sum()
 
     kept = np.arange(n)
-    if 0 < top_p < 1 or top_k or min_p:  # else run.c walks the vocabulary as it stands
+    if 0 < top_p < 1 or top_k or min_p:  # else run.c walks the vocabulary in its own order
         kept = np.argsort(-probs.astype(np.float32), kind="stable")
     likeliest = kept[:1]
     if top_k:

@@ -1,31 +1,97 @@
-"""Where files are found that are not named: the tokenizer of a model."""
+"""Which tokenizer belongs to a model, and links that lead nowhere."""
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 
-from llama2c.locate import find_tokenizer
+from llama2c.locate import BUNDLED, find_tokenizer, is_there, resolve, tokenizer_in
+
+NAMES = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")
 
 
-def test_find_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tmp_path / "models" / "model.bin"
-    model.parent.mkdir()
-    (tmp_path / "cwd").mkdir()
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for a model; the working directory is another one."""
+    for name in ("model", "cwd"):
+        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-    beside = model.parent / "tokenizer.bin"
-    names, here = "tokenizer.bin, tokenizer.json or tokenizer.model", "or tokenizer.bin in the working directory, found none"
-    for path, folder in ((model, model.parent), (model.parent, model.parent), ("model.bin", ".")):
-        with pytest.raises(FileNotFoundError) as caught:
-            find_tokenizer(path)
-        assert str(caught.value) == f"{path}: expected {names} in {folder}, {here}"
-    Path("tokenizer.json").touch()
-    with pytest.raises(FileNotFoundError):  # in the working directory it may be that of another model
-        find_tokenizer(model)
-    assert find_tokenizer("model.bin") == Path("tokenizer.json")
-    Path("tokenizer.bin").touch()
-    assert find_tokenizer(str(model)) == find_tokenizer(model.parent) == Path("tokenizer.bin")
+    monkeypatch.setenv("LLAMA2C_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "model"
+
+
+def test_beside_a_file_of_llama2_c(folder: Path) -> None:
+    """tokenizer.bin first, because download and the C program put it there."""
+    assert tokenizer_in(folder) is None
     for name in ("tokenizer.model", "tokenizer.json", "tokenizer.bin"):  # each before the one before
-        beside.with_name(name).touch()
-        assert find_tokenizer(str(model)) == find_tokenizer(model.parent) == beside.with_name(name)
+        (folder / name).touch()
+        assert tokenizer_in(folder) == find_tokenizer(folder / "model.bin") == find_tokenizer(folder) == folder / name
+
+
+def test_in_a_hugging_face_folder(folder: Path) -> None:
+    """tokenizer.bin last: a converted tokenizer has no chat template. For a .bin file in such a folder too."""
+    (folder / "config.json").touch()
+    for name in ("tokenizer.bin", "tokenizer.model", "tokenizer.json"):
+        (folder / name).touch()
+        assert tokenizer_in(folder) == find_tokenizer(folder) == find_tokenizer(folder / "model.bin") == folder / name
+
+
+def test_the_working_directory_comes_last(folder: Path) -> None:
+    Path("tokenizer.json").touch()  # may belong to another model
+    names = "tokenizer.bin, tokenizer.json or tokenizer.model"
+    expected = f"expected {names} in {folder}, or tokenizer.bin in the working directory"
+    with pytest.raises(FileNotFoundError) as caught:
+        find_tokenizer(folder)
+    assert str(caught.value) == f"{folder}: {expected}, found none"
+    Path("tokenizer.bin").touch()
+    assert find_tokenizer(folder) == Path("tokenizer.bin")
+    (folder / "tokenizer.model").touch()
+    assert find_tokenizer(folder) == folder / "tokenizer.model"
+
+
+def test_a_link_that_leads_nowhere_is_not_an_absent_file(folder: Path) -> None:
+    (folder / "tokenizer.bin").touch()
+    for name in ("tokenizer.json", "config.json"):  # each would be looked at before tokenizer.bin
+        (folder / "config.json").touch()
+        link = folder / name
+        link.unlink(missing_ok=True)
+        link.symlink_to("../blobs/gone")
+        says = f"{link}: expected a file, found a link to ../blobs/gone, which cannot be followed: No such file or directory"
+        for call in (find_tokenizer, tokenizer_in):
+            with pytest.raises(OSError, match=f"^{re.escape(says)}$") as caught:
+                call(folder)
+            assert caught.value.filename == str(link)
+            assert caught.value.errno == 2
+        link.unlink()
+
+
+def test_is_there(folder: Path) -> None:
+    assert is_there(folder)
+    assert not is_there(folder / "a")
+    assert not is_there(folder / "a\0b")
+    (folder / "file").touch()
+    assert is_there(folder / "file")
+    assert not is_there(folder / "file" / "below")
+    (folder / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match=r"loop: expected a file, found a link to loop, which cannot be followed: Too many"):
+        is_there(folder / "loop")
+    (folder / "good").symlink_to("file")
+    assert is_there(folder / "good")
+    with pytest.raises(OSError, match=r"expected a readable file, found: File name too long$"):
+        is_there("a" * 300)
+
+
+def test_a_name_that_is_a_broken_link(folder: Path) -> None:
+    os.symlink("gone", "stories15M")
+    with pytest.raises(OSError, match=r"^stories15M: expected a file, found a link to gone, which cannot be followed: "):
+        resolve("stories15M")
+    os.unlink("stories15M")
+    with pytest.raises(FileNotFoundError) as caught:
+        resolve("stories15M")
+    command = "`python -m llama2c download stories15M`"
+    assert str(caught.value) == f"stories15M: expected a file, or a model downloaded with {command}, found neither"
+    assert resolve(None) == BUNDLED
+    assert resolve("elsewhere.bin") == "elsewhere.bin"

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import struct
 
-Piece = tuple[str, float, int]  # spelling, score, kind: 1 text, 2 unknown, 3 control, 6 byte
+Piece = tuple[str, float, int]  # spelling, score, kind: 1 text, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
 
 
 def pieces(vocab_size: int) -> list[Piece]:
-    """<unk>, BOS, EOS and the bytes, then made-up words, the first of them " t"."""
+    """<unk>, BOS, EOS and the bytes, then " t", the characters that words are made of, and made-up words."""
     fixed: list[Piece] = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     fixed += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
-    return fixed + [("\u2581t" if i == 0 else f"\u2581é{i:x}", -float(i), 1) for i in range(vocab_size - len(fixed))]
+    words = ["\u2581t", *"\u2581té0123456789abcdef", *(f"\u2581é{i:x}" for i in range(vocab_size))]
+    return [*fixed, *((word, -float(i), 1) for i, word in enumerate(words))][:vocab_size]
 
 
 def varint(number: int) -> bytes:
@@ -31,13 +32,17 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def model(tokens: list[Piece], kind: int = 2) -> bytes:
-    """A tokenizer.model. Text is the kind that is not written; fields of no interest stand between the others."""
+    """A tokenizer.model that changes no text but for a space before it. Text is the kind that is not written.
+
+    Fields that are not read are between the others.
+    """
     out = b""
     for spelling, score, piece_kind in tokens:
         piece = field(1, spelling.encode()) + b"\x15" + struct.pack("<f", score)
         out += field(1, piece + (b"\x18" + varint(piece_kind) if piece_kind != 1 else b""))
     trainer = field(1, b"corpus.txt") + b"\x18" + varint(kind) + b"\x20" + varint(32000) + b"\x55" + struct.pack("<f", 0.75)
-    normalizer = field(1, b"identity") + b"\x18\x00"
+    trainer += varint(35 << 3) + b"\x01"  # byte_fallback
+    normalizer = field(1, b"identity") + b"\x20\x00"  # remove_extra_whitespaces
     return out + field(2, trainer) + field(3, normalizer) + b"\x49" + bytes(8) + varint(300 << 3) + b"\x01"
 
 

@@ -1,18 +1,19 @@
-"""`python -m llama2c bench`: tokens a second of a model here, in the columns of llama-bench, and beside it the memory's speed.
+"""The verb `bench`: how many tokens per second a model reads and writes on this machine, and how fast its memory is read.
 
-All tests of a model take turns, round by round, so that a machine whose speed drifts treats them alike. Ids are made up (speed
-does not depend on them), nothing is sampled. benchmarks/compare.py measures others.
+The columns are those of llama-bench. All tests of a model run in turn, round by round, so that a change of the machine's speed
+affects all of them. The token ids are arbitrary (speed does not depend on them), and nothing is sampled.
+benchmarks/compare.py measures other programs.
 """
 
 from __future__ import annotations
 
 import csv
 import datetime
+import io
 import json
 import os
 import platform
 import statistics
-import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,28 +24,51 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import _kernels, build_info
+from ..errors import RequestError
 from ..formats.checkpoint import Checkpoint
 from ..locate import resolve
 from ..tensors import count
 from ..threads import available_cores
 from ..transformer import Transformer
-from .terminal import Parser, UsageError, markdown_table, progress, say
+from .terminal import Parser, UsageError, markdown_table, progress, put, say
 
 # ---------------------------------------------------------------------------
 # the command line
 
 
+EPILOG = """\
+-p, -n, -d, -b and -t take several numbers, separated by commas. Every
+combination is measured. Lengths are cut to the context.
+
+examples:
+    python -m llama2c bench
+    python -m llama2c bench stories15M.bin stories15M_q80.bin -t 1,2,4
+    python -m llama2c bench stories15M.bin -b 1,4,16 -o json
+    python -m llama2c bench stories15M.bin --sweep-threads
+"""
+
+
+def number(least: int) -> Callable[[str], int]:
+    """A converter of "5" to 5, for argparse."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"expected an integer, found {text!r}") from None
+        if value < least:
+            raise ArgumentTypeError(f"expected an integer of at least {least}, found {value}")
+        return value
+
+    return convert
+
+
 def numbers(least: int) -> Callable[[str], list[int]]:
-    """A converter of "1,2,4" to [1, 2, 4], for argparse."""
+    """A converter of "1,2,4" to [1, 2, 4], for argparse. A number that comes twice is taken once."""
+    one = number(least)
 
     def convert(text: str) -> list[int]:
-        try:
-            values = [int(part) for part in text.split(",")]
-        except ValueError:
-            raise ArgumentTypeError(f"expected numbers with commas between them, found {text!r}") from None
-        if min(values) < least:
-            raise ArgumentTypeError(f"expected numbers from {least} on, found {min(values)}")
-        return list(dict.fromkeys(values))
+        return list(dict.fromkeys(one(part) for part in text.split(",")))
 
     return convert
 
@@ -52,47 +76,49 @@ def numbers(least: int) -> Callable[[str], list[int]]:
 def parse(argv: Sequence[str]) -> Namespace:
     parser = Parser(
         prog="python -m llama2c bench",
-        description="Measure how many tokens a second a model reads and writes here.",
-        epilog="-p, -n, -d, -b and -t take several numbers, with commas: -t 1,2,4. Lengths are cut to the context.",
+        description="Measure how many tokens per second a model reads and writes here.",
+        epilog=EPILOG,
     )
     add = parser.add_argument
-    add("models", nargs="*", metavar="MODEL", help="files, or names of downloaded models; none: the one that comes along")
-    add("-p", "--prompt", type=numbers(0), default=[128], metavar="N", help="tokens of a prompt (pp; default 128; 0: none)")
-    add("-n", "--generate", type=numbers(0), default=[64], metavar="N", help="tokens written (tg; default 64; 0: none)")
-    add("-d", "--depth", type=numbers(0), default=[0], metavar="N", help="tokens that are in the cache before (default 0)")
+    add("models", nargs="*", metavar="MODEL", help="files or names of models (default: the small model of llama2c)")
+    add("-p", "--prompt", type=numbers(0), default=[128], metavar="N", help="tokens of a prompt (pp); 0: none (default 128)")
+    add("-n", "--generate", type=numbers(0), default=[64], metavar="N", help="tokens to write (tg); 0: none (default 64)")
+    add("-d", "--depth", type=numbers(0), default=[0], metavar="N", help="tokens in the cache before each test (default 0)")
     add("-b", "--batch", type=numbers(1), default=[1], metavar="N", help="sequences that share each step (default 1)")
-    add("-t", "--threads", type=numbers(1), metavar="N", help="default: as many as for a story")
-    add("-r", "--rounds", type=numbers(1), default=[5], metavar="N", help="runs of each test, after a warm-up (default 5)")
-    add("-o", "--output", choices=("md", "csv", "json"), default="md", help="how the figures are printed (default md)")
-    add("--sweep-threads", action="store_true", help="try 1 to all cores, and print the best as a line to export")
+    add("-t", "--threads", type=numbers(1), metavar="N", help="default: OMP_NUM_THREADS, or all cores, fewer for a tiny model")
+    add("-r", "--rounds", type=number(1), default=5, metavar="N", help="runs of each test, after a warm-up (default 5)")
+    add("-o", "--output", choices=("md", "csv", "json"), default="md", help="format of the results (default md)")
+    add("--sweep-threads", action="store_true", help="try 1 thread up to all cores; print the best as a line to export")
     options = parser.parse_intermixed_args(argv)
-    if len(options.rounds) > 1:
-        raise UsageError("argument -r/--rounds: expected one number, found several")
     options.models = options.models or [None]
-    if options.sweep_threads and (options.threads or len(options.models) > 1):
-        raise UsageError("argument --sweep-threads: expected one model and no -t")
+    if options.sweep_threads and options.threads:
+        raise UsageError("argument --sweep-threads: cannot be used together with -t/--threads")
+    if options.sweep_threads and len(options.models) > 1:
+        raise UsageError(f"argument --sweep-threads: takes one model, found {len(options.models)}")
+    if max(options.prompt) == max(options.generate) == 0:
+        raise UsageError("nothing to measure: -p/--prompt and -n/--generate are both 0")
     return options
 
 
 def run(argv: Sequence[str]) -> None:
-    """Measure each model in turn and print the figures on stdout."""
+    """Measures each model in turn and prints the results."""
     options = parse(argv)
     checkpoints = [Checkpoint.open(resolve(model)) for model in options.models]
-    plans = [plan(options, checkpoint.config.seq_len) for checkpoint in checkpoints]
-    for checkpoint, works in zip(checkpoints, plans, strict=True):
+    tests = [list_tests(options, checkpoint.config.seq_len) for checkpoint in checkpoints]
+    for checkpoint, works in zip(checkpoints, tests, strict=True):
         check_memory(checkpoint, works)
     thread_counts = sweep() if options.sweep_threads else options.threads or [None]
     info = machine()
     writer = WRITERS[options.output](info)
-    for checkpoint, works in zip(checkpoints, plans, strict=True):
-        results = measure(checkpoint, works, thread_counts, options.rounds[0])
+    for checkpoint, works in zip(checkpoints, tests, strict=True):
+        results = measure(checkpoint, works, thread_counts, options.rounds)
         writer.rows(results)
         if options.sweep_threads:
             info["best_threads"] = best_threads(results)
     writer.end()
     if options.sweep_threads:
         line = f"export OMP_NUM_THREADS={info['best_threads']}"
-        print(f"\n{line}") if options.output == "md" else say(line, name="")
+        put(f"\n{line}\n") if options.output == "md" else say(line, name="")
 
 
 # ---------------------------------------------------------------------------
@@ -101,24 +127,25 @@ def run(argv: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One kind of work: `n_tokens` of each of `batch` sequences that hold `depth` tokens; pp in one go, tg one by one."""
+    """One test: `n_tokens` of each of `batch` sequences with `depth` tokens in the cache: pp all at once, tg one by one."""
 
-    kind: str  # "pp", the prompt's processing, or "tg", text generation
+    kind: str  # "pp" (prompt processing) or "tg" (text generation)
     n_tokens: int
     depth: int
     batch: int
 
     @property
     def name(self) -> str:
-        """As in llama-bench: "pp128", "tg64 @ d100"; ours is the "x8" of eight sequences."""
+        """As in llama-bench: "pp128", "tg64 @ d100". We add "x8" for eight sequences."""
         batch = f" x{self.batch}" if self.batch > 1 else ""
         return f"{self.kind}{self.n_tokens}{batch}" + (f" @ d{self.depth}" if self.depth else "")
 
 
-def plan(options: Namespace, seq_len: int) -> list[Work]:
-    """The tests that were asked for, their lengths cut to the context; the cuts may make two the same."""
+def list_tests(options: Namespace, seq_len: int) -> list[Work]:
+    """The tests that the flags ask for. Lengths are cut to the context, and tests that this makes equal are done once."""
     if max(options.depth) >= seq_len:
-        raise ValueError(f"--depth: expected at most {seq_len - 1} (the context less one), found {max(options.depth)}")
+        found = f"expected at most {seq_len - 1} (the context less one), found {max(options.depth)}"
+        raise RequestError(f"argument -d/--depth: {found}", "depth")
     tests = [
         Work(kind, min(n_tokens, seq_len - depth), depth, batch)
         for depth in options.depth
@@ -127,23 +154,21 @@ def plan(options: Namespace, seq_len: int) -> list[Work]:
         for n_tokens in lengths
         if n_tokens
     ]
-    if not tests:
-        raise UsageError("expected something to measure, found -p 0 and -n 0")
     return list(dict.fromkeys(tests))
 
 
 @dataclass(slots=True)
 class Result:
-    """The figures of one test of one model on one number of threads."""
+    """What was measured in one test of one model with one number of threads."""
 
     model: str
     size: int  # bytes of the weights
     params: int
     threads: int
     test: str
-    rates: list[float] = field(default_factory=list)  # tokens a second of all sequences together, round by round
-    bandwidths: list[float] = field(default_factory=list)  # bytes a second, in the same rounds
-    bytes_per_token: float | None = None  # that tg has to read, of weights, keys and values
+    rates: list[float] = field(default_factory=list)  # tokens per second of all sequences together, one for each round
+    bandwidths: list[float] = field(default_factory=list)  # bytes per second, in the same rounds
+    bytes_per_token: float | None = None  # of weights, keys and values, that tg has to read
 
     @property
     def sd(self) -> float:
@@ -151,13 +176,13 @@ class Result:
 
     @property
     def share(self) -> float | None:
-        """Of the read bandwidth, in tg; 1: the step takes as long as reading its bytes. Prompts are not held up by memory."""
+        """The part of the read bandwidth that tg uses (1: a step takes as long as reading its bytes). None for pp."""
         if self.bytes_per_token is None:
             return None
         return statistics.median(a * self.bytes_per_token / b for a, b in zip(self.rates, self.bandwidths, strict=True))
 
     def figures(self) -> dict[str, Any]:
-        """Everything, under the names of the csv and json output."""
+        """All columns of the csv and json output, by name."""
         return {
             "model": self.model,
             "size": self.size,
@@ -173,7 +198,7 @@ class Result:
 
 
 def measure(checkpoint: Checkpoint, tests: list[Work], thread_counts: Sequence[int | None], rounds: int) -> list[Result]:
-    """Every test on every number of threads, in turn: one round to warm up, then `rounds`."""
+    """Runs every test with every number of threads, in turn: one round to warm up, then `rounds`."""
     size, params = weigh(checkpoint)
     name = f"{Path(checkpoint.path).stem} {checkpoint.kind}"
     memory = np.ones(max(1, size // 4), np.float32)
@@ -195,7 +220,7 @@ def measure(checkpoint: Checkpoint, tests: list[Work], thread_counts: Sequence[i
 
 
 class Runner:
-    """One test made ready: its caches filled to the depth, its arrays at hand."""
+    """A test that is ready to run: its caches are filled to the depth, and its arrays exist."""
 
     def __init__(self, transformer: Transformer, test: Work) -> None:
         self.transformer, self.test = transformer, test
@@ -208,7 +233,7 @@ class Runner:
             transformer.forward_batch([(tokens, cache) for cache in self.caches])
 
     def rate(self) -> float:
-        """Tokens a second, of all sequences together."""
+        """Runs the test once. Returns the tokens per second of all sequences together."""
         for cache in self.caches:
             cache.truncate(self.test.depth)
         start = perf_counter()
@@ -218,7 +243,7 @@ class Runner:
 
 
 def read_bandwidth(memory: np.ndarray[Any, np.dtype[np.float32]], n_threads: int) -> float:
-    """Bytes a second at which `n_threads` threads read this array; the median of three readings."""
+    """Bytes per second at which `n_threads` threads read this array: the median of three times."""
     seconds = []
     for _ in range(3):
         start = perf_counter()
@@ -228,32 +253,32 @@ def read_bandwidth(memory: np.ndarray[Any, np.dtype[np.float32]], n_threads: int
 
 
 def weigh(checkpoint: Checkpoint) -> tuple[int, int]:
-    """(bytes, numbers) of a model's weights; a shared classifier counts once."""
+    """The bytes of a model's weights and how many numbers they are. A shared classifier counts once."""
     own = [w for name, w in checkpoint.weights.items() if name != "wcls" or not checkpoint.shared_classifier]
     return sum(weight.nbytes for weight in own), sum(map(count, own))
 
 
 def read_per_token(checkpoint: Checkpoint, test: Work) -> float:
-    """Bytes that one token of a tg test has to read: its part of the weights, its own keys and values (on average)."""
+    """Bytes that one token of a tg test has to read: its share of the weights, and its keys and values (on average)."""
     size, _ = weigh(checkpoint)
     c = checkpoint.config
-    if not checkpoint.shared_classifier:  # of the embeddings a step reads one row alone
+    if not checkpoint.shared_classifier:  # of the embeddings a step reads only one row
         size -= checkpoint.weights["token_embedding_table"].nbytes
     return size / test.batch + 2 * 4 * c.n_layers * c.kv_dim * (test.depth + test.n_tokens / 2)
 
 
 def check_memory(checkpoint: Checkpoint, tests: list[Work]) -> None:
-    """ValueError if the weights, as much again to measure the memory with, and the caches do not fit."""
+    """MemoryError if there is no room for the weights, an array of their size to measure the memory with, and the caches."""
     c = checkpoint.config
     caches = sum(test.batch * (test.depth + test.n_tokens) for test in tests) * 2 * 4 * c.n_layers * c.kv_dim
     needed, available = 2 * weigh(checkpoint)[0] + caches, available_memory()
     if needed > available:
-        found = f"{available / 1e6:.0f} MB"
-        raise ValueError(f"{checkpoint.path}: expected {needed / 1e6:.0f} MB of free memory for these tests, found {found}")
+        found = f"found {available / 1e6:.1f} MB"
+        raise MemoryError(f"{checkpoint.path}: expected {needed / 1e6:.1f} MB of free memory for these tests, {found}")
 
 
 def available_memory() -> int:
-    """Bytes that can be used without swapping (Linux), else of the whole machine."""
+    """Bytes that can be used without swapping (on Linux), or the memory of the whole machine."""
     try:
         text = Path("/proc/meminfo").read_text()
         return 1024 * int(text.partition("MemAvailable:")[2].split()[0])
@@ -266,13 +291,13 @@ def available_memory() -> int:
 
 
 def sweep() -> list[int]:
-    """All numbers of threads up to eight, then some, up to the cores there are."""
+    """The numbers of threads to try: 1 to 8, then multiples of 8 (from 64 on of 32), up to the number of cores."""
     cores = available_cores()
     return [n for n in range(1, cores + 1) if n <= 8 or n == cores or n % (8 if n <= 64 else 32) == 0]
 
 
 def best_threads(results: list[Result]) -> int:
-    """The fewest threads within 2% of the best: the speeds relative to the best of each test, averaged over the tests."""
+    """The fewest threads within 2% of the best. The speed of each test is taken relative to its best, then averaged."""
     best = {name: max(statistics.median(r.rates) for r in results if r.test == name) for name in {r.test for r in results}}
     scores: dict[int, list[float]] = {}
     for result in results:
@@ -286,7 +311,7 @@ def best_threads(results: list[Result]) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures hold for: this build on this machine, now."""
+    """Where and when the results were measured: build, machine, date."""
     info = build_info()
     return {
         **{name: info[name] for name in ("version", "commit", "isa", "openmp")},
@@ -299,7 +324,7 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """As the system calls it, or the architecture where it does not say."""
+    """The name that the system gives, or else the architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -309,7 +334,7 @@ def cpu_name() -> str:
 
 
 class Writer(Protocol):
-    """A way to print figures: given what holds for all of them, then some at a time, and told when they are complete."""
+    """Prints results in one format: gets the machine's description, then the results of each model, then end()."""
 
     def __init__(self, info: dict[str, Any]) -> None: ...
     def rows(self, results: list[Result]) -> None: ...
@@ -317,14 +342,12 @@ class Writer(Protocol):
 
 
 class MarkdownWriter:
-    """A line about the machine, then a table."""
+    """A line about the machine, a table, and the read bandwidths."""
 
     COLUMNS = ("model", "size", "params", "threads", "test", "t/s", "median", "of bandwidth")
 
     def __init__(self, info: dict[str, Any]) -> None:
-        commit = f" ({info['commit']})" if info["commit"] else ""
-        on = f"{info['cpu']}, {info['cores']} cores, {info['system']}, Python {info['python']}, {info['date']}"
-        print(f"llama2c {info['version']}{commit}, {info['isa']}, {'' if info['openmp'] else 'no '}OpenMP; {on}\n")
+        self.info = info
         self.table = [self.COLUMNS]
         self.bandwidths: dict[tuple[str, int], list[float]] = {}
 
@@ -338,14 +361,18 @@ class MarkdownWriter:
             self.bandwidths.setdefault((r.model, r.threads), []).extend(r.bandwidths)
 
     def end(self) -> None:
-        print(f"{markdown_table(self.table)}\n")
+        i = self.info
+        commit = f" ({i['commit']})" if i["commit"] else ""
+        on = f"{i['cpu']}, {i['cores']} cores, {i['system']}, Python {i['python']}, {i['date']}"
+        put(f"llama2c {i['version']}{commit}, {i['isa']}, {'' if i['openmp'] else 'no '}OpenMP; {on}\n\n")
+        put(f"{markdown_table(self.table)}\n\n")
         for (model, threads), values in self.bandwidths.items():
             speed = statistics.median(values) / 1e9
-            print(f"read bandwidth, as many bytes as {model}, {threads} thread{'s' * (threads > 1)}: {speed:.1f} GB/s")
+            put(f"read bandwidth of an array as large as {model}, {threads} thread{'s' * (threads > 1)}: {speed:.1f} GB/s\n")
 
 
 class CsvWriter:
-    """A line of names and one for each result; what holds for all of them is repeated in each."""
+    """A line of names, then a line for each result, which repeats the description of the machine."""
 
     def __init__(self, info: dict[str, Any]) -> None:
         self.info = info
@@ -355,13 +382,15 @@ class CsvWriter:
         self.lines += [{**self.info, **result.figures()} for result in results]
 
     def end(self) -> None:
-        writer = csv.DictWriter(sys.stdout, list(self.lines[0]), lineterminator="\n")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.lines)
+        put(text.getvalue())
 
 
 class JsonWriter:
-    """One object: what holds for all of them, and the results with every round."""
+    """One object: the description of the machine, and the results with the rate of every round."""
 
     def __init__(self, info: dict[str, Any]) -> None:
         self.info = info
@@ -371,7 +400,7 @@ class JsonWriter:
         self.results += [{**result.figures(), "rates": result.rates} for result in results]
 
     def end(self) -> None:
-        print(json.dumps({"info": self.info, "results": self.results}, indent=1))
+        put(json.dumps({"info": self.info, "results": self.results}, indent=1) + "\n")
 
 
 WRITERS: dict[str, type[Writer]] = {"md": MarkdownWriter, "csv": CsvWriter, "json": JsonWriter}

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The compiled half of the tokenizer: parses the bytes of a tokenizer.bin and merges tokens.
 
-It opens no file and knows no str. A Vocabulary never changes once made, so any number of threads may use it.
+It opens no file and knows no str. A Vocabulary never changes once it is made, so any number of threads may use it.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -15,8 +15,14 @@ cdef enum:
     UNK = 0
     BOS = 1
     EOS = 2
-    FIRST_BYTE = 3  # token of byte 0x00; byte b is token b + 3
+    FIRST_BYTE = 3  # token of byte 0x00 in a tokenizer.bin; byte b is token b + 3
     MIN_TOKENS = 259  # the three above and the 256 bytes
+
+cdef enum Kind:  # of a token, where they are told apart
+    TEXT = 0  # made by merging
+    SPECIAL = 1  # never made from text; the bytes are among them
+    WHOLE = 2  # taken from the text in one piece before any merging, and never merged
+    HIDDEN = 3  # merges like TEXT; where it is left over, it becomes the tokens of its bytes
 
 cdef float LOWEST_SCORE = -1e10  # a merge must score more than this
 cdef uint64_t HASH_BASE = 0x9E6C63D0676A9A99U  # odd, otherwise arbitrary
@@ -83,7 +89,7 @@ cdef inline int byte_value(const uint8_t *spelling, int64_t length) noexcept nog
 
 
 cdef inline int64_t code_point_length(const uint8_t *text, int64_t n) noexcept nogil:
-    """Bytes of the first code point: any byte and up to three continuation bytes after it, valid or not."""
+    """Bytes of the first code point: any byte and up to three continuation bytes after it, valid UTF-8 or not."""
     cdef int64_t length = 1
     while length < n and length < 4 and text[length] & 0xC0 == 0x80:
         length += 1
@@ -134,28 +140,52 @@ cdef inline Merge heap_pop(Merge *heap, int64_t *n) noexcept nogil:
 
 
 cdef class Vocabulary:
-    """The tokens of a tokenizer.bin, given its bytes; with vocab_size None all up to the end of the data.
+    """The tokens of a tokenizer.bin, given its bytes. vocab_size None: all tokens up to the end of the data.
 
-    Anything but exactly that many well-formed tokens is a ValueError (which names no file: the caller does).
+    Anything but exactly that many well-formed tokens is a ValueError, without a file name, which the caller knows.
     Where two tokens have the same spelling, text is encoded as the one with the lower id.
+
+    kinds       one byte for each token, a Kind; HIDDEN ones come last and do not count in `size`. With kinds, text is encoded
+                as SentencePiece does it: a merge is allowed however low its score, tokens of bytes and BOS do not merge, and
+                no space is put before a text (the caller does that). None: as the C program does it.
+    first_byte  the token of byte 0x00; the other bytes follow
+    drop_space  piece drops one space after BOS
     """
 
     cdef bytes data  # the file; the spellings point into it
-    cdef Token *tokens  # (size,)
+    cdef bytes kinds_data  # keeps `kinds` alive
+    cdef const uint8_t *kinds  # (n_tokens,) NULL: not told apart
+    cdef int32_t first_byte
+    cdef bint drop_space
+    cdef uint8_t begins_whole[256]  # 1 where a WHOLE token begins with this byte
+    cdef int64_t longest_whole  # bytes
+    cdef int64_t n_tokens  # with the hidden ones
+    cdef Token *tokens  # (n_tokens,)
     cdef int32_t *table  # (1 << (64 - table_shift),) token + 1, 0 if free: a hash table with linear probing
     cdef int table_shift
     cdef uint8_t *adjacent  # (256, 256) 1 where some spelling has the first byte just before the second
     cdef readonly int64_t size
 
-    def __cinit__(self, bytes data not None, vocab_size=None):
+    def __cinit__(self, bytes data not None, vocab_size=None, bytes kinds=None, int32_t first_byte=FIRST_BYTE,
+                  bint drop_space=True):
         if PyBytes_GET_SIZE(data) >= 1 << 31:  # below this, no id and no length can overflow
             raise ValueError(f"expected a tokenizer of less than 2 GiB, found {len(data)} bytes")
         self.data = data
-        self.size = count_tokens(data, vocab_size)
+        self.n_tokens = self.size = count_tokens(data, vocab_size)
+        if first_byte < 0 or first_byte + 256 > self.n_tokens:
+            raise ValueError(f"first_byte: expected 0 to {self.n_tokens - 256}, found {first_byte}")
+        self.first_byte = first_byte
+        self.drop_space = drop_space
+        if kinds is not None:
+            if PyBytes_GET_SIZE(kinds) != self.n_tokens:
+                raise ValueError(f"expected a kind for each of {self.n_tokens} tokens, found {len(kinds)}")
+            self.kinds_data = kinds
+            self.kinds = <const uint8_t *>PyBytes_AS_STRING(kinds)
+            self.size -= kinds.count(HIDDEN)
         self.table_shift = 62  # the table is at most half full
-        while 1 << (64 - self.table_shift) < 2 * self.size:
+        while 1 << (64 - self.table_shift) < 2 * self.n_tokens:
             self.table_shift -= 1
-        self.tokens = <Token *>PyMem_RawCalloc(self.size, sizeof(Token))
+        self.tokens = <Token *>PyMem_RawCalloc(self.n_tokens, sizeof(Token))
         self.table = <int32_t *>PyMem_RawCalloc(1 << (64 - self.table_shift), sizeof(int32_t))
         self.adjacent = <uint8_t *>PyMem_RawCalloc(256 * 256, 1)
         if not self.tokens or not self.table or not self.adjacent:
@@ -172,7 +202,7 @@ cdef class Vocabulary:
         cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(self.data) + 4
         cdef int64_t i, j, slot
         cdef Token *token
-        for i in range(self.size):
+        for i in range(self.n_tokens):
             token = &self.tokens[i]
             token.score = little_endian_float(p)
             token.length = little_endian(p + 4)
@@ -183,14 +213,20 @@ cdef class Vocabulary:
                 token.power *= HASH_BASE
                 if j > 0:
                     self.adjacent[256 * token.spelling[j - 1] + token.spelling[j]] = 1
+            p = token.spelling + token.length
+            if self.kinds != NULL:
+                if self.kinds[i] == SPECIAL:
+                    continue
+                if self.kinds[i] == WHOLE:
+                    self.begins_whole[token.spelling[0]] = 1
+                    self.longest_whole = max(self.longest_whole, token.length)
             slot = self.find_slot(token.hash, token.spelling, token.length, NULL, 0)
             if self.table[slot] == 0:
                 self.table[slot] = <int32_t>i + 1
-            p = token.spelling + token.length
 
     cdef int64_t find_slot(self, uint64_t hash, const uint8_t *left, int64_t n_left,
                            const uint8_t *right, int64_t n_right) noexcept nogil:
-        """The slot of the token spelled left + right, or the free one where it would go."""
+        """The slot of the token that is spelled left + right, or the free slot where it would go."""
         cdef int64_t mask = (<int64_t>1 << (64 - self.table_shift)) - 1
         cdef int64_t slot = <int64_t>((hash * HASH_MIX) >> self.table_shift)
         cdef const Token *token
@@ -204,15 +240,29 @@ cdef class Vocabulary:
         return slot
 
     cdef int32_t find(self, const uint8_t *spelling, int64_t length) noexcept nogil:
-        """The token of a spelling, -1 if there is none."""
+        """The token with this spelling, -1 if there is none."""
         cdef uint64_t hash = 0
         cdef int64_t i
         for i in range(length):
             hash = extend_hash(hash, spelling[i])
         return self.table[self.find_slot(hash, spelling, length, NULL, 0)] - 1
 
+    cdef int32_t find_whole(self, const uint8_t *text, int64_t n_bytes) noexcept nogil:
+        """The longest WHOLE token that the text begins with, -1 if there is none."""
+        cdef int32_t token, longest = -1
+        cdef uint64_t hash = 0
+        cdef int64_t i
+        if not self.begins_whole[text[0]]:
+            return longest
+        for i in range(min(n_bytes, self.longest_whole)):
+            hash = extend_hash(hash, text[i])
+            token = self.table[self.find_slot(hash, text, i + 1, NULL, 0)] - 1
+            if token >= 0 and self.kinds[token] == WHOLE:
+                longest = token
+        return longest
+
     cdef int32_t find_joined(self, int32_t a, int32_t b) noexcept nogil:
-        """The token spelled as token a followed by token b, -1 if there is none."""
+        """The token that is spelled as token a followed by token b, -1 if there is none."""
         cdef const Token *left = &self.tokens[a]
         cdef const Token *right = &self.tokens[b]
         cdef uint64_t hash = left.hash * right.power + right.hash
@@ -221,7 +271,7 @@ cdef class Vocabulary:
     # -- encoding
 
     def encode(self, bytes text not None, bint bos, bint eos):
-        """The ids of a text as the C program has them, as a list; costs n log n, without the GIL."""
+        """The ids of a text as a list, those of the C program unless there are kinds. Costs n log n, without the GIL."""
         cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(text)
         cdef int64_t n_bytes = PyBytes_GET_SIZE(text)
         # Never more symbols than BOS, the leading space and a token a byte; never more heap entries than
@@ -233,15 +283,20 @@ cdef class Vocabulary:
         cdef Symbol *symbols = <Symbol *>PyMem_RawMalloc(capacity * bytes_each)
         if not symbols:
             raise MemoryError
-        cdef int64_t n_symbols, i
+        cdef int64_t n_symbols, i, j
+        cdef int32_t token
         cdef list ids = []
         try:
             with nogil:
                 n_symbols = self.split(start, n_bytes, bos, symbols)
                 self.merge(symbols, n_symbols, <Merge *>(symbols + capacity))
             for i in range(n_symbols):
-                if symbols[i].token >= 0:
-                    ids.append(symbols[i].token)
+                token = symbols[i].token
+                if token >= self.size:  # a hidden one
+                    for j in range(self.tokens[token].length):
+                        ids.append(self.first_byte + self.tokens[token].spelling[j])
+                elif token >= 0:
+                    ids.append(token)
         finally:
             PyMem_RawFree(symbols)
         if eos:
@@ -249,25 +304,35 @@ cdef class Vocabulary:
         return ids
 
     cdef int64_t split(self, const uint8_t *text, int64_t n_bytes, bint bos, Symbol *symbols) noexcept nogil:
-        """Fill `symbols` with the tokens merging starts from; return their number."""
+        """Fill `symbols` with the tokens that merging starts from; return their number."""
         cdef int64_t n = 0, i = 0, j, length
         cdef int32_t token
         if bos:
             symbols[n].token = BOS
             n += 1
-        if n_bytes > 0:
+        if n_bytes > 0 and self.kinds == NULL:
             token = self.find(b" ", 1)
             symbols[n].token = token if token >= 0 else FIRST_BYTE + c' '
             n += 1
         while i < n_bytes:
-            length = code_point_length(text + i, n_bytes - i)
+            if self.longest_whole > 0:
+                token = self.find_whole(text + i, n_bytes - i)
+                if token >= 0:
+                    symbols[n].token = token
+                    n += 1
+                    i += self.tokens[token].length
+                    continue
+            if self.kinds != NULL and text[i] < 0x80:  # a space put before broken bytes is a character by itself
+                length = 1
+            else:
+                length = code_point_length(text + i, n_bytes - i)
             token = self.find(text + i, length)
             if token >= 0:
                 symbols[n].token = token
                 n += 1
             else:
                 for j in range(i, i + length):
-                    symbols[n].token = FIRST_BYTE + text[j]
+                    symbols[n].token = self.first_byte + text[j]
                     n += 1
             i += length
         for i in range(n):
@@ -278,8 +343,9 @@ cdef class Vocabulary:
     cdef void merge(self, Symbol *symbols, int64_t n_symbols, Merge *heap) noexcept nogil:
         """Merge neighbours, best first, until no pair is a token. The right one of a pair becomes -1.
 
-        A place no spelling can span parts the text into stretches (mostly words) that cannot touch each
-        other. Each is merged by itself: the result is the same, and the heap stays in the cache.
+        The text is cut into stretches (mostly words) where no spelling has these two bytes next to each other, so
+        that no merge can cross the cut. Each is merged by itself: the result is the same, and the heap stays in
+        the processor's cache.
         """
         cdef int64_t n_heap = 0
         cdef int64_t i
@@ -296,13 +362,13 @@ cdef class Vocabulary:
         return self.adjacent[256 * left.spelling[left.length - 1] + self.tokens[b].spelling[0]]
 
     cdef void merge_stretch(self, Symbol *symbols, Merge *heap, int64_t n_heap) noexcept nogil:
-        """Carry out all merges that start from the n_heap ones in the heap."""
+        """Carry out the n_heap merges in the heap, and those that follow from them."""
         cdef int64_t left, right, after
         cdef Merge best
         while n_heap > 0:
             best = heap_pop(heap, &n_heap)
             left = best.left
-            # Entries of pairs that are gone are dropped here. Merging keeps the joined spelling of all
+            # Entries of pairs that no longer exist are dropped here. Merging keeps the joined spelling of all
             # symbols, and a pair at `left` only grows: if its length is still right, so is its spelling.
             if symbols[left].token < 0 or symbols[left].next < 0:
                 continue
@@ -322,19 +388,23 @@ cdef class Vocabulary:
 
     cdef void push_pair(self, const Symbol *symbols, int64_t left, Merge *heap,
                         int64_t *n_heap) noexcept nogil:
-        """Push the merge of the symbol `left` and the one after it, if there is such a token."""
+        """Push the merge of the symbol `left` and the one after it, if it gives a token."""
         cdef Merge merge
+        cdef int32_t a = symbols[left].token
+        cdef int32_t b = symbols[symbols[left].next].token
+        if self.kinds != NULL and (self.kinds[a] in (SPECIAL, WHOLE) or self.kinds[b] in (SPECIAL, WHOLE)):
+            return
         merge.left = left
-        merge.token = self.find_joined(symbols[left].token, symbols[symbols[left].next].token)
+        merge.token = self.find_joined(a, b)
         if merge.token >= 0:
             merge.score = self.tokens[merge.token].score
-            if merge.score > LOWEST_SCORE:
+            if merge.score > LOWEST_SCORE or self.kinds != NULL:
                 heap_push(heap, n_heap, merge)
 
     # -- decoding
 
     def piece(self, token, bint after_bos=False):
-        """The bytes a token stands for: none for 0 to 2; after BOS a spelling loses one leading space."""
+        """The bytes of a token: none for special ones; after BOS a spelling loses one leading space."""
         cdef int64_t index
         try:
             index = PyNumber_Index(token)
@@ -344,11 +414,14 @@ cdef class Vocabulary:
             index = -1
         if index < 0 or index >= self.size:
             raise ValueError(f"token: expected 0 to {self.size - 1}, found {token}")
-        if index <= EOS:
+        if self.kinds == NULL:
+            if index <= EOS:
+                return b""
+        elif self.kinds[index] == SPECIAL and not self.first_byte <= index < self.first_byte + 256:
             return b""
         cdef const uint8_t *spelling = self.tokens[index].spelling
         cdef int64_t length = self.tokens[index].length
-        if after_bos and spelling[0] == c' ':  # the spelling: the byte token <0x20> stays a space
+        if after_bos and self.drop_space and spelling[0] == c' ':  # the byte token <0x20>, spelled so, stays a space
             spelling += 1
             length -= 1
         cdef int value = byte_value(spelling, length)
@@ -360,7 +433,7 @@ cdef class Vocabulary:
 
 
 cdef int64_t count_tokens(bytes data, vocab_size) except -1:
-    """Check the layout of a tokenizer.bin (max_token_length is not used); return the number of tokens."""
+    """Check the layout of a tokenizer.bin (max_token_length is not used). Returns the number of tokens."""
     cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(data)
     cdef int64_t n_bytes = PyBytes_GET_SIZE(data)
     cdef int64_t wanted = -1 if vocab_size is None else min(vocab_size, 1 << 31)  # no file has as many

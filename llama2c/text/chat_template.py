@@ -1,49 +1,83 @@
 """Chat templates of Hugging Face, rendered by Jinja2 in its sandbox, with the names that transformers gives them.
 
-Whoever made the weights wrote the template, so it is not trusted: it reaches no file, no module and no Python attribute that
-Jinja2 calls unsafe, and its loops and the strings it joins are counted. Filters and methods of strings are not: such a template
-can still take long, or much memory.
+The template comes from whoever made the weights, so it is not trusted: it can reach no file, no module and no Python
+attribute that Jinja2 calls unsafe, and its loops and the strings that it joins are counted. Filters and methods of strings
+are not counted: with them, a template can still take long, or much memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.visitor import NodeTransformer
 
+from ..errors import ModelError, RequestError
 from .vocabulary import ChatTemplate
 
-WORK = 1 << 26  # what a template may do: characters joined and put out, and STEP for each turn of a loop and call of a macro
+WORK = 1 << 26  # the limit: characters joined and put out, and STEP for each turn of a loop or call of a macro
 STEP = 256
 
 
-def render(template: ChatTemplate, messages: list[Any]) -> str:
+def render(
+    template: ChatTemplate, messages: list[Any], options: Mapping[str, Any] | None = None, now: date | None = None
+) -> str:
     """The prompt of a conversation, up to where the reply begins.
 
-    messages are plain data: str, int, float, bool, None, lists and dicts. ValueError, one line: the template is broken, does
-    what it may not, or refuses the messages.
+    messages and options are plain data: str, int, float, bool, None, lists and dicts.
+    options  more names for the template; they come before the usual ones, such as tools and add_generation_prompt
+    now      the date that strftime_now writes; None: today
+    ModelError, one line: the template is broken or does what it may not; RequestError, one line: it refuses the messages, or
+    they are not as it needs them.
     """
-    environment = Sandbox()
-    try:
+    environment = Sandbox(date.today() if now is None else now)
+    names = {"tools": None, "documents": None, "add_generation_prompt": True, **template.special_tokens, **(options or {})}
+    with explained(template):
         tree = Counted().visit(environment.parse(template.source))
-        output = environment.from_string(tree).generate(
-            messages=messages, tools=None, documents=None, add_generation_prompt=True, **template.special_tokens
-        )
         parts = []
-        for part in output:
+        for part in environment.from_string(tree).generate({**names, "messages": messages}):
             environment.spend(len(part))
             parts.append(part)
         return "".join(parts)
+
+
+def takes_parts(template: ChatTemplate) -> bool:
+    """Whether a template loops over the content of a message, so that it takes a list of parts. ModelError: it is broken."""
+    with explained(template):
+        loops = Sandbox(date.today()).parse(template.source).find_all(nodes.For)
+        return any(is_content(node) for loop in loops for node in [loop.iter, *loop.iter.find_all(nodes.Expr)])
+
+
+def is_content(node: nodes.Node) -> bool:
+    """Whether an expression is message.content, message['content'], or a variable named content."""
+    return (
+        (isinstance(node, nodes.Name) and node.name == "content")
+        or (isinstance(node, nodes.Getattr) and node.attr == "content")
+        or (isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "content")
+    )
+
+
+@contextlib.contextmanager
+def explained(template: ChatTemplate) -> Iterator[None]:
+    """Turns whatever Python raises in a template into one line.
+
+    What it raises while it runs is a RequestError, because with other messages it may run, unless no template may do that.
+    """
+    try:
+        yield
     except TemplateSyntaxError as error:
-        raise ValueError(f"{template.path}: chat template, line {error.lineno}: {one_line(error)}") from None
-    except Exception as error:  # whatever Python raises inside of a template
-        raise ValueError(f"{template.path}: chat template: {one_line(error)}") from None
+        raise ModelError(f"{template.path}: chat template, line {error.lineno}: {one_line(error)}") from None
+    except (SecurityError, EndlessError, MemoryError, RecursionError) as error:
+        raise ModelError(f"{template.path}: chat template: {one_line(error)}") from None
+    except Exception as error:
+        raise RequestError(f"{template.path}: chat template: {one_line(error)}", "messages") from None
 
 
 def one_line(error: Exception) -> str:
@@ -55,29 +89,33 @@ def one_line(error: Exception) -> str:
 # the sandbox
 
 
+class EndlessError(TemplateError):  # type: ignore[misc]
+    """A template does more than WORK."""
+
+
 class Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
-    """The environment of one rendering."""
+    """The environment of one rendering. now: the date that strftime_now writes."""
 
     intercepted_binops = frozenset(("+", "*", "**"))
 
-    def __init__(self) -> None:
+    def __init__(self, now: date) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
         self.left = WORK
         self.filters["tojson"] = to_json
-        self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+        self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_of(now)}
         del self.globals["lipsum"]  # makes text of any length
 
     def spend(self, work: int) -> None:
-        """Count work. TemplateError: it is too much."""
+        """Count work. EndlessError: it is more than a template may do."""
         self.left -= work
         if self.left < 0:
-            raise TemplateError("expected a prompt, found a template that does not come to an end")
+            raise EndlessError("does not come to an end")
 
     def turn(self) -> None:
         self.spend(STEP)
 
     def concatenate(self, *values: object) -> str:
-        """What the operator ~ does."""
+        """The operator ~."""
         texts = list(map(str, values))
         self.spend(sum(map(len, texts)))
         return "".join(texts)
@@ -88,7 +126,7 @@ class Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
 
 
 def cost_of(operator: str, left: Any, right: Any) -> int:
-    """About how much work an operation is, before it is done: the characters or elements of its result."""
+    """About the work of an operation, before it is done: the characters or elements of its result."""
     if operator == "+" or (operator == "*" and type(left) is type(right)):
         return size_of(left) + size_of(right)
     if isinstance(right, int):  # 2**100 is 100 times as long as 2; "ab" * 3
@@ -98,12 +136,12 @@ def cost_of(operator: str, left: Any, right: Any) -> int:
 
 def size_of(value: Any) -> int:
     if isinstance(value, int):
-        return value.bit_length() * STEP  # arithmetic with long ones is slow
+        return value.bit_length() * STEP  # arithmetic with long integers is slow
     return len(value) if hasattr(value, "__len__") else 1
 
 
 class Counted(NodeTransformer):  # type: ignore[misc]
-    """Makes a template count its turns and what it joins with ~."""
+    """Makes a template count the turns of its loops, its calls, and what it joins with ~."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -118,12 +156,12 @@ class Counted(NodeTransformer):  # type: ignore[misc]
 
 
 def call(method: str, arguments: list[nodes.Expr]) -> nodes.Call:
-    """A call of a method of Sandbox, which no name of the template can stand in for."""
+    """A call of a method of Sandbox, which no name in the template can replace."""
     return nodes.Call(nodes.EnvironmentAttribute(method), arguments, [], None, None)
 
 
 class Generation(Extension):  # type: ignore[misc]
-    """The block `{% generation %}`, which marks what a model has written: here it only holds its content."""
+    """The block `{% generation %}`, which marks what a model has written. Here it is its content, no more."""
 
     tags = frozenset(("generation",))
 
@@ -140,10 +178,15 @@ def raise_exception(message: str) -> NoReturn:
     raise TemplateError(str(message))
 
 
-def strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
+def strftime_of(now: date) -> Callable[[str], str]:
+    """The function strftime_now of templates: a date, without the time of day."""
+
+    def strftime_now(format: str) -> str:
+        return date(now.year, now.month, now.day).strftime(format)
+
+    return strftime_now
 
 
 def to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
-    """JSON as it is, where Jinja2's own filter writes it for HTML."""
+    """Plain JSON; Jinja2's own filter writes it for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,4 +1,4 @@
-"""Stop strings: where a text that arrives in pieces has to end."""
+"""Stop strings: they end a text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..errors import RequestError
 
 
 class StopStrings:
-    """Cuts a text that arrives in pieces before the first stop string, of which it never lets a part out.
+    """Cuts a text that arrives in pieces before the first stop string, and never gives out a part of one.
 
     StopStrings("END"): feed("a E") -> "a ", feed("Nx") -> "ENx", feed("yENDz") -> "y" and .found is True.
-    The first is the one that is complete first (of two such, the longer), as if the text came letter by
-    letter: where it was cut into pieces makes no difference. ValueError for an empty stop string.
+    The first stop string is the one that is complete first (of two, the longer), as if the text came letter by letter: it
+    does not matter how the text was cut into pieces. RequestError for an empty stop string.
     """
 
     __slots__ = ("_held", "found", "strings")
@@ -30,7 +30,7 @@ class StopStrings:
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """The text that is now sure to be before any stop string."""
+        """The text that is now known to be before any stop string."""
         text = self._held + text
         starts = [(text.find(string), len(string)) for string in self.strings]
         found = [(start + length, start) for start, length in starts if start >= 0]
@@ -42,13 +42,13 @@ class StopStrings:
         return text[:n_sure]
 
     def flush(self) -> str:
-        """The text held back: at the end of all text it is no longer a part of a stop string."""
+        """The text held back. At the end of the text it can no longer become a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, string: str) -> int:
-    """How many characters at the end of `text` begin `string`: ("a EN", "END") -> 2."""
+    """The number of characters at the end of `text` with which `string` begins: ("a EN", "END") -> 2."""
     for n in range(min(len(text), len(string) - 1), 0, -1):
         if text.endswith(string[:n]):
             return n

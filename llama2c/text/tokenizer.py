@@ -1,6 +1,6 @@
 """Text to token ids and back, with a vocabulary from any file: tokenizer.bin, tokenizer.model or tokenizer.json.
 
-This half knows str; a vocabulary knows bytes (_bpe is compiled, tokenizer_json uses a package). Nothing here knows a model.
+This module handles str; a vocabulary handles bytes (_bpe is compiled, tokenizer_json uses a package). It knows no model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 from collections.abc import Iterable
 from typing import SupportsIndex
 
+from ..errors import ModelError, RequestError, not_found
 from ..files import read_file
+from ..locate import tokenizer_in, tokenizer_names
 from . import _bpe
 from .vocabulary import BOS, EOS, UNK, ChatTemplate, Special, Vocabulary
 
@@ -21,21 +23,24 @@ __all__ = ["BOS", "EOS", "UNK", "TextStream", "Tokenizer"]
 class Tokenizer:
     """A vocabulary with its encoder and decoder. It never changes: any number of threads may share one.
 
-    vocab_size     how many ids there are; those without a token have no text
+    vocab_size     the number of ids; an id without a token has no text
     bos_id, eos_id the tokens that begin and end a text; None: the tokenizer has none
-    end_ids        every token that ends a text, in a chat a turn
-    prefix         the ids that encode puts before a text; () of a tokenizer that adds none
-    chat_template  what turns messages into a prompt; None: that of Llama 2
+    end_ids        every token that ends a text, and in a chat a turn
+    prefix         the ids that encode puts before a text; () if the tokenizer puts none there
+    chat_template  turns messages into a prompt; None: the form of Llama 2 is used
+    looked_beside  the file beside which a chat template was looked for; None for a tokenizer.bin, which never has one
 
-    The vocabulary of a tokenizer.bin is that of llama2.c. Byte-pair encoding starts from one token per code point (its UTF-8
-    bytes where there is none) and merges the neighbours whose joined spelling is the token with the highest score, the leftmost
-    among equals. Where it spells two tokens alike, text becomes the one with the lower id.
+    The vocabulary of a tokenizer.bin is that of llama2.c. Byte-pair encoding starts from one token for each code point (the
+    tokens of its UTF-8 bytes where it has none) and merges the neighbours whose joined spelling is the token with the highest
+    score, the leftmost of equals. Where two tokens have the same spelling, text becomes the one with the lower id.
     """
 
-    __slots__ = ("_starts", "_vocabulary", "bos_id", "chat_template", "end_ids", "eos_id", "prefix", "vocab_size")
+    __slots__ = (
+        "_starts", "_vocabulary", "bos_id", "chat_template", "end_ids", "eos_id", "looked_beside", "prefix", "vocab_size",
+    )  # fmt: skip
 
     def __init__(self, vocabulary: Vocabulary, special: Special | None = None) -> None:
-        """special: None for those of a tokenizer.bin."""
+        """special: None means the special tokens of a tokenizer.bin."""
         special = Special() if special is None else special
         self._vocabulary = vocabulary
         self._starts = special.starts
@@ -45,49 +50,60 @@ class Tokenizer:
         self.end_ids = special.end_ids
         self.prefix = special.prefix
         self.chat_template: ChatTemplate | None = special.chat_template
+        self.looked_beside = special.looked_beside
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
         """Read a tokenizer for a model of vocab_size tokens (None: of as many as the tokenizer has).
 
-        The name says what it is: tokenizer.json of the tokenizers package, with the settings that lie beside it
-        (*.json); tokenizer.model of SentencePiece (*.model), which becomes a tokenizer.bin in memory; anything else is a
-        tokenizer.bin. A tokenizer.json may have fewer tokens than the model, the others exactly as many.
-        ValueError: the file is none, or of another size; OSError: it cannot be read, or the package is missing.
+        The name says what the file is: tokenizer.json of the tokenizers package (*.json) or tokenizer.model of SentencePiece
+        (*.model), each with the settings beside it; anything else is a tokenizer.bin. In a folder, the tokenizer there is used.
+        A tokenizer.bin must have exactly vocab_size tokens. The others may have fewer (a tokenizer.model only with settings
+        beside it), and may have added tokens beyond vocab_size: a text with one of these is refused when it is encoded.
+        ModelError: the file is not a tokenizer, or has another size; OSError: it cannot be read, or a package is missing.
         """
         if vocab_size is not None and operator.index(vocab_size) < 1:
-            raise ValueError(f"vocab_size: expected a positive int, found {vocab_size}")
+            raise RequestError(f"vocab_size: expected a positive int, found {vocab_size}", "vocab_size")
+        if os.path.isdir(path):
+            found = tokenizer_in(path)
+            if found is None:
+                raise not_found(path, f"expected {tokenizer_names()} in this folder, found none")
+            path = found
         suffix = os.path.splitext(os.fspath(path))[1]
         if suffix == ".json":
-            from . import tokenizer_json  # the other two, which most need not, are imported when there is such a file
+            from . import tokenizer_json  # most models need neither this nor the next module
 
             return cls(*tokenizer_json.read(path, vocab_size))
-        data = read_file(path)
         try:
             if suffix == ".model":
-                from . import sentencepiece as tokenizer_model
+                from . import tokenizer_model
 
-                data, _ = tokenizer_model.pack(data)
-            return cls(_bpe.Vocabulary(data, vocab_size))
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from None
-        except MemoryError:
+                return cls(*tokenizer_model.read(path, vocab_size))
+            data = read_file(path)
+            try:
+                return cls(_bpe.Vocabulary(data, vocab_size))
+            except ValueError as error:
+                raise ModelError(f"{os.fspath(path)}: {error}") from None
+        except MemoryError as error:
+            if str(error):  # says it already
+                raise
             raise MemoryError(f"{os.fspath(path)}: expected memory for its tokens, found too little") from None
 
     def encode(self, text: str | bytes, bos: bool = True, eos: bool = False) -> list[int]:
-        """The ids of a text. bos: with what the tokenizer puts in front; eos: with eos_id at the end.
+        """The ids of a text. bos: after the ids that the tokenizer puts before a text; eos: with eos_id at the end.
 
-        With a tokenizer.bin bytes are taken as they are, valid UTF-8 or not, and a text that is not empty gets a leading space.
-        A tokenizer.json takes valid UTF-8 alone, and finds its special tokens in the text where they are spelled out. NUL is a
-        byte like any other.
-        ValueError: a lone surrogate, which has no UTF-8; bytes that are none; eos of a tokenizer without an eos_id.
+        A tokenizer.bin and a tokenizer.model take bytes as they are, valid UTF-8 or not; a tokenizer.json takes only valid
+        UTF-8. With a tokenizer.bin, a text that is not empty gets a leading space. A tokenizer.json, and a tokenizer.model with
+        settings beside it, find their special tokens where a text spells them out. NUL is a byte like any other.
+        RequestError: a lone surrogate, which has no UTF-8; invalid UTF-8 for a tokenizer.json; eos=True without an eos_id; an
+        added token that the model does not have.
         """
         if isinstance(text, str):
             try:
                 text = text.encode()
             except UnicodeEncodeError as error:
                 found = f"a lone surrogate U+{ord(error.object[error.start]):04X} at index {error.start}"
-                raise ValueError(f"text: expected valid Unicode, found {found}") from None
+                raise RequestError(f"text: expected valid Unicode, found {found}", "text") from None
         elif not isinstance(text, bytes):
             raise TypeError(f"text: expected str or bytes, found {type(text).__name__}")
         return self._vocabulary.encode(text, bos, eos)
@@ -95,26 +111,26 @@ class Tokenizer:
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of some ids: U+FFFD for broken bytes, nothing for special tokens (ids 0 to 2 of a tokenizer.bin).
 
-        Where encode puts a space before a text, it is dropped after BOS, so decode(encode(text)) == text; with bos=False it
-        stays. (Of a tokenizer that adds no BOS it is dropped at the beginning.) ValueError: an id outside the vocabulary.
+        Where encode puts a space before a text, decode drops it after BOS, so decode(encode(text)) == text; with bos=False it
+        stays. (If the tokenizer adds no BOS, it is dropped at the beginning.) RequestError: an id outside the vocabulary.
         """
         stream = self.text_stream()
         return "".join(map(stream.feed, ids)) + stream.flush()
 
     def piece(self, token: SupportsIndex) -> bytes:
         """The bytes of one token, which may be part of a character: b"" for special ones, b"\\n" for <0x0A>."""
-        return self._vocabulary.piece(token)
+        return _piece(self._vocabulary, token)
 
     def text_stream(self, previous: SupportsIndex | None = None, errors: str = "replace") -> TextStream:
         """A decoder for one token at a time. `previous` is the token before the first, if there is one.
 
-        `errors` says what becomes of bytes that are no UTF-8: "replace" (U+FFFD) or "ignore" (nothing).
+        `errors` says what invalid UTF-8 becomes: "replace" (U+FFFD) or "ignore" (nothing).
         """
         return TextStream(self._vocabulary, self._starts, previous, errors)
 
 
 class TextStream:
-    """Turns tokens into text as they come; an unfinished character waits for its rest."""
+    """Turns tokens into text as they come. The bytes of an unfinished character wait for the others."""
 
     __slots__ = ("_after_bos", "_errors", "_piece", "_rest", "_starts")
 
@@ -122,9 +138,9 @@ class TextStream:
         self, vocabulary: Vocabulary, starts: frozenset[int | None], previous: SupportsIndex | None, errors: str
     ) -> None:
         if errors not in ("replace", "ignore"):
-            raise ValueError(f'errors: expected "replace" or "ignore", found {errors!r}')
+            raise RequestError(f'errors: expected "replace" or "ignore", found {errors!r}', "errors")
         if previous is not None:
-            vocabulary.piece(previous)  # checks it
+            _piece(vocabulary, previous)  # checks it
         self._piece = vocabulary.piece
         self._errors = errors
         self._starts = starts
@@ -132,18 +148,29 @@ class TextStream:
         self._rest = b""  # the first bytes of an unfinished character
 
     def feed(self, token: SupportsIndex) -> str:
-        """The text this token completes, often "" for a byte.
+        """The text that this token completes, often "" for a byte.
 
-        ValueError: the token is outside the vocabulary; the stream is unchanged.
+        RequestError: the token is outside the vocabulary; the stream is unchanged.
         """
-        data = self._rest + self._piece(token, self._after_bos)
+        try:
+            data = self._rest + self._piece(token, self._after_bos)
+        except ValueError as error:
+            raise RequestError(str(error), "token") from None
         self._after_bos = token in self._starts
         text, used = codecs.utf_8_decode(data, self._errors, False)
         self._rest = data[used:]
         return text
 
     def flush(self) -> str:
-        """The end of the text: what an unfinished character comes to ("replace": U+FFFD)."""
+        """The end of the text: what an unfinished character becomes ("replace": U+FFFD)."""
         text, _ = codecs.utf_8_decode(self._rest, self._errors, True)
         self._rest = b""
         return text
+
+
+def _piece(vocabulary: Vocabulary, token: SupportsIndex) -> bytes:
+    """vocabulary.piece, whose ValueError (the compiled one knows no other) becomes a RequestError."""
+    try:
+        return vocabulary.piece(token)
+    except ValueError as error:
+        raise RequestError(str(error), "token") from None

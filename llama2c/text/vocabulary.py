@@ -1,6 +1,6 @@
-"""What a Tokenizer is made of, whatever file it comes from: a vocabulary, and the ids and texts with a meaning of their own.
+"""What a Tokenizer is made of, whatever file it comes from: a vocabulary, its special tokens and its chat template.
 
-Data alone; tokenizer.py is what uses it.
+Data only; tokenizer.py uses it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, SupportsIndex
 
-UNK = 0  # of a tokenizer.bin
+UNK = 0  # in a tokenizer.bin
 BOS = 1
 EOS = 2
 
 
 class Vocabulary(Protocol):
-    """Tokens, each of which stands for the same bytes wherever it comes, but for one space after BOS."""
+    """Tokens, each with its bytes, which are the same wherever it appears, except for one space after BOS."""
 
     @property
     def size(self) -> int:
-        """One more than the largest id."""
+        """The number of ids, with or without a token."""
 
     def encode(self, text: bytes, bos: bool, eos: bool, /) -> list[int]:
         """The ids of a text. ValueError: bytes that this vocabulary cannot take."""
@@ -30,11 +30,11 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A template of Jinja2 that turns messages into a prompt; chat_template.py fills it in."""
+    """A template of Jinja2 that turns messages into a prompt; chat_template.py renders it."""
 
     source: str
-    path: str  # of the file it stands in
-    special_tokens: Mapping[str, str]  # what it may name besides the messages: {"bos_token": "<s>", ...}
+    path: str  # of the file that contains it
+    special_tokens: Mapping[str, str]  # what it may use besides the messages: {"bos_token": "<s>", ...}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,10 @@ class Special:
     eos_id: int | None = EOS
     end_ids: frozenset[int] = frozenset((BOS, EOS))  # a text ends with any of them
     prefix: tuple[int, ...] = (BOS,)  # what encode puts before a text; nothing for some tokenizers
-    chat_template: ChatTemplate | None = None  # None: the one of Llama 2
+    chat_template: ChatTemplate | None = None  # None: the form of Llama 2
+    looked_beside: str | None = None  # the file beside which a chat template was looked for; None: there was no such search
 
     @property
     def starts(self) -> frozenset[int | None]:
-        """The ids after which a text begins; None among them: it begins without one."""
+        """The ids after which a text begins. None is one of them if a text begins without an id before it."""
         return frozenset((self.prefix[-1] if self.prefix else None, *({self.bos_id} - {None})))

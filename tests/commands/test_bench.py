@@ -6,7 +6,10 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def works(*flags: str, seq_len: int = 64) -> list[Work]:
-    return bench.plan(bench.parse(["model.bin", *flags]), seq_len)
+    return bench.list_tests(bench.parse(["model.bin", *flags]), seq_len)
 
 
 # ---------------------------------------------------------------------------
@@ -58,16 +61,17 @@ def test_several_of_each_and_none_twice() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-p", "x"], "argument -p/--prompt: expected numbers with commas between them, found 'x'"),
-        (["-n", "1,,2"], "argument -n/--generate: expected numbers with commas between them, found '1,,2'"),
-        (["-t", "1,0"], "argument -t/--threads: expected numbers from 1 on, found 0"),
-        (["-b", "0"], "argument -b/--batch: expected numbers from 1 on, found 0"),
-        (["-d", "-1"], "argument -d/--depth: expected numbers from 0 on, found -1"),
-        (["-r", "1,2"], "argument -r/--rounds: expected one number, found several"),
+        (["-p", "x"], "argument -p/--prompt: expected an integer, found 'x'"),
+        (["-n", "1,,2"], "argument -n/--generate: expected an integer, found ''"),
+        (["-t", "1,0"], "argument -t/--threads: expected an integer of at least 1, found 0"),
+        (["-b", "0"], "argument -b/--batch: expected an integer of at least 1, found 0"),
+        (["-d", "-1"], "argument -d/--depth: expected an integer of at least 0, found -1"),
+        (["-r", "1,2"], "argument -r/--rounds: expected an integer, found '1,2'"),
+        (["-r", "0"], "argument -r/--rounds: expected an integer of at least 1, found 0"),
         (["-o", "xml"], "argument -o/--output: invalid choice"),
-        (["-p", "0", "-n", "0"], "expected something to measure, found -p 0 and -n 0"),
-        (["--sweep-threads", "-t", "1"], "argument --sweep-threads: expected one model and no -t"),
-        (["--sweep-threads", "second.bin"], "argument --sweep-threads: expected one model and no -t"),
+        (["-p", "0", "-n", "0"], "nothing to measure: -p/--prompt and -n/--generate are both 0"),
+        (["--sweep-threads", "-t", "1"], "argument --sweep-threads: cannot be used together with -t/--threads"),
+        (["--sweep-threads", "second.bin"], "argument --sweep-threads: takes one model, found 2"),
     ],
 )
 def test_wrong_command_lines(flags: list[str], message: str) -> None:
@@ -76,16 +80,15 @@ def test_wrong_command_lines(flags: list[str], message: str) -> None:
 
 
 def test_errors_are_one_line(models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cases = {
-        2: (["bench", str(models["tied"]), "-p", "x"], ["bench", str(models["tied"]), "-p", "0", "-n", "0"]),
-        1: (["bench", str(tmp_path / "absent.bin")], ["bench", str(models["tied"]), "-d", "64"]),
-    }
-    for code, commands in cases.items():
-        for command in commands:
-            assert main(command) == code
-            out, err = capsys.readouterr()
-            assert out == ""
-            assert re.fullmatch(r"llama2c: error: .*expected .*\n", err)
+    model, absent = str(models["tied"]), str(tmp_path / "absent.bin")
+    for code, flags, message in (
+        (2, [model, "-p", "x"], "argument -p/--prompt: expected an integer, found 'x'"),
+        (1, [absent], f"{absent}: expected a readable file, found: No such file or directory"),
+        (1, [model, "-t", "1,5000"], "n_threads: expected 1 to 1024, found 5000"),
+        (1, [model, "-d", "64"], "argument -d/--depth: expected at most 63 (the context less one), found 64"),
+    ):
+        assert main(["bench", *flags]) == code
+        assert capsys.readouterr() == ("", f"llama2c: error: {message}\n")
 
 
 def test_what_does_not_fit_is_refused(
@@ -95,7 +98,8 @@ def test_what_does_not_fit_is_refused(
     cache = (64 + 64) * 2 * 4 * CONFIG.n_layers * CONFIG.kv_dim  # the two tests each have one
     monkeypatch.setattr(bench, "available_memory", lambda: 2 * size + cache - 1)
     assert main(["bench", str(models["tied"])]) == 1
-    assert "expected 0 MB of free memory for these tests, found 0 MB" in capsys.readouterr().err
+    message = f"{models['tied']}: expected 0.2 MB of free memory for these tests, found 0.2 MB"
+    assert capsys.readouterr() == ("", f"llama2c: error: {message}\n")
     monkeypatch.setattr(bench, "available_memory", lambda: 2 * size + cache)
     assert main(["bench", str(models["tied"]), "-r", "1"]) == 0
 
@@ -220,7 +224,7 @@ def test_markdown(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -
         assert mean > 0 and sd >= 0 and abs(float(row[6]) - mean) < 0.01 + sd  # of two rounds: the same
         assert bool(row[7]) == row[4].startswith("tg")
     assert len({len(line) for line in out.splitlines() if line.startswith("|")}) == 1  # it can be read as it is
-    assert re.search(r"^read bandwidth, as many bytes as q8 Q8_0, 1 thread: [\d.]+ GB/s$", out, re.MULTILINE)
+    assert re.search(r"^read bandwidth of an array as large as q8 Q8_0, 1 thread: [\d.]+ GB/s$", out, re.MULTILINE)
     assert re.match(r"llama2c \d.*, .*OpenMP; .*, Python [\d.]+, \d{4}-\d\d-\d\d\n\n", out)
 
 
@@ -245,5 +249,23 @@ def test_sweep_prints_what_to_export(models: dict[str, Path], capsys: pytest.Cap
     assert last is not None and last[1] in counts
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--sweep-threads" in printed(capsys, "--help")
+@pytest.mark.parametrize("name", ["tied", "\u017c\u00f3\u0142w", "\udcff"])
+def test_any_locale_and_any_file_name(models: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """The table has a plus-minus sign, and a file name may not even be text."""
+    model = tmp_path / f"{name}.bin"
+    model.write_bytes(models["tied"].read_bytes())
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    for output in ("md", "csv", "json"):
+        command = [sys.executable, "-m", "llama2c", "bench", str(model), "-r", "1", "-o", output]
+        ended = subprocess.run(command, env=env, capture_output=True, check=False, timeout=60)
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        shown = os.fsencode(json.loads(ended.stdout)["results"][0]["model"]) if output == "json" else ended.stdout
+        assert os.fsencode(f"{name} fp32") in shown
+        assert ("\u00b1".encode() in ended.stdout) == (output == "md")
+
+
+def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = printed(capsys, "--help").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "    python -m llama2c bench stories15M.bin --sweep-threads" in lines

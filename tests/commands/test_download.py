@@ -1,194 +1,51 @@
-"""The verb `download`, against a hub of our own on 127.0.0.1, and models called by name.
-
-huggingface_hub reads its settings when it is imported, so each download is a process.
-"""
+"""The verb `download` against a hub on 127.0.0.1: what it prints, and what the cache has afterwards."""
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import fcntl
 import inspect
 import os
+import pty
+import re
 import signal
 import socket
 import struct
-import subprocess
-import sys
-import threading
+import termios
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-import checkpoints
-import numpy as np
 import pytest
+from hub_server import (
+    LARGE,
+    REPO,
+    SECONDS,
+    SMALL,
+    STORIES15M,
+    TOKENIZER,
+    Hub,
+    User,
+    llama2_files,
+    model_bytes,
+    needs_huggingface_hub,
+    tokenizer_bytes,
+)
 
 import llama2c
-from llama2c import locate as cache
-from llama2c.commands import download as hub
-from llama2c.config import Config
-
-needs_huggingface_hub = pytest.mark.skipif(
-    importlib.util.find_spec("huggingface_hub") is None, reason="needs huggingface_hub: pip install 'llama2c[hub]'"
-)
-SECONDS = 60
-REPO = "/karpathy/tinyllamas/resolve/main/"
-STORIES15M, TOKENIZER = REPO + "stories15M.bin", "/tokenizer.bin"
-SMALL = Config(dim=8, hidden_dim=16, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=300, seq_len=64)
-LLAMA2 = Config(dim=8, hidden_dim=16, n_layers=1, n_heads=2, n_kv_heads=2, vocab_size=32000, seq_len=64)
-LARGE = Config(dim=96, hidden_dim=16, n_layers=1, n_heads=2, n_kv_heads=2, vocab_size=32000, seq_len=64)  # 12 MB
-
-
-# ---------------------------------------------------------------------------
-# files
-
-
-def model_bytes(config: Config) -> bytes:
-    return b"".join(checkpoints.parts(config, 0, checkpoints.random_weights(config, np.random.default_rng(3))))
-
-
-def tokenizer_bytes(n_tokens: int, size: int = 0) -> bytes:
-    """A tokenizer.bin; of exactly `size` bytes if that is given, by words that are one letter longer."""
-    spellings = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256))]
-    spellings += [f" {i:x}" for i in range(n_tokens - len(spellings))]
-    n_longer = size - 4 - sum(8 + len(spelling) for spelling in spellings) if size else 0
-    assert 0 <= n_longer <= n_tokens - 259
-    for i in range(259, 259 + n_longer):
-        spellings[i] += "_"
-    entries = [struct.pack("<fi", -i, len(spelling)) + spelling.encode() for i, spelling in enumerate(spellings)]
-    return struct.pack("<i", max(map(len, spellings))) + b"".join(entries)
+from llama2c import locate
+from llama2c.commands.main import main
+from llama2c.downloads import TOKENIZER_SIZE
 
 
 @pytest.fixture(scope="module")
 def llama2() -> dict[str, bytes]:
-    """What the network holds for `download stories15M`."""
-    return {STORIES15M: model_bytes(LLAMA2), TOKENIZER: tokenizer_bytes(32000, hub.TOKENIZER_SIZE)}
-
-
-# ---------------------------------------------------------------------------
-# the hub
-
-
-class Hub:
-    """A server of `files`. What goes wrong is said by path: status codes, sizes announced, bytes before a GET breaks off."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.status: dict[tuple[str, str], int] = {}  # by method and path
-        self.announced: dict[str, int] = {}
-        self.breaks: dict[str, int] = {}  # once, then the whole file can be had
-        self.holds = False  # a GET that breaks off waits for `go` first
-        self.plain = False  # not a hub: answers without its headers
-        self.broke, self.go = threading.Event(), threading.Event()
-        self.requests: list[tuple[str, str, str | None]] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("", (Handler,), {"hub": self}))
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    hub: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: Any) -> None: ...
-
-    def do_HEAD(self) -> None:
-        content = self.answer()
-        if content is not None:
-            self.start(200, self.hub.announced.get(self.path, len(content)))
-
-    def do_GET(self) -> None:
-        content = self.answer()
-        if content is None:
-            return
-        wanted = self.headers["Range"]
-        first = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-        size = len(content) - first
-        self.start(206 if wanted else 200, size, f"bytes {first}-{len(content) - 1}/{len(content)}")
-        cut = self.hub.breaks.pop(self.path, size)
-        self.wfile.write(content[first : first + cut])
-        if cut < size:
-            self.close_connection = True
-            self.hub.broke.set()
-            if self.hub.holds:
-                self.hub.go.wait(SECONDS)
-
-    def answer(self) -> bytes | None:
-        self.hub.requests.append((self.command, self.path, self.headers["Range"]))
-        content = self.hub.files.get(self.path)
-        status = self.hub.status.get((self.command, self.path), 200 if content is not None else 404)
-        if status == 200:
-            return content
-        self.send_response(status)
-        if status == 404:
-            self.send_header("X-Error-Code", "EntryNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-        return None
-
-    def start(self, status: int, size: int, content_range: str | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(size))
-        if not self.hub.plain:
-            self.send_header("ETag", '"0123456789abcdef"')
-            self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
-        if status == 206 and content_range is not None:
-            self.send_header("Content-Range", content_range)
-        self.end_headers()
+    return llama2_files()
 
 
 @pytest.fixture
 def net() -> Iterator[Hub]:
-    hub = Hub()
-    thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield hub
-    hub.go.set()
-    hub.server.shutdown()
-    thread.join()
-    hub.server.server_close()
-
-
-class User:
-    """Runs `python -m llama2c`, with settings and a home of its own."""
-
-    def __init__(self, home: Path, url: str) -> None:
-        self.cache = home / "models"
-        settings = {
-            "HOME": str(home),
-            "LLAMA2C_CACHE": str(self.cache),
-            "LLAMA2C_TOKENIZER_URL": url + TOKENIZER,
-            "HF_ENDPOINT": url,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
-        self.env = kept | settings
-
-    def process(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "llama2c", *arguments]
-        return subprocess.Popen(
-            command, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-
-    def run(self, *arguments: str) -> tuple[int, str, list[str]]:
-        """The exit code, stdout, the lines of stderr."""
-        process = self.process(*arguments)
-        out, err = process.communicate(timeout=SECONDS)
-        return process.returncode, out.decode(), err.decode().splitlines()
-
-    def fails(self, *arguments: str) -> str:
-        """The one line of a download that fails."""
-        code, out, lines = self.run("download", *arguments)
-        assert (code, out, len(lines)) == (1, "", 1), lines
-        assert lines[0].startswith("llama2c: error: ")
-        return lines[0].removeprefix("llama2c: error: ")
-
-    def files(self) -> dict[str, bytes]:
-        """All that lies in the cache: by path, with content."""
-        found = (path for path in self.cache.rglob("*") if path.is_file())
-        return {path.relative_to(self.cache).as_posix(): path.read_bytes() for path in found}
+    with Hub() as hub:
+        yield hub
 
 
 @pytest.fixture
@@ -210,7 +67,7 @@ def test_a_story_model_by_name(user: User, net: Hub, llama2: dict[str, bytes], m
     assert [path.name for path in user.cache.rglob("*") if path.is_dir()] == ["stories15M"]  # nothing else is left
 
     net.requests.clear()
-    assert user.run("download", "stories15M") == (0, f"{model}\n", ["llama2c: stories15M: already there"])
+    assert user.run("download", "stories15M") == (0, f"{model}\n", ["llama2c: stories15M: already downloaded"])
     by_name = user.run("stories15M", "-t", "0", "-n", "20", "-i", "12 ab")
     by_path = user.run(str(model), "-t", "0", "-n", "20", "-i", "12 ab", "-z", str(model.with_name("tokenizer.bin")))
     assert by_name[:2] == by_path[:2]
@@ -236,8 +93,9 @@ def test_any_repository(user: User, net: Hub) -> None:
     net.files = {f"/me/tales/resolve/main/{name}": model_bytes(SMALL) for name in ("a.bin", "big/a.bin")}
     net.files["/me/tales/resolve/main/words.bin"] = tokenizer_bytes(300)
     name = "me/tales:big/a.bin"
-    assert user.fails(name) == f"{name}: expected 32000 tokens, or --tokenizer FILE for another number, found 300"
-    assert list(user.files()) == ["me--tales/big--a/a.bin"]  # the model is whole: it need not come again
+    unfit = "the model has 300 tokens, so the tokenizer of Llama 2 (32000 tokens) does not fit"
+    assert user.fails(name) == f"{name}: {unfit}: name the model's tokenizer with --tokenizer FILE"
+    assert list(user.files()) == ["me--tales/big--a/a.bin"]  # the model is complete, and is not downloaded again
     net.requests.clear()
     code, out, _ = user.run("download", name, "--tokenizer", "words.bin")
     assert (code, out) == (0, f"{user.cache}/me--tales/big--a/a.bin\n")
@@ -286,7 +144,7 @@ def test_wrong_size(user: User, net: Hub, llama2: dict[str, bytes]) -> None:
     size = len(llama2[STORIES15M])
     net.announced = {STORIES15M: size + 1}
     line = user.fails("stories15M")
-    assert line.startswith("karpathy/tinyllamas:stories15M.bin: expected ") and str(size) in line and str(size + 1) in line
+    assert line.startswith("karpathy/tinyllamas:stories15M.bin: ") and str(size) in line and str(size + 1) in line
     assert "stories15M/stories15M.bin" not in user.files()
 
 
@@ -312,8 +170,7 @@ def test_no_checkpoint(user: User, net: Hub, content: bytes, found: str) -> None
 def test_server_error(user: User, net: Hub, llama2: dict[str, bytes], method: str) -> None:
     net.files = llama2
     net.status = {(method, STORIES15M): 500}
-    expected = f"karpathy/tinyllamas:stories15M.bin: expected the file from {net.url}, found HTTP status 500"
-    assert user.fails("stories15M") == expected
+    assert user.fails("stories15M") == f"karpathy/tinyllamas:stories15M.bin: {net.url} answered with HTTP status 500"
     from huggingface_hub import get_hf_file_metadata
 
     if "retry_on_errors" in inspect.signature(get_hf_file_metadata).parameters:  # some older versions insist for 20 seconds
@@ -323,18 +180,18 @@ def test_server_error(user: User, net: Hub, llama2: dict[str, bytes], method: st
 
 @needs_huggingface_hub
 def test_not_found(user: User, net: Hub) -> None:
-    expected = "me/tales:a.bin: expected a file of the repository, found none of that name (HTTP status 404)"
-    assert user.fails("me/tales:a.bin") == expected
+    assert user.fails("me/tales:a.bin") == "me/tales:a.bin: the repository has no such file (HTTP status 404)"
     assert user.files() == {}
     net.status = {("HEAD", "/me/secrets/resolve/main/a.bin"): 401}  # what the hub says of repositories it does not show
-    line = user.fails("me/secrets:a.bin")
-    assert line.startswith("me/secrets:a.bin: expected ") and "401" in line
+    expected = f"me/secrets:a.bin: {net.url} has no such repository, or does not let you read it (HTTP status 401)"
+    assert user.fails("me/secrets:a.bin") == expected
 
 
 @needs_huggingface_hub
 def test_a_server_that_is_no_hub(user: User, net: Hub, llama2: dict[str, bytes]) -> None:
     net.files, net.plain = llama2, True
-    assert user.fails("stories15M").startswith(f"karpathy/tinyllamas:stories15M.bin: expected the file from {net.url}, found: ")
+    expected = f"karpathy/tinyllamas:stories15M.bin: cannot be downloaded from {net.url}: "
+    assert user.fails("stories15M").startswith(expected)
     assert user.files() == {}
 
 
@@ -344,24 +201,22 @@ def test_no_network(user: User) -> None:
         unheard.bind(("127.0.0.1", 0))
         url = user.env["HF_ENDPOINT"] = f"http://127.0.0.1:{unheard.getsockname()[1]}"
         line = user.fails("stories15M")
-    assert line.startswith(f"karpathy/tinyllamas:stories15M.bin: expected the file from {url}, found: ")
-    assert "refused" in line
+    assert line.startswith(f"karpathy/tinyllamas:stories15M.bin: cannot be downloaded from {url}: ") and "refused" in line
     assert user.files() == {}
 
 
 @needs_huggingface_hub
 def test_the_tokenizer_fails_then_comes_alone(user: User, net: Hub, llama2: dict[str, bytes]) -> None:
     net.files = dict(llama2)
-    where = f"{net.url}{TOKENIZER}: expected {hub.TOKENIZER_SIZE} bytes, found"
-    for content, status, found in (
-        (llama2[TOKENIZER], 503, " HTTP status 503"),
-        (llama2[TOKENIZER][:-1], 200, f" {hub.TOKENIZER_SIZE - 1}"),
-        (llama2[TOKENIZER] + b"x", 200, " more"),
+    for content, status, message in (
+        (llama2[TOKENIZER], 503, "the server answered with HTTP status 503"),
+        (llama2[TOKENIZER][:-1], 200, f"expected {TOKENIZER_SIZE} bytes, found {TOKENIZER_SIZE - 1}"),
+        (llama2[TOKENIZER] + b"x", 200, f"expected {TOKENIZER_SIZE} bytes, found more"),
     ):
         net.files[TOKENIZER], net.status = content, {("GET", TOKENIZER): status}
-        assert user.fails("stories15M") == where + found
+        assert user.fails("stories15M") == f"{net.url}{TOKENIZER}: {message}"
         assert user.files() == {"stories15M/stories15M.bin": llama2[STORIES15M]}
-    net.files[TOKENIZER] = bytes(hub.TOKENIZER_SIZE)
+    net.files[TOKENIZER] = bytes(TOKENIZER_SIZE)
     assert user.fails("stories15M").startswith(f"{net.url}{TOKENIZER}: token 0: expected ")
     assert user.files() == {"stories15M/stories15M.bin": llama2[STORIES15M]}
     net.files[TOKENIZER] = llama2[TOKENIZER]
@@ -378,7 +233,7 @@ def test_the_tokenizer_server_is_down(user: User, llama2: dict[str, bytes]) -> N
         unheard.bind(("127.0.0.1", 0))
         url = user.env["LLAMA2C_TOKENIZER_URL"] = f"http://127.0.0.1:{unheard.getsockname()[1]}/t"
         line = user.fails("stories15M")
-    assert line.startswith(f"{url}: expected {hub.TOKENIZER_SIZE} bytes, found: ") and "refused" in line
+    assert line.startswith(f"{url}: cannot be downloaded: ") and "refused" in line
     assert list(user.files()) == ["stories15M/stories15M.bin"]
 
 
@@ -392,17 +247,17 @@ def test_a_cache_that_cannot_be_written(user: User) -> None:
 def test_without_huggingface_hub(user: User, tmp_path: Path) -> None:
     (tmp_path / "huggingface_hub.py").write_text("raise ImportError")
     user.env["PYTHONPATH"] = str(tmp_path)
-    expected = "download: expected the package huggingface_hub, found none: pip install 'llama2c[hub]'"
-    assert user.fails("stories15M") == expected
+    assert user.fails("stories15M") == "download needs the package huggingface_hub: pip install 'llama2c[hub]'"
     assert user.files() == {}
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["stories7B"], "stories7B: expected stories260K, stories15M, stories42M, stories110M or REPO_ID:FILE, found neither"),
-        (["me/tales:../a.bin"], "me/tales:../a.bin: expected "),
-        (["stories15M", "--tokenizer", "t.bin"], "--tokenizer: expected REPO_ID:FILE with it, found stories15M"),
+        (["stories7B"], "stories7B: unknown model; use stories260K, stories15M, stories42M, stories110M, or REPO_ID:FILE for"),
+        (["me/tales:../a.bin"], "me/tales:../a.bin: unknown model; use "),
+        (["stories15M", "--tokenizer", "t.bin"], "--tokenizer: stories15M has a known tokenizer; only REPO_ID:FILE takes"),
+        (["me/tales:a.bin", "--tokenizer", "../t.bin"], "--tokenizer: expected the path of a file in me/tales, found"),
         ([], "the following arguments are required: MODEL"),
     ],
 )
@@ -414,6 +269,42 @@ def test_wrong_command_lines(user: User, arguments: list[str], line: str) -> Non
 
 
 # ---------------------------------------------------------------------------
+# the terminal
+
+
+@needs_huggingface_hub
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_bar_on_a_terminal(user: User, net: Hub, llama2: dict[str, bytes], columns: int) -> None:
+    """Ours, in one line, which is gone at the end; none of huggingface_hub."""
+    pytest.importorskip("tqdm", reason="needs tqdm")
+    net.files = llama2
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    process = user.process("download", "stories15M", stderr=writer)
+    os.close(writer)
+    shown = b""
+    with open(reader, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # EIO: the process has ended
+        while block := terminal.read(1000):
+            shown += block
+    assert process.communicate(timeout=SECONDS)[0].decode() == f"{user.cache}/stories15M/stories15M.bin\n"
+    *drawn, message, end = re.split(r"\r\n|\r", shown.decode())
+    assert (message, end) == ("llama2c: stories15M: downloaded, 1.0 MB", "")
+    bars = [line for line in drawn if line.strip()]
+    assert bars[0].startswith("karpathy/tinyllamas:stories15M.bin:   0%|")
+    assert all(line.startswith(("karpathy/tinyllamas:stories15M.bin: ", net.url + TOKENIZER)) for line in bars)
+    assert max(map(len, drawn)) < columns
+    assert drawn[-1].strip() == ""  # wiped
+
+
+def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["download", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "    python -m llama2c download stories15M" in lines
+
+
+# ---------------------------------------------------------------------------
 # names, without a network
 
 
@@ -421,11 +312,11 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/lily")
     monkeypatch.delenv("LLAMA2C_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache.cache_folder() == Path("/home/lily/.cache/llama2c")
+    assert locate.cache_folder() == Path("/home/lily/.cache/llama2c")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/lily")
-    assert cache.cache_folder() == Path("/var/cache/lily/llama2c")
+    assert locate.cache_folder() == Path("/var/cache/lily/llama2c")
     monkeypatch.setenv("LLAMA2C_CACHE", "/models")
-    assert cache.cache_folder() == Path("/models")
+    assert locate.cache_folder() == Path("/models")
 
 
 def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,30 +327,30 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
         "karpathy/tinyllamas:stories15M.bin": "karpathy--tinyllamas/stories15M/stories15M.bin",
         "me/tales:v1.5/a.b.bin": "me--tales/v1.5--a.b/a.b.bin",
     }.items():
-        source = cache.find_hub_model(name)
+        source = locate.find_hub_model(name)
         assert source is not None
         assert source.path == Path("/models", path)
         assert source.tokenizer_path == Path("/models", path).with_name("tokenizer.bin")
     for name in ("stories", "tales:a.bin", "me/tales", "me/tales:", "me/tales:/a", "me/tales:a/..", "../x:a", "a/b/c:d"):
-        assert cache.find_hub_model(name) is None, name
+        assert locate.find_hub_model(name) is None, name
 
 
 def test_resolve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLAMA2C_CACHE", str(tmp_path / "models"))
     monkeypatch.chdir(tmp_path)
     for path in ("other.bin", "./stories15M", Path("stories15M")):
-        assert cache.resolve(path) == path
+        assert locate.resolve(path) == path
     with pytest.raises(FileNotFoundError) as error:
         llama2c.load("stories15M")
     expected = "expected a file, or a model downloaded with `python -m llama2c download stories15M`, found neither"
     assert str(error.value) == f"stories15M: {expected}"
-    Path("stories15M").mkdir()  # a folder is no model
+    Path("stories15M").mkdir()  # a folder without config.json is not a model
     Path("models/stories15M").mkdir(parents=True)
     Path("models/stories15M/stories15M.bin").touch()
-    assert cache.resolve("stories15M") == tmp_path / "models" / "stories15M" / "stories15M.bin"
+    assert locate.resolve("stories15M") == tmp_path / "models" / "stories15M" / "stories15M.bin"
     Path("stories15M").rmdir()
     Path("stories15M").touch()  # a file comes first
-    assert cache.resolve("stories15M") == "stories15M"
+    assert locate.resolve("stories15M") == "stories15M"
 
 
 def test_a_name_that_is_not_downloaded(user: User) -> None:

@@ -1,11 +1,13 @@
-"""The verb perplexity: what it prints is what Llama.score and NumPy say, of a model alone and of two side by side."""
+"""The verb perplexity: it prints the figures of Llama.score and of NumPy, for one model and for two side by side."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -267,9 +269,10 @@ def test_wrong_command_lines(command: Command, arguments: list[str], message: st
         (["stories15M", "story.txt"], "stories15M: expected a file, or a model downloaded with "
          "`python -m llama2c download stories15M`, found neither"),
         (["one.bin", "absent.txt"], "absent.txt: expected a readable file, found: No such file or directory"),
-        (["one.bin", "."], ".: expected a readable file, found: Is a directory"),
-        (["one.bin", "empty.txt"], "empty.txt: expected a text of at least one byte, found none"),
-        (["one.bin", "-"], "stdin: expected a text of at least one byte, found none"),
+        (["one.bin", "."], ".: expected a regular file, found a directory"),
+        (["one.bin", "fifo"], "fifo: expected a regular file, found a special file"),
+        (["one.bin", "empty.txt"], "empty.txt: the text is empty"),
+        (["one.bin", "-"], "stdin: the text is empty"),
         (["one.bin", "story.txt", "--stride", "0"], "stride: expected an integer from 1 to 24, found 0"),
         (["one.bin", "story.txt", "--stride", "25"], "stride: expected an integer from 1 to 24, found 25"),
         (["longer.bin", "story.txt", "--stride", "25", "--against", "one.bin"],
@@ -288,6 +291,8 @@ def test_errors(
 ) -> None:
     monkeypatch.setenv("LLAMA2C_CACHE", str(tmp_path))
     (models.folder / "empty.txt").touch()
+    if not (models.folder / "fifo").exists():
+        os.mkfifo(models.folder / "fifo")
     broken = {**models.weights["one"], "wcls": np.full((2048, 16), np.nan, "<f4")}
     checkpoints.write(models.folder / "broken.bin", CONFIG, 1, broken)
     assert command(*arguments) == (1, "", f"llama2c: error: {message}\n")
@@ -319,8 +324,21 @@ def test_a_bar_on_a_terminal(command: Command, monkeypatch: pytest.MonkeyPatch) 
     assert re.search(r"/\d+ \[.*chunk", stream.getvalue())
 
 
-def test_help(command: Command) -> None:
-    out = command("--help").out
+@pytest.mark.parametrize("output", ["md", "json"])
+def test_any_locale(models: Models, output: str) -> None:
+    """The table has a plus-minus sign, which stdout need not be able to encode."""
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    flags = ["one.bin", "story.txt", "--against", "near.bin", "-o", output]
+    command = [sys.executable, "-m", "llama2c", "perplexity", *flags]
+    ended = subprocess.run(command, env=env, cwd=models.folder, capture_output=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ("\u00b1".encode() in ended.stdout) == (output == "md")
+
+
+def test_help(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = command("--help").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "    python -m llama2c perplexity stories15M.bin story.txt" in lines
     for flag in ("-z", "--stride", "--threads", "--against", "-o"):
-        assert f"  {flag}" in out
-    assert max(map(len, out.splitlines())) <= 124
+        assert any(line.startswith(f"  {flag}") for line in lines)

@@ -1,15 +1,19 @@
-"""Lines to stderr, wrong command lines, and a bar that is there on a terminal alone."""
+"""Lines, tables, errors in words, wrong command lines, and bars that are only drawn on a terminal."""
 
 from __future__ import annotations
 
 import builtins
+import errno
 import io
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llama2c.commands.terminal import Parser, UsageError, markdown_table, progress, say
+from llama2c.commands.terminal import Parser, UsageError, byte_bar, describe_error, markdown_table, progress, put, say
+from llama2c.errors import ModelError, RequestError, file_error, not_found
 
 
 class Terminal(io.StringIO):
@@ -33,6 +37,39 @@ def test_say_without_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
         say("nobody is there")
 
 
+def test_put_is_utf8_and_gives_bytes_back(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    put("\u00b1 \U0001f422\n")
+    put(os.fsdecode(b"a\xff.bin"))
+    assert capsysbinary.readouterr().out == "\u00b1 \U0001f422\n".encode() + b"a\xff.bin"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "out.bin"), "out.bin: No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "output: No space left on device"),
+        (OSError(errno.EACCES, "Permission denied", b"caf\xc3\xa9"), "caf\u00e9: Permission denied"),
+        (OSError(errno.EBADF, "Bad file descriptor", 3), "3: Bad file descriptor"),
+        (OSError("LLAMA2C_CACHE: no home"), "LLAMA2C_CACHE: no home"),
+        (file_error(OSError(errno.EIO, "I/O error"), "a.bin"), "a.bin: expected a readable file, found: I/O error"),
+        (not_found("stories15M", "expected a file, found none"), "stories15M: expected a file, found none"),
+        (RequestError("stride: expected 1 to 24, found 0", "stride"), "stride: expected 1 to 24, found 0"),
+        (ModelError("a.bin: broken"), "a.bin: broken"),
+        (MemoryError(), "not enough memory"),
+        (MemoryError("a.bin: expected memory for 8 bytes"), "a.bin: expected memory for 8 bytes"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_describe_error(error: Exception, line: str) -> None:
+    assert describe_error(error) == line
+
+
+def test_an_error_of_the_system_in_words(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as error:
+        (tmp_path / "absent").read_bytes()
+    assert describe_error(error.value) == f"{tmp_path / 'absent'}: No such file or directory"
+
+
 def test_parser_raises() -> None:
     parser = Parser()
     parser.add_argument("--number", type=int)
@@ -48,7 +85,24 @@ def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("3" in stream.getvalue()) == drawn
 
 
-def test_progress_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_byte_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar for each file, one after the other, and none at the end; it works without a size."""
+    pytest.importorskip("tqdm", reason="needs tqdm")
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with byte_bar() as show:
+        assert show is not None
+        for call in ((0, 2_000_000, "a.bin"), (1_000_000, 2_000_000, "a.bin"), (2_000_000, 2_000_000, "a.bin"), (0, None, "t")):
+            show(*call)
+    drawn = [line for line in stream.getvalue().split("\r") if line.strip()]
+    assert drawn[0].startswith("a.bin:   0%|") and "/2.00M" in drawn[0]
+    assert drawn[-1].startswith("t: 0.00B")
+    assert stream.getvalue().endswith("\r")
+
+
+@pytest.mark.parametrize("with_tqdm", [True, False])
+def test_no_bars(monkeypatch: pytest.MonkeyPatch, with_tqdm: bool) -> None:
+    """Without a terminal, and on one without tqdm."""
     real = builtins.__import__
 
     def refuse(name: str, *rest: Any, **named: Any) -> Any:
@@ -56,10 +110,13 @@ def test_progress_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ImportError
         return real(name, *rest, **named)
 
-    stream = Terminal()
+    stream = io.StringIO() if with_tqdm else Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    if not with_tqdm:
+        monkeypatch.setattr(builtins, "__import__", refuse)
     assert list(progress(iter("abc"), 3, "run")) == ["a", "b", "c"]
+    with byte_bar() as show:
+        assert show is None
     assert stream.getvalue() == ""
 
 

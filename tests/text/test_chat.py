@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,6 +22,7 @@ from json_tokenizers import CONFIGS, MAKERS, save
 import llama2c
 from llama2c import Config, Llama, Tokenizer
 from llama2c.commands.main import main
+from llama2c.errors import ModelError, RequestError
 from llama2c.generation import count_common
 from llama2c.text.chat import chat_ids, chat_turn, check_messages, start_conversation
 
@@ -74,7 +76,7 @@ def test_ids_are_those_of_transformers(make: Make, tmp_path: Path, name: str) ->
 
 
 def test_ids_written_out(make: Make) -> None:
-    """Special tokens come from the template alone, once."""
+    """Special tokens come only from the template, once."""
     turns = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
     tokenizer = make("chatml", turns + "<|im_start|>")
     start, end = 411, 412
@@ -86,7 +88,7 @@ def test_ids_written_out(make: Make) -> None:
 
 
 def test_where_the_template_is_found(make: Make, packages: dict[str, Any], tmp_path: Path) -> None:
-    """chat_template.jinja before chat_template.json before tokenizer_config.json, there alone or under the name default."""
+    """chat_template.jinja before chat_template.json before tokenizer_config.json, there the only one or the one named default."""
 
     def template(**files: Any) -> str | None:
         found = Tokenizer.open(save(tmp_path, packages["llama2"], **files)).chat_template
@@ -105,7 +107,14 @@ def test_without_a_template_it_is_that_of_llama_2(packages: dict[str, Any], tmp_
     tokenizer = Tokenizer.open(save(tmp_path, packages["llama2"], CONFIGS["llama2"]))
     expected = tokenizer.encode("[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nOne day, żółw 🐢? [/INST]")
     expected += tokenizer.encode(" She saw a ball.\n", bos=False, eos=True)
-    assert chat_ids(tokenizer, TALK) == expected + tokenizer.encode("[INST]  [/INST]")
+    path = tmp_path / "tokenizer.json"
+    says = "no chat template beside it, so chat uses the form of Llama 2, [INST] ... [/INST], which other models do not know"
+    with pytest.warns(RuntimeWarning, match=f"^{re.escape(f'{path}: {says}')}$") as caught:
+        assert chat_ids(tokenizer, TALK) == expected + tokenizer.encode("[INST]  [/INST]")
+    assert len(caught) == 1
+    with pytest.warns(RuntimeWarning, match=r"no chat template beside it"):
+        start_conversation(tokenizer, "")
+    assert chat_ids(cast(Any, FakeTokenizer()), HI) == [1, *spell(" [INST] Hi [/INST]")]  # a tokenizer.bin never has one
 
 
 def test_chat_turn() -> None:
@@ -151,10 +160,14 @@ def test_bad_messages(make: Make, messages: Any, message: str) -> None:
 
 
 def test_a_template_refuses(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as caught:
-        fake(make("llama2"), []).chat([*HI, *HI])
     path = tmp_path / "llama2" / "tokenizer_config.json"
+    with pytest.raises(RequestError) as caught:
+        fake(make("llama2"), []).chat([*HI, *HI])
     assert str(caught.value) == f"{path}: chat template: Roles must alternate: user, assistant, user"
+    assert caught.value.param == "messages"
+    for source in ("{% if %}", "{{ messages.__class__.__base__ }}", "{{ 'a' * 10**12 }}"):
+        with pytest.raises(ModelError):
+            chat_ids(make("llama2", source), HI)
 
 
 def test_missing_or_old_jinja2(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +187,97 @@ def test_missing_or_old_jinja2(make: Make, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.undo()
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.10.0rc1")
     assert fake(tokenizer, []).chat(HI, max_tokens=1).tokens
+
+
+# ---------------------------------------------------------------------------
+# options, dates, parts
+
+
+def test_options_go_to_the_template(make: Make) -> None:
+    tokenizer = make("chatml", "{{ tools | tojson }}|{{ enable_thinking }}|{{ add_generation_prompt }}|{{ messages | length }}")
+
+    def text(options: Any) -> str:
+        return tokenizer.decode(chat_ids(tokenizer, HI, options))
+
+    assert text(None) == text({}) == "null||True|1"
+    tools = [{"type": "function", "function": {"name": "sum", "parameters": {"a": (1, 2.5, None)}}}]
+    expected = '[{"type": "function", "function": {"name": "sum", "parameters": {"a": [1, 2.5, null]}}}]|False|False|1'
+    assert text({"tools": tools, "enable_thinking": False, "add_generation_prompt": False}) == expected
+    assert text({"self": 1, "template": 2}) == "null||True|1"  # no name clashes with ours
+    assert tokenizer.decode(chat_ids(make("chatml", "{{ bos_token }}"), HI, {"bos_token": "x"})) == "x"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"messages": []}, "template_options: 'messages' cannot be an option"),
+        ([("tools", None)], "template_options: expected a dict, found list"),
+        ({"f": print}, "template_options['f']: expected what JSON has, found builtin_function_or_method"),
+        ({"tools": [{1: 2}]}, "template_options['tools'][0]: expected a str as key, found int"),
+        ({1: 2}, "template_options: expected a str as key, found int"),
+    ],
+)
+def test_bad_options(make: Make, options: Any, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        chat_ids(make("chatml"), HI, options)
+    assert (str(caught.value), caught.value.param) == (message, "template_options")
+
+
+def test_options_without_a_template() -> None:
+    assert chat_ids(cast(Any, FakeTokenizer()), HI, {}) == chat_ids(cast(Any, FakeTokenizer()), HI)
+    with pytest.raises(RequestError) as caught:
+        chat_ids(cast(Any, FakeTokenizer()), HI, {"tools": None})
+    assert str(caught.value) == "template_options: this tokenizer has no chat template to take them"
+    assert caught.value.param == "template_options"
+
+
+def test_the_date_of_a_request(make: Make) -> None:
+    tokenizer = make("chatml", "{{ strftime_now('%d %b %Y %H:%M') }}")
+    for now in (date(2024, 2, 29), datetime(2024, 2, 29, 13, 5)):  # of a time only the date is seen
+        assert tokenizer.decode(chat_ids(tokenizer, HI, now=now)) == "29 Feb 2024 00:00"
+        assert tokenizer.decode(start_conversation(tokenizer, "", now).ask("a")) == "29 Feb 2024 00:00"
+    assert tokenizer.decode(chat_ids(tokenizer, HI)) == f"{date.today():%d %b %Y} 00:00"
+
+
+PARTS = [{"type": "text", "text": "Once "}, {"type": "text", "text": "upon"}]
+IMAGE = [{"type": "text", "text": "a"}, {"type": "image", "url": "x"}]
+LOOPS = """\
+{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}\
+{% for c in m['content'] %}<{{ c.type }}>{{ c.text }}{% endfor %}{% endif %}{% endfor %}"""
+
+
+def user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+def test_contents_of_parts(make: Make) -> None:
+    """Joined, except for a template that loops over contents."""
+    plain = cast(Any, FakeTokenizer())
+    talk = [{"role": "system", "content": PARTS}, *user("a"), {"role": "assistant", "content": tuple(PARTS)}, *user([])]
+    joined = [{"role": "system", "content": "Once upon"}, *user("a"), {"role": "assistant", "content": "Once upon"}, *user("")]
+    assert chat_ids(plain, talk) == chat_ids(plain, joined)
+    for name in MAKERS:
+        assert chat_ids(make(name), user(PARTS)) == chat_ids(make(name), user("Once upon"))
+    looping = make("chatml", LOOPS)
+    assert looping.decode(chat_ids(looping, user(PARTS))) == "<text>Once <text>upon"
+    assert looping.decode(chat_ids(looping, user(IMAGE))) == "<text>a<image>"
+    assert looping.decode(chat_ids(looping, user("b"))) == "b"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (IMAGE, "messages[0]['content'][1]: expected a part of type 'text', found type 'image'"),
+        (["a"], "messages[0]['content'][0]: expected a part of type 'text', found str"),
+        ([{"text": "a"}], "messages[0]['content'][0]: expected a part of type 'text', found dict"),
+        ([{"type": "text", "text": 1}], "messages[0]['content'][0]: expected a str as 'text', found int"),
+    ],
+)
+def test_parts_that_are_not_text(make: Make, content: Any, message: str) -> None:
+    for tokenizer in (cast(Any, FakeTokenizer()), make("chatml")):
+        with pytest.raises(RequestError) as caught:
+            chat_ids(tokenizer, user(content))
+        assert (str(caught.value), caught.value.param) == (message, "messages")
 
 
 # ---------------------------------------------------------------------------
@@ -201,7 +305,7 @@ def test_every_end_token_ends_a_text(make: Make) -> None:
         llama = fake(tokenizer, [*word, end, *word])
         for done in (llama.generate("a", temperature=0), llama.chat(HI, temperature=0)):
             assert (done.text, done.tokens, done.finish_reason) == ("She", (*word, end), "stop")
-    for other in (410, 412, 1, 2):  # BOS is none, nor what are BOS and EOS elsewhere
+    for other in (410, 412, 1, 2):  # BOS does not end a text, nor do the BOS and EOS of other tokenizers
         done = fake(tokenizer, [other, *word, 411]).generate("a", temperature=0)
         assert done.tokens == (other, *word, 411)
 
@@ -249,6 +353,34 @@ def test_a_conversation_of_llama_2() -> None:
     assert conversation.ask("\udcffa") == first
     conversation.answer([*spell(" x"), 2])
     assert conversation.ask("b") == [*first, *spell(" x"), 2, 1, *spell(" [INST] b [/INST]")]
+    same = start_conversation(cast(Any, FakeTokenizer()), b"S")
+    assert same.ask(b"\xffa") == first  # bytes of a terminal stay as they are
+    assert same.ask("í".encode("latin-1"))[-11:] == spell(b" [INST] \xed [/INST]")[-11:]
+    with pytest.raises(RequestError, match=r"^text: expected valid Unicode, found a lone surrogate U\+D83D at index 7$"):
+        same.ask("\ud83d")
+
+
+@pytest.mark.parametrize("encoding", ["iso-8859-1", "gbk", "ascii"])
+def test_a_conversation_in_another_locale(make: Make, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """Replies and templates have never been in the terminal's encoding."""
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode(encoding))
+    monkeypatch.setattr(os, "fsdecode", lambda data: data.decode(encoding))
+    tokenizer = make("chatml", "{% for m in messages %}ż{{ m.content }}{% endfor %}")
+    conversation = start_conversation(tokenizer, "ó")
+    assert conversation.ask(b"a") == tokenizer.encode("żóża")
+    conversation.answer(tokenizer.encode("í🐢"))
+    assert conversation.ask("é".encode()) == tokenizer.encode("żóżażí🐢żé")
+    plain = start_conversation(cast(Any, FakeTokenizer()), "ó")
+    assert plain.ask("é") == [1, *spell(" [INST] <<SYS>>\nó\n<</SYS>>\n\né [/INST]")]
+
+
+def test_a_template_needs_text(make: Make) -> None:
+    conversation = start_conversation(make("chatml"), "")
+    for user in (b"ab\xff", "ab\udcff"):
+        with pytest.raises(RequestError, match=r"^text: expected valid UTF-8, found byte 0xFF at index 2$"):
+            conversation.ask(user)
+    with pytest.raises(RequestError, match=r"^system: expected valid UTF-8, found byte 0xFF at index 0$"):
+        start_conversation(make("chatml"), b"\xff")
 
 
 @pytest.mark.parametrize("name", list(MAKERS))
@@ -265,7 +397,7 @@ def test_a_conversation_by_a_template(make: Make, name: str) -> None:
 
 
 def test_spaces_without_bos(packages: dict[str, Any], tmp_path: Path, command: Command) -> None:
-    """Where no BOS tells where a text begins, its first token does: a prompt loses the space before it, a reply does not."""
+    """Where no BOS marks the beginning of a text, its first token does: a prompt loses the space before it, a reply does not."""
     package = type(packages["llama2"]).from_str(packages["llama2"].to_str())
     package.post_processor = None
     template = {"chat_template": "{% for m in messages %}[{{ m.content }}]{% endfor %}"}
@@ -404,7 +536,7 @@ def test_chat_errors(make: Make, tmp_path: Path, command: Command) -> None:
     path = tmp_path / "llama2" / "tokenizer_config.json"
     chat = (model, "-m", "chat", "-t", "0", "-y", "")
     result = command(*chat, stdin=b"a\xffb\n")
-    assert result == (1, "User: ", "llama2c: error: text: expected valid UTF-8, found byte 0xFF at index 11\n")
+    assert result == (1, "User: ", "llama2c: error: text: expected valid UTF-8, found byte 0xFF at index 1\n")
     make("llama2", "{{ raise_exception('No.') }}")
     result = command(*chat, stdin=b"a\n")
     assert result == (1, "User: ", f"llama2c: error: {path}: chat template: No.\n")

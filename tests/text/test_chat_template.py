@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("jinja2", reason="needs Jinja2")
 import chat_templates
 
-from llama2c.text.chat_template import render
+from llama2c.text.chat_template import render, takes_parts
 from llama2c.text.vocabulary import ChatTemplate
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -69,8 +69,9 @@ def test_texts_written_out() -> None:
     assert rendered(chat_templates.LLAMA2, [system, *HELLO, assistant("a"), user("b")]).split("\n") == [
         "<s>[INST] <<SYS>>", "S", "<</SYS>>", "", "Hi [/INST] a </s><s>[INST] b [/INST]",
     ]  # fmt: skip
-    date = time.strftime("%Y") + " AD"
-    assert date in rendered(chat_templates.LLAMA3)
+    template = ChatTemplate(chat_templates.LLAMA3, "chat_template.jinja", TOKENS)
+    assert "Today: 1999 AD\n" in render(template, HELLO, now=date(1999, 12, 31))
+    assert f"Today: {date.today().year} AD\n" in rendered(chat_templates.LLAMA3)
     assert rendered("{% for a in [1, 2, 3, 4] %}{% if a == 2 %}{% continue %}{% endif %}{{ a }}{% endfor %}") == "134"
     assert rendered("a{% generation %}b{{ 1 }}{% endgeneration %}c") == "ab1c"
 
@@ -101,6 +102,23 @@ def test_operators() -> None:
     }.items():
         assert rendered(f"{{{{ {expression} }}}}") == value
     assert rendered("{% set turn = 1 %}{% for concatenate in [1, 2] %}{{ turn ~ concatenate }}{% endfor %}") == "1112"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("{% for c in messages[0].content %}{% endfor %}", True),
+        ("{% for c in messages[0]['content'] %}{% endfor %}", True),
+        ("{% macro f(content) %}{% for c in content | list %}{% endfor %}{% endmacro %}", True),
+        ("{% for c in message.content | selectattr('type', 'equalto', 'text') %}{% endfor %}", True),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", False),
+        ("{{ messages[0]['content'][0] }}{% for c in messages[0].tools %}{% endfor %}", False),
+        (chat_templates.LLAMA3, False),
+        (chat_templates.CHATML, False),
+    ],
+)
+def test_templates_that_take_parts(source: str, found: bool) -> None:
+    assert takes_parts(ChatTemplate(source, "chat_template.jinja", TOKENS)) is found
 
 
 # ---------------------------------------------------------------------------
@@ -159,7 +177,7 @@ def test_nothing_outside_is_reached(source: str, tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
-LONG = "expected a prompt, found a template that does not come to an end"
+LONG = "does not come to an end"
 
 
 @pytest.mark.parametrize(

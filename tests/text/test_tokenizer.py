@@ -18,7 +18,9 @@ import pytest
 import reference_text
 from reference_text import Vocabulary
 
+from llama2c.errors import ModelError, RequestError
 from llama2c.text import _bpe
+from llama2c.text.stops import StopStrings
 from llama2c.text.tokenizer import BOS, EOS, UNK, Tokenizer
 
 SPECIAL: Vocabulary = [(b"<unk>", 0.0), (b"<s>", 0.0), (b"</s>", 0.0)]
@@ -131,7 +133,7 @@ def test_code_points(tmp_path: Path) -> None:
     """A code point is any byte and at most three continuation bytes after it."""
     stray, long = b"\x80\x81\x82\x83", b"a\x80\x80\x80"
     tokenizer = make(tmp_path, [*BASE, (stray, 0.0), (long, 0.0), ("é".encode(), 0.0)])
-    space = ord(" ") + 3  # there is no token for a space here: its byte
+    space = ord(" ") + 3  # no token for a space here, so its byte
     assert tokenizer.encode(stray + b"\x84") == [BOS, space, 259, 0x84 + 3]
     assert tokenizer.encode(b"\xff" + stray) == [BOS, space, 0xFF + 3, 0x80 + 3, 0x81 + 3, 0x82 + 3, 0x83 + 3]
     assert tokenizer.encode(long + b"\x80") == [BOS, space, 260, 0x80 + 3]
@@ -367,7 +369,39 @@ def test_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
         Tokenizer.open(missing)
     assert str(error.value) == f"{missing}: expected a readable file, found: No such file or directory"
-    with pytest.raises(ValueError, match=r"expected a regular file, found a directory$"):
+    with pytest.raises(FileNotFoundError) as error:
+        Tokenizer.open(tmp_path)
+    names = "tokenizer.bin, tokenizer.json or tokenizer.model"
+    assert str(error.value) == f"{tmp_path}: expected {names} in this folder, found none"
+    (tmp_path / "tokenizer.bin").mkdir()
+    with pytest.raises(ValueError, match=r"tokenizer.bin: expected a regular file, found a directory$"):
+        Tokenizer.open(tmp_path / "tokenizer.bin" / "..")
+
+
+def test_a_folder_means_the_tokenizer_in_it(tmp_path: Path) -> None:
+    make(tmp_path, [*BASE, (b"a", 0.0)])
+    for folder in (tmp_path, str(tmp_path), tmp_path / "."):
+        assert Tokenizer.open(folder, 260).piece(259) == b"a"
+    with pytest.raises(ValueError, match=r"tokenizer.bin: expected 261 tokens, found 260$"):
+        Tokenizer.open(tmp_path, 261)
+
+
+def test_errors_tell_what_is_at_fault(llama2: Tokenizer, tmp_path: Path) -> None:
+    """RequestError with the argument's name, or ModelError for a file."""
+    for param, call in (
+        ("token", lambda: llama2.piece(32000)),
+        ("token", lambda: llama2.decode([32000])),
+        ("token", lambda: llama2.text_stream(previous=-1)),
+        ("text", lambda: llama2.encode("\ud800")),
+        ("errors", lambda: llama2.text_stream(errors="strict")),
+        ("vocab_size", lambda: Tokenizer.open("tokenizer.bin", 0)),
+        ("stop", lambda: StopStrings("")),
+    ):
+        with pytest.raises(RequestError) as error:
+            call()
+        assert error.value.param == param
+    (tmp_path / "tokenizer.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"tokenizer.bin: expected a header of 4 bytes, found 0$"):
         Tokenizer.open(tmp_path)
 
 
@@ -428,3 +462,11 @@ def test_a_vocabulary_takes_bytes_alone(wrong: object) -> None:
         _bpe.Vocabulary(wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         _bpe.Vocabulary(pack(BASE)).encode(wrong, True, False)  # type: ignore[arg-type]
+
+
+def test_kinds_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"^expected a kind for each of 259 tokens, found 258$"):
+        _bpe.Vocabulary(pack(BASE), None, bytes(258))
+    for first_byte in (-1, 4):
+        with pytest.raises(ValueError, match=rf"^first_byte: expected 0 to 3, found {first_byte}$"):
+            _bpe.Vocabulary(pack(BASE), None, bytes(259), first_byte)

@@ -20,6 +20,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Package
 
 from llama2c import Tokenizer
+from llama2c.errors import ModelError, RequestError
 from llama2c.text.tokenizer_json import byte_alphabet
 from llama2c.text.vocabulary import Special
 
@@ -87,7 +88,7 @@ def test_without_bos_and_eos(packages: dict[str, Any], tmp_path: Path) -> None:
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.end_ids, tokenizer.prefix) == (None, None, frozenset(), ())
     assert tokenizer.encode("") == []
     assert tokenizer.decode(tokenizer.encode(" a")) == " a"
-    with pytest.raises(ValueError, match=r"^eos: expected a tokenizer with an end token, found one without$"):
+    with pytest.raises(ValueError, match=r"^eos: this tokenizer has no end token$"):
         tokenizer.encode("a", eos=True)
 
 
@@ -247,9 +248,52 @@ def test_a_model_may_have_more_ids(packages: dict[str, Any], tmp_path: Path) -> 
     assert [tokenizer.piece(id) for id in range(size, size + 3)] == [b""] * 3
     assert tokenizer.decode([*tokenizer.encode("a"), size + 2, *tokenizer.encode("b", bos=False)]) == "ab"
     assert Tokenizer.open(path).vocab_size == size
-    with pytest.raises(ValueError) as caught:
-        Tokenizer.open(path, size - 1)
-    assert str(caught.value) == f"{path}: expected 1 to {size - 1} tokens, as many ids as the model has, found {size}"
+    small = size - len(packages["llama3"].get_added_tokens_decoder())
+    assert Tokenizer.open(save(tmp_path / "small", packages["chatml"]), small).vocab_size == small
+    with pytest.raises(ModelError) as caught:
+        Tokenizer.open(path, small - 1)
+    found = f"expected 1 to {small - 1} tokens, because the model has {small - 1} ids, found {path_size(path)}"
+    assert str(caught.value) == f"{path}: {found}"
+
+
+def path_size(path: Path) -> int:
+    return max(Package.from_file(str(path)).get_vocab().values()) + 1
+
+
+def test_more_tokens_than_the_model(packages: dict[str, Any], tmp_path: Path) -> None:
+    """A [PAD] at the end is harmless, until a text spells it out."""
+    package = Package.from_str(packages["llama2"].to_str())
+    size = package.get_vocab_size()
+    package.add_special_tokens(["[PAD]"])
+    package.add_tokens(["<extra>"])
+    path = save(tmp_path, package, {**CONFIGS["llama2"], "pad_token": "[PAD]"})
+    tokenizer = Tokenizer.open(path, size)
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (size, 2)
+    for text in json_tokenizers.texts(random.Random(6), 50):
+        assert tokenizer.encode(text) == package.encode(text).ids
+    for spelling, id in (("[PAD]", size), ("<extra>", size + 1)):
+        with pytest.raises(RequestError) as caught:
+            tokenizer.encode(f"a {spelling} b")
+        message = f"text: contains {spelling!r}, which is token {id}, but the model has only {size} tokens"
+        assert (str(caught.value), caught.value.param) == (message, "text")
+    with pytest.raises(RequestError, match=f"^token: expected 0 to {size - 1}, found {size}$"):
+        tokenizer.piece(size)
+    path = save(tmp_path, package, {**CONFIGS["llama2"], "eos_token": "[PAD]"}, config={"eos_token_id": 2})
+    assert Tokenizer.open(path, size).end_ids == {2}
+    assert Tokenizer.open(path, size + 2).end_ids == {2, size}
+    package.post_processor = processors.TemplateProcessing(single="[PAD] $A", special_tokens=[("[PAD]", size)])
+    path = save(tmp_path, package)
+    with pytest.raises(ModelError) as model_error:
+        Tokenizer.open(path, size)
+    assert str(model_error.value) == f"{path}: puts the ids [{size}] before a text, but the model has only {size} ids"
+
+
+def test_ids_beyond_the_model_where_names_are_given(packages: dict[str, Any], tmp_path: Path) -> None:
+    ids = {"bos_token_id": 99999, "eos_token_id": [2, -1, 50256]}
+    tokenizer = Tokenizer.open(save(tmp_path, packages["llama2"], CONFIGS["llama2"], config=ids), 600)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.end_ids) == (1, 2, {2})
+    tokenizer = Tokenizer.open(save(tmp_path, packages["llama2"], {}, config={"bos_token_id": 99999, "eos_token_id": 2}), 600)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)  # BOS is what the post-processor puts in front
 
 
 def test_ids_between_tokens(tmp_path: Path) -> None:
@@ -414,6 +458,11 @@ def test_a_file_beside_it_that_cannot_be_read(packages: dict[str, Any], tmp_path
     (tmp_path / "config.json").mkdir()
     with pytest.raises(ValueError, match=r"config.json: expected a regular file, found a directory$"):
         Tokenizer.open(path)
+    (tmp_path / "config.json").rmdir()
+    (tmp_path / "generation_config.json").symlink_to("blobs/1")  # as the hub's cache has them, with the blob gone
+    with pytest.raises(OSError, match=r"generation_config.json: expected a file, found a link to blobs/1, which cannot be "):
+        Tokenizer.open(path)
+    (tmp_path / "generation_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"absent.json: expected a readable file, found: No such file or directory$"):
         Tokenizer.open(tmp_path / "absent.json")
 
@@ -426,6 +475,14 @@ def test_missing_packages(packages: dict[str, Any], tmp_path: Path, monkeypatch:
     assert str(caught.value) == (
         f"{path}: expected the package tokenizers, which reads it, found none: pip install 'llama2c[hf]'"
     )
+    monkeypatch.undo()
+    monkeypatch.setattr("tokenizers.__version__", "0.19.1")
+    with pytest.raises(OSError) as caught:
+        Tokenizer.open(path)
+    expected = "expected the package tokenizers, version 0.20 or later, found 0.19.1: pip install 'llama2c[hf]'"
+    assert str(caught.value) == f"{path}: {expected}"
+    monkeypatch.setattr("tokenizers.__version__", "1.0.0rc1")
+    assert Tokenizer.open(path).bos_id == 1
 
 
 def test_the_package_is_imported_for_a_tokenizer_json_alone() -> None:
