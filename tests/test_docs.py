@@ -301,6 +301,14 @@ def test_the_full_tree_has_every_file_once() -> None:
     assert {path: found for path, found in lines.items() if len(found) != 1} == {}
 
 
+def test_the_full_tree_has_the_order_of_the_imports() -> None:
+    """docs/layout.md says that a module imports only from the lines below its own. tests/test_imports.py checks the order."""
+    tree = next(content for kind, content in blocks("docs/layout.md") if kind == "tree")
+    package = tree.partition("llama2c/\n")[2].partition("\n    simd/")[0]
+    names = [name.split(".")[0] for name in re.findall(r"^    (\w+)(?:/|\.pyx?\b)", package, re.MULTILINE)]
+    assert names == list(importlib.import_module("test_imports").ORDER)
+
+
 def test_the_short_tree_has_every_wing() -> None:
     """Every folder of the package and of the repository is in the README's tree, in the same order as in the full one."""
     short, full = tree_patterns("README.md"), tree_patterns("docs/layout.md")
