@@ -13,5 +13,5 @@ def shared() -> Path:
     """The folder of real models and golden outputs: LLAMA2C_TEST_DATA, or ../shared beside the checkout."""
     place = Path(os.environ.get("LLAMA2C_TEST_DATA") or Path(__file__).parents[2] / "shared")
     if not (place / "golden").is_dir():
-        pytest.skip(f"needs the models and golden files: none at {place}; LLAMA2C_TEST_DATA can name their folder")
+        pytest.skip(f"needs the story models: {place} has none; LLAMA2C_TEST_DATA names their folder")
     return place.resolve()

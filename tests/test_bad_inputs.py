@@ -73,7 +73,10 @@ def test_the_catalogue_is_whole() -> None:
 def test_the_figures_of_the_documentation() -> None:
     text = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
     figures = dict(re.findall(r"^\| (\w+) \| (\d+) \|", text, re.MULTILINE))
-    assert figures == {module.__name__.rpartition(".")[2]: str(len(module.CASES)) for module in bad_inputs.MODULES}
+    found = {module.__name__.rpartition(".")[2]: str(len(module.CASES)) for module in bad_inputs.MODULES}
+    if not bad_inputs.hf_folders.CASES:
+        pytest.skip("needs safetensors for the cases of folders: pip install '.[hf]'")
+    assert figures == found
 
 
 @pytest.mark.parametrize("how", ["os.kill(os.getpid(), 9)", "os._exit(3)", "os.abort()"])

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = tuple(sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "training/README.md", *DOCS)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILES = (".md", ".py", ".pyx", ".h", ".c", ".bin", ".json")
 TREES = ("README.md", "docs/layout.md")
 # The files that the pages use. Where the output is not shown, any checkpoint will do.
 MODELS = {"stories260K.bin": "stories260K.bin", "stories15M.bin": "stories260K.bin"}
@@ -114,7 +115,7 @@ def test_console_blocks_show_what_the_commands_print(folder: Path) -> None:
 
 
 def commands(word: str) -> list[str]:
-    """The command lines in ```sh blocks that begin with `word`, each once. tests/training runs those of training/README.md."""
+    """The command lines in ```sh blocks that begin with `word`, each once. Those of training/README.md take too long."""
     pages = [page for page in PAGES if page != "training/README.md"]
     lines = "".join(content for page in pages for kind, content in blocks(page) if kind == "sh").splitlines()
     return list(dict.fromkeys(line for line in lines if line.startswith(word)))
@@ -147,6 +148,16 @@ def test_every_other_command_is_known() -> None:
     """These need the network, or are how the tests were started."""
     known = {*commands("python -m llama2c"), *commands("curl"), *commands("make "), *commands("hf download"), "pip install ."}
     assert set(commands("")) == known
+
+
+def test_commands_of_the_training_name_its_scripts_and_their_flags() -> None:
+    """tests/training runs the scripts, on a tiny corpus. corpus.py needs no other package, so its flags are tested here."""
+    lines = "".join(content for kind, content in blocks("training/README.md") if kind == "sh").splitlines()
+    scripts = [line.split()[1] for line in lines if line.startswith("python training/")]
+    assert len(scripts) == 6 and all((ROOT / script).is_file() for script in scripts)
+    done = subprocess.run([sys.executable, ROOT / scripts[0], "--help"], capture_output=True, encoding="utf-8", check=True)
+    flags = re.findall(r"--[\w-]+", next(line for line in lines if scripts[0] in line))
+    assert flags == ["--stories", "--seed"] and all(f"  {flag} " in done.stdout for flag in flags)
 
 
 def test_make_test_is_a_target_and_make_lists_every_target() -> None:
@@ -251,7 +262,8 @@ def tree_patterns(page: str) -> list[str]:
 
 
 def files_of(root: Path) -> list[str]:
-    ignored = (root / ".gitignore").read_text().split() if (root / ".gitignore").exists() else ["build/", "*.egg-info/"]
+    path = root / ".gitignore"  # a source distribution has none, and two files of setuptools
+    ignored = path.read_text().split() if path.exists() else ["build/", "*.egg-info/", "*.so", "PKG-INFO", "setup.cfg"]
     found = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     return [path for path in found if not is_ignored(path, ignored)]
 
@@ -289,6 +301,14 @@ def test_the_full_tree_has_every_file_once() -> None:
     assert {path: found for path, found in lines.items() if len(found) != 1} == {}
 
 
+def test_the_full_tree_has_the_order_of_the_imports() -> None:
+    """docs/layout.md says that a module imports only from the lines below its own. tests/test_imports.py checks the order."""
+    tree = next(content for kind, content in blocks("docs/layout.md") if kind == "tree")
+    package = tree.partition("llama2c/\n")[2].partition("\n    simd/")[0]
+    names = [name.split(".")[0] for name in re.findall(r"^    (\w+)(?:/|\.pyx?\b)", package, re.MULTILINE)]
+    assert names == list(importlib.import_module("test_imports").ORDER)
+
+
 def test_the_short_tree_has_every_wing() -> None:
     """Every folder of the package and of the repository is in the README's tree, in the same order as in the full one."""
     short, full = tree_patterns("README.md"), tree_patterns("docs/layout.md")
@@ -306,8 +326,24 @@ def test_the_readme_names_the_places_to_change() -> None:
         assert f" {name}(" in (ROOT / "llama2c" / "_kernels.pyx").read_text(encoding="utf-8")
     assert re.search(r"^    _kernels\.pyx .*`attend` computes attention$", tree, re.MULTILINE)
     assert re.search(r"^    formats/ .*GGUF", tree, re.MULTILINE)
-    assert re.search(r"^    generation\.py .*ends$", tree, re.MULTILINE)
+    assert re.search(r"^    generation\.py .*ends", tree, re.MULTILINE)
     assert re.search(r"^        stops\.py  +stop strings$", tree, re.MULTILINE)
+
+
+# ---------------------------------------------------------------------------
+# names
+
+
+@pytest.mark.parametrize("page", ["docs/how-it-works.md", "docs/kernels.md", "docs/python.md", "docs/reliability.md"])
+def test_names_in_a_page_are_in_the_code(page: str) -> None:
+    """Every `name` in the text, and every function and buffer in a figure: a renamed one would mislead the reader."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    figures = "".join(content for kind, content in blocks(page) if kind == "mermaid")
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    names = {*re.findall(r"`([A-Za-z_][A-Za-z_0-9.]*)`", text), *re.findall(r"\b[a-z]+(?:_[a-z]+)+\b|\b\w+(?=:<br>)", figures)}
+    code = "".join((ROOT / path).read_text("utf-8") for path in files_of(ROOT) if re.search(r"\.(py|pyx|h|c)$", path))
+    assert len(names) > 10
+    assert [name for name in sorted(names) if Path(name).suffix not in FILES and name.rpartition(".")[2] not in code] == []
 
 
 # ---------------------------------------------------------------------------

@@ -20,13 +20,15 @@ import checkpoints
 import numpy as np
 import pytest
 from bad_inputs import case, version3
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from workers import FUZZ, Worker
 
 import llama2c
 from llama2c import generation
 from llama2c.config import Config
+
+pytest.importorskip("hypothesis", reason="needs hypothesis: pip install '.[test]'")
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=300)
 settings.register_profile("search", deadline=None, max_examples=5000, print_blob=True)
