@@ -22,6 +22,7 @@ ORDER = (
     "transformer",
     "formats",
     "locate",
+    "architecture",
     "config",
     "tensors",
     "threads",

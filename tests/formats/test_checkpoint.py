@@ -20,7 +20,7 @@ import pytest
 from llama2c.config import Config
 from llama2c.formats import checkpoint as module
 from llama2c.formats.checkpoint import Checkpoint
-from llama2c.formats.layout import layout, parse_header
+from llama2c.formats.layout import make_layout, parse_header
 from llama2c.tensors import BFloat16Tensor, QuantizedTensor
 
 NAMES = set(checkpoints.V1)
@@ -257,7 +257,7 @@ def test_bad_dimensions(tmp_path: Path, version: int, index: int, value: int, me
     make(path, SMALL, version)
     patched(path, (8 if version else 0) + 4 * index, struct.pack("<i", value))
     if version == 0 and index == 5 and value < 0:  # there the sign says that the classifier is not shared
-        message = f"expected {layout(dataclasses.replace(SMALL, vocab_size=3), 0, False).file_size} bytes"
+        message = f"expected {make_layout(dataclasses.replace(SMALL, vocab_size=3), 0, False).file_size} bytes"
     assert_refused(path, message, f"v{version} header")
 
 
@@ -432,7 +432,7 @@ def test_nothing_stays_mapped_or_open_after_an_error_or_a_read(tmp_path: Path) -
 
 
 def offset_of(name: str) -> int:
-    return next(entry.offset for entry in layout(SMALL, 0, True).entries if entry.name == name)
+    return next(entry.offset for entry in make_layout(SMALL, 0, True).entries if entry.name == name)
 
 
 @pytest.mark.parametrize("use_mmap", [True, False])

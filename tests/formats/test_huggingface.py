@@ -1,6 +1,6 @@
 """Folders of Hugging Face, run as they are: against NumPy, against the files that are made of them, and against transformers.
 
-test_export has the broken ones: what is wrong with a folder is the same whoever opens it.
+test_huggingface_errors has the broken ones: what is wrong with a folder is the same whoever opens it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import reference
 import llama2c
 from llama2c import BFloat16Tensor, Checkpoint, Config, Layers, RopeScaling, Transformer
 from llama2c.commands import main as cli
-from llama2c.formats.folder import read_rope_scaling
+from llama2c.formats.huggingface import read_rope_scaling
 
 pytest.importorskip("safetensors", reason="needs safetensors")
 
