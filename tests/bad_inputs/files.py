@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
+import pickle
 import resource
 import socket
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,7 +82,7 @@ NO_FILES: list[tuple[str, Make, type[Exception], str, bool]] = [  # what is wron
     ("a device without end", lambda folder: Path("/dev/zero"), ValueError, "expected a regular file, found a", False),
     ("an empty device", lambda folder: Path("/dev/null"), ValueError, "expected a regular file, found a", False),
     ("a symlink loop", loop, OSError, "Too many levels of symbolic links", False),
-    ("a dangling symlink", dangling, FileNotFoundError, "No such file or directory", False),
+    ("a dangling symlink", dangling, FileNotFoundError, "found a link to ", False),
     ("a path through a file", through_a_file, NotADirectoryError, "Not a directory", False),
     ("a name too long", lambda folder: folder / ("a" * 300), OSError, "File name too long", False),
     ("a name with NUL", lambda folder: folder / "a\0b", ValueError, "null byte", False),
@@ -102,6 +105,31 @@ def no_tokenizers() -> Iterator[Case]:
     words = "expected a regular file, found a"
     yield from refused("tokenizer: a directory", directory, ValueError, f"{words} directory", doors=TOKENIZER_DOORS)
     yield from refused("tokenizer: a socket", unix_socket, ValueError, words, doors=TOKENIZER_DOORS)
+
+
+# ---------------------------------------------------------------------------
+# files of another kind
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 438123\n"
+HTML = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n"
+GGUF = b"GGUF" + struct.pack("<IQQ", 3, 291, 24) + b"\x14\0\0\0\0\0\0\0general.architecture"
+OTHERS: dict[str, tuple[bytes, str]] = {  # the content, and what is said of it
+    "a Git LFS pointer": (LFS, "a Git LFS pointer: the file itself was not downloaded, run `git lfs pull` to get it"),
+    "an HTML page": (HTML, "an HTML page: download the file itself, not its web page"),
+    "an HTML page after white space": (b"\n  <html lang='en'>\n<body>" + bytes(9), "an HTML page: "),
+    "GGUF": (GGUF, "a GGUF file, which llama2c does not read: use the Hugging Face folder of the model"),
+    "GGML": (b"tjgg" + struct.pack("<8I", 3, 32000, 4096, 256, 32, 32, 128, 2), "an old GGML file, "),
+    "a zip file": (b"PK\3\4" + bytes(60), "a zip file: if torch.save wrote it, run `python -m llama2c export FILE -o "),
+    "a pickle": (pickle.dumps({"model": [1.0] * 9}, 2), "a pickle: if torch.save wrote it, run `python -m llama2c export "),
+    "a gzip file": (gzip.compress(bytes(999)), "a gzip file: unpack it first"),
+    "safetensors": (struct.pack("<Q", 40) + b'{"x":{"dtype":"F32"}}'.ljust(40), "a safetensors file: use the folder that "),
+    "JSON": (b'{\n  "architectures": ["LlamaForCausalLM"]\n}\n', "JSON: use the folder with config.json and the weights"),
+}
+
+
+def others() -> Iterator[Case]:
+    for title, (data, words) in OTHERS.items():
+        yield from refused(f"checkpoint: {title}", content(data), ValueError, f"expected a checkpoint, found {words}")
 
 
 # ---------------------------------------------------------------------------
@@ -345,4 +373,4 @@ def unnamed(act: Callable[[Path], object], path: Path) -> object:
         raise MemoryError(f"{path}: {error}") from None
 
 
-CASES = [*no_files(), *permissions(), *changes(), *cache_cases(), *memory_cases()]
+CASES = [*no_files(), *others(), *permissions(), *changes(), *cache_cases(), *memory_cases()]

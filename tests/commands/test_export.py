@@ -96,6 +96,7 @@ def test_help_and_the_name_in_python() -> None:
 
 def test_what_is_said_of_the_tokenizer(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing where one is beside the result; otherwise where one is, if there is one."""
+
     def said(out: str) -> str:
         assert cli.main(["export", str(model), "-o", out]) == 0
         return "".join(capsys.readouterr().err.splitlines(keepends=True)[1:])

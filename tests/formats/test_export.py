@@ -18,6 +18,7 @@ from folders import hf_settings, hf_tensors, write_hf
 
 import llama2c
 from llama2c import Config
+from llama2c.errors import RequestError
 from llama2c.formats import export as convert
 
 
@@ -56,9 +57,10 @@ def test_other_files(tmp_path: Path) -> None:
 )
 def test_arguments_that_are_wrong(tmp_path: Path, arguments: dict[str, Any], error: str) -> None:
     checkpoints.write(tmp_path / "m.bin", CONFIG, 0, random_weights())
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(RequestError) as caught:
         llama2c.export(tmp_path / "m.bin", tmp_path / "out", **arguments)
     assert str(caught.value) == error
+    assert caught.value.param == error.partition(":")[0]
     assert os.listdir(tmp_path) == ["m.bin"]
 
 

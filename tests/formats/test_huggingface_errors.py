@@ -18,6 +18,7 @@ from folders import hf_settings, hf_tensors, write_hf, write_safetensors
 
 import llama2c
 from llama2c import RopeScaling
+from llama2c.errors import ModelError, RequestError
 
 
 def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,3 +211,34 @@ def test_json_that_is_broken(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(ValueError, match=r"config.json: expected a regular file, found a directory$"):
         llama2c.export(tmp_path, tmp_path / "m.bin")
+
+
+@needs_safetensors
+def test_errors_say_whose_fault_it_is(tmp_path: Path) -> None:
+    """A folder that is wrong is a ModelError; a version that was asked for and cannot store the model is a RequestError."""
+    tensors = hf_tensors(random_weights(), CONFIG.head_size)
+    folder = write_hf(tmp_path / "hf", tensors, {**hf_settings(CONFIG, True), "rope_theta": 500000.0})
+    with pytest.raises(RequestError) as caught:
+        llama2c.export(folder, tmp_path / "m.bin", version=1)
+    assert caught.value.param == "version"
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = np.inf
+    write_hf(tmp_path / "inf", tensors, hf_settings(CONFIG, True))
+    with pytest.raises(ModelError, match=r"inf: w3\[1\]: expected finite weights, found inf$"):
+        llama2c.export(tmp_path / "inf", tmp_path / "m.bin")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"config.json: model_type: "):
+        llama2c.export(folder, tmp_path / "m.bin")
+
+
+@needs_safetensors
+def test_safetensors_without_memory_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package raises a MemoryError that does not name it."""
+    folder = write_hf(tmp_path / "hf", hf_tensors(random_weights(), CONFIG.head_size), hf_settings(CONFIG, True))
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("Cannot allocate memory (os error 12)")
+
+    monkeypatch.setattr("safetensors.safe_open", fail)
+    size = (folder / "model.safetensors").stat().st_size
+    with pytest.raises(MemoryError, match=rf"hf/model.safetensors: expected memory for {size} bytes, found too little$"):
+        llama2c.Checkpoint.open(folder)

@@ -118,6 +118,120 @@ def test_folder_and_back_is_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
 
 
+# ---------------------------------------------------------------------------
+# what a folder has is kept, what a file does not know is not made up
+
+
+def test_a_file_with_a_tokenizer_beside_it(tmp_path: Path) -> None:
+    """A tokenizer.bin always has 1 and 2 as BOS and EOS, and the folder gets a copy of it."""
+    checkpoints.write(tmp_path / "m.bin", CONFIG, 0, random_weights())
+    (tmp_path / "tokenizer.bin").write_bytes(b"any content")
+    llama2c.export(tmp_path / "m.bin", f"{tmp_path}/hf/")
+    settings = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (settings["bos_token_id"], settings["eos_token_id"]) == (1, 2)
+    assert (tmp_path / "hf" / "tokenizer.bin").read_bytes() == b"any content"
+    assert sorted(os.listdir(tmp_path / "hf")) == ["config.json", "model.safetensors", "tokenizer.bin"]
+
+
+@needs_safetensors
+def test_settings_of_a_folder_are_kept(tmp_path: Path) -> None:
+    """But for those that are no longer true: its type, code of its own, and rotary settings, which get one spelling."""
+    others = {"bos_token_id": 7, "eos_token_id": [8, 9], "pad_token_id": 3, "initializer_range": 0.05, "my": {"own": "é"}}
+    gone = {"auto_map": {"AutoModel": "modeling.Model"}, "dtype": "bfloat16", "_name_or_path": "/home/me/x"}
+    rotary = {"rope_parameters": {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0}}
+    settings = {**hf_settings(CONFIG, True), **others, **gone, **rotary, "torch_dtype": "bfloat16"}
+    del settings["rope_theta"], settings["rope_scaling"]
+    write_hf(tmp_path / "a", hf_tensors(random_weights(), CONFIG.head_size), settings)
+    llama2c.export(tmp_path / "a", f"{tmp_path}/b/", "float16")
+    found = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert others.items() <= found.items() and not found.keys() & {"rope_parameters", *gone}
+    assert (found["torch_dtype"], found["rope_theta"]) == ("float16", 500.0)
+    assert found["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert Checkpoint.open(tmp_path / "b").config == Checkpoint.open(tmp_path / "a").config
+
+
+@needs_safetensors
+def test_ids_that_a_folder_does_not_say_stay_unsaid(tmp_path: Path) -> None:
+    write_hf(tmp_path / "a", hf_tensors(random_weights(), CONFIG.head_size), hf_settings(CONFIG, True))
+    llama2c.export(tmp_path / "a", f"{tmp_path}/b/")
+    assert not json.loads((tmp_path / "b" / "config.json").read_text()).keys() & {"bos_token_id", "eos_token_id"}
+
+
+@needs_safetensors
+def test_the_other_files_of_a_folder_are_copied(tmp_path: Path) -> None:
+    names = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+    names += ["tokenizer.model", "tokenizer.bin", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"]
+    folder = write_hf(tmp_path / "a", hf_tensors(random_weights(), CONFIG.head_size), hf_settings(CONFIG, True), 2)
+    for name in names:
+        (folder / name).write_bytes(os.urandom(50))
+    (folder / "tokenizer.json").rename(tmp_path / "blob")
+    (folder / "tokenizer.json").symlink_to("../blob")  # as in the cache of the hub
+    (folder / "pytorch_model.bin").write_bytes(b"not this one")
+    llama2c.export(folder, f"{tmp_path}/b/")
+    assert sorted(os.listdir(tmp_path / "b")) == sorted(["config.json", "model.safetensors", *names])
+    for name in names:
+        assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
+        assert not (tmp_path / "b" / name).is_symlink()
+
+
+@needs_safetensors
+def test_a_companion_that_cannot_be_copied(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path / "a", hf_tensors(random_weights(), CONFIG.head_size), hf_settings(CONFIG, True))
+    (folder / "tokenizer.json").symlink_to("none")
+    with pytest.raises(FileNotFoundError, match=r"a/tokenizer.json: expected a readable file, found a link to none, which "):
+        llama2c.export(folder, f"{tmp_path}/b/")
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"^\S+/a/tokenizer.json: expected a regular file, found a special file$"):
+        llama2c.export(folder, f"{tmp_path}/b/")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@needs_transformers
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_tokenizes_and_ends_as_before(tmp_path: Path) -> None:
+    """The tokenizer gives the same ids, and generation ends at the same tokens, which are not 2."""
+    import json_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    package = json_tokenizers.llama3()
+    end = package.token_to_id("<|eot_id|>")
+    settings = {**hf_settings(CONFIG, False), "vocab_size": package.get_vocab_size()}
+    settings |= {"bos_token_id": package.token_to_id("<|begin_of_text|>"), "eos_token_id": end}
+    import torch
+
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**settings, initializer_range=0.2)).eval()
+    model.generation_config.eos_token_id = [end, end - 1]
+    model.save_pretrained(tmp_path / "a")
+    config = {
+        **json_tokenizers.CONFIGS["llama3"],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": "{{ messages }}",
+    }
+    json_tokenizers.save(tmp_path / "a", package, config)
+    llama2c.export(tmp_path / "a", f"{tmp_path}/b/")
+    text = "One day, Lily saw a big red ball: 12 345!"
+    ids, templates, ends, texts = [], [], [], []
+    for folder in ("a", "b"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / folder)
+        opened = AutoModelForCausalLM.from_pretrained(tmp_path / folder).eval()
+        ids.append(tokenizer(text)["input_ids"])
+        templates.append(tokenizer.chat_template)
+        ends.append((opened.generation_config.eos_token_id, opened.config.bos_token_id, opened.config.eos_token_id))
+        opened.lm_head.weight.data[end - 1] *= 30  # so that it is drawn soon
+        made = opened.generate(torch.tensor([ids[-1][:5]]), max_new_tokens=30, do_sample=False)
+        texts.append(made[0].tolist())
+    assert ids[0] == ids[1] and templates[0] == templates[1] == "{{ messages }}"
+    assert ends[0] == ends[1] == ([end, end - 1], settings["bos_token_id"], end)
+    assert texts[0] == texts[1] and len(texts[0]) < 35
+    ours = [llama2c.load(tmp_path / folder, n_threads=1) for folder in ("a", "b")]
+    assert ours[0].tokenizer.encode(text) == ours[1].tokenizer.encode(text) == ids[0]
+    assert (
+        ours[0].generate(text, max_tokens=9, temperature=0).tokens == ours[1].generate(text, max_tokens=9, temperature=0).tokens
+    )
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     checkpoints.write(tmp_path / "m.bin", CONFIG, 0, random_weights())
     with pytest.raises(OSError, match=r": expected a new or an empty folder, found one that is not$"):
