@@ -115,6 +115,6 @@ def report_tokenizer(out: Path, source_folder: Path) -> None:
     folder = out if out.is_dir() else out.parent
     if any(exists(folder / name) for name in TOKENIZERS):
         return
-    there = next((name for name in TOKENIZERS if exists(source_folder / name)), None)
-    what = f"copy {source_folder / there} to {folder}" if there else f"put a tokenizer into {folder}"
-    say(f"{out}: no tokenizer beside it: {what}, or name one with -z when you run it")
+    found = next((source_folder / name for name in TOKENIZERS if exists(source_folder / name)), None)
+    what = f"put one into {folder}, or name one with -z when you run it" if found is None else f"run it with -z {found}"
+    say(f"{out}: no tokenizer {'in' if out.is_dir() else 'beside'} it: {what}")

@@ -38,7 +38,6 @@ class Exported:
     group_size: int | None  # only for q8_0
     size: int  # bytes of the file, or of the folder's weights
     rounding: Rounding  # the largest rounding error, and the tensor it is in
-    config: Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Task:
                 rounding = write_checkpoint(self.out, self.layout, self.source.numbers, progress)
         except ValueError as error:
             raise ModelError(f"{self.source.path}: {error}") from None
-        return Exported(self.out, version, self.dtype, self.group_size, size, rounding, self.source.config)
+        return Exported(self.out, version, self.dtype, self.group_size, size, rounding)
 
 
 def export(
@@ -148,7 +147,7 @@ def check_arguments(
 
 def check_place(out: Path) -> None:
     """A file may be replaced. A device, or a folder where a file was asked for, may not."""
-    if exists(out) and not out.is_file():
+    if os.path.exists(out) and not out.is_file():
         if out.is_dir():
             raise FolderError(errno.EISDIR, "expected a file to write to, found a folder", str(out))
         raise FileError(errno.EINVAL, "expected a file to write to, found a device", str(out))

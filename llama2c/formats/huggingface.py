@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -238,7 +239,7 @@ def write_folder(folder: Path, source: Source, dtype: str, progress: Progress | 
     parts = list_parts(source, dtype)
     start = safetensors_header(parts)
     size = len(start) + sum(part.nbytes for part in parts)
-    if exists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise ExistingFileError(errno.EEXIST, "expected a new or an empty folder, found one that is not", str(folder))
     worst = Rounding(0.0, "")
     with replacing(folder, size + sum(file_size(path) for path in source.companions)) as unfinished:

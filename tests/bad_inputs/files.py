@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib.util
+import json
 import os
 import pickle
 import resource
@@ -13,11 +15,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import folders
 import numpy as np
 
 import llama2c
 from llama2c.formats import checkpoint as checkpoint_module
 
+from . import version3
 from .case import (
     DOORS,
     TOKENIZER_DOORS,
@@ -33,6 +37,7 @@ from .case import (
     pack_tokenizer,
     parts,
     refused,
+    weights,
 )
 
 NOBODY = 65534
@@ -267,6 +272,21 @@ def large_model(folder: Path) -> Path:
     return path
 
 
+def large_folder(folder: Path) -> Path:
+    """A Hugging Face folder whose weights are as large."""
+    path = folders.write_model(folder / "hf", version3.CONFIG, weights())
+    size = (path / "model.safetensors").stat().st_size
+    content = (path / "model.safetensors").read_bytes()
+    n_header = int.from_bytes(content[:8], "little")
+    entries = {**json.loads(content[8 : 8 + n_header]), "x": {"dtype": "I8", "shape": [LARGE], "data_offsets": []}}
+    end = size - 8 - n_header
+    entries["x"]["data_offsets"] = [end, end + LARGE]
+    text = json.dumps(entries).encode()
+    (path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + n_header :])
+    os.truncate(path / "model.safetensors", 8 + len(text) + end + LARGE)
+    return path
+
+
 def large_tokenizer(folder: Path) -> Path:
     path = good_tokenizer(folder)
     os.truncate(path, LARGE)
@@ -351,6 +371,11 @@ def memory_cases() -> Iterator[Case]:
         words = (said,) if error is OSError else ("expected memory for ",)
         run = limited(large_model, door)
         yield Case(f"checkpoint: RLIMIT_AS hit ({title})", run, error, words, linux=True, limit=True)
+    if importlib.util.find_spec("safetensors"):
+        for title in ("mapped", "read", "load"):
+            run = limited(large_folder, DOORS[title])
+            words = ("model.safetensors: expected memory for ",)
+            yield Case(f"folder: RLIMIT_AS hit ({title})", run, MemoryError, words, linux=True, limit=True)
     for title, make, words in (
         ("by the file", large_tokenizer, f"expected memory for {LARGE} bytes, found too little"),
         ("by its tokens", many_tokens, "expected memory for its tokens, found too little"),

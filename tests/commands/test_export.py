@@ -37,7 +37,7 @@ def test_command_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     rounding = llama2c.export(model, tmp_path / "again.bin", "q8_0").rounding
     assert said[2] == f"llama2c: largest quantisation error: {rounding.error:.3g}, in {rounding.tensor}"
     how = "or name one with -z when you run it"
-    assert said[3:] == [f"llama2c: {out}: no tokenizer beside it: put a tokenizer into {tmp_path}, {how}"]
+    assert said[3:] == [f"llama2c: {out}: no tokenizer beside it: put one into {tmp_path}, {how}"]
     assert cli.main(["export", str(model), "-o", out, "--version", "2", "--group-size", "16"]) == 0
     assert Checkpoint.open(out).group_size == 16
     assert "group size" not in capsys.readouterr().err
@@ -48,7 +48,7 @@ def test_command_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert done.out == f"{tmp_path}/hf\n"
     assert done.err.splitlines() == [
         f"llama2c: {tmp_path}/hf: a Hugging Face folder, float32, 0.3 MB",
-        f"llama2c: {tmp_path}/hf: no tokenizer beside it: put a tokenizer into {tmp_path}/hf, {how}",
+        f"llama2c: {tmp_path}/hf: no tokenizer in it: put one into {tmp_path}/hf, {how}",
     ]
     assert cli.main(["export", str(model), "-o", f"{tmp_path}/hf2", "--format", "hf"]) == 0
     assert (tmp_path / "hf2" / "config.json").is_file()
@@ -104,10 +104,10 @@ def test_what_is_said_of_the_tokenizer(model: Path, tmp_path: Path, capsys: pyte
     tokenizer = tokenizer_models.tokenizer_bin(tokenizer_models.pieces(CONFIG.vocab_size))
     model.with_name("tokenizer.bin").write_bytes(tokenizer)
     assert said(str(model.with_name("other.bin"))) == ""
-    where = f"copy {model.parent}/tokenizer.bin to {tmp_path}"
-    assert said(f"{tmp_path}/m.bin") == (
-        f"llama2c: {tmp_path}/m.bin: no tokenizer beside it: {where}, or name one with -z when you run it\n"
-    )
+    expected = f"llama2c: {tmp_path}/m.bin: no tokenizer beside it: run it with -z {model.parent}/tokenizer.bin\n"
+    assert said(f"{tmp_path}/m.bin") == expected
+    assert cli.main([f"{tmp_path}/m.bin", "-n", "3", *expected.split()[-2:]]) == 0
+    capsys.readouterr()
     if importlib.util.find_spec("safetensors"):
         assert said(f"{tmp_path}/hf/") == ""
         assert (tmp_path / "hf" / "tokenizer.bin").read_bytes() == tokenizer

@@ -159,8 +159,16 @@ def test_ids_that_a_folder_does_not_say_stay_unsaid(tmp_path: Path) -> None:
 
 @needs_safetensors
 def test_the_other_files_of_a_folder_are_copied(tmp_path: Path) -> None:
-    names = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
-    names += ["tokenizer.model", "tokenizer.bin", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"]
+    names = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+    names += [
+        "added_tokens.json",
+        "tokenizer.model",
+        "tokenizer.bin",
+        "vocab.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "chat_template.json",
+    ]
     folder = write_hf(tmp_path / "a", hf_tensors(random_weights(), CONFIG.head_size), hf_settings(CONFIG, True), 2)
     for name in names:
         (folder / name).write_bytes(os.urandom(50))

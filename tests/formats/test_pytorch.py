@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bad_inputs.files import OTHERS
 from checkpoints import Arrays
 from exports import as_bf16, assert_same, from_bf16, needs_torch, opened_weights, random_weights
 
@@ -64,6 +65,25 @@ def test_trainer_file(tmp_path: Path, shared: bool, prefix: str) -> None:
     path = trainer_file(tmp_path / "ckpt.pt", torch_tensors(weights, prefix))
     llama2c.export(path, tmp_path / "m.bin")
     assert_same(opened_weights(tmp_path / "m.bin"), weights)
+
+
+@needs_torch
+def test_a_trainer_file_of_any_name_is_recognised_by_its_content(tmp_path: Path) -> None:
+    weights = random_weights()
+    path = trainer_file(tmp_path / "ckpt.bin", torch_tensors(weights))
+    with pytest.raises(ModelError, match=r"ckpt.bin: expected a checkpoint, found a zip file: if torch.save wrote it, run "):
+        Checkpoint.open(path)
+    llama2c.export(path, tmp_path / "m.bin")
+    assert_same(opened_weights(tmp_path / "m.bin"), weights)
+
+
+@pytest.mark.parametrize("title", ["a Git LFS pointer", "an HTML page", "GGUF"])
+def test_files_of_another_kind(tmp_path: Path, title: str) -> None:
+    """Recognised without PyTorch, and before it is loaded."""
+    content, words = OTHERS[title]
+    (tmp_path / "ckpt.pt").write_bytes(content)
+    with pytest.raises(ModelError, match=rf"ckpt.pt: expected a checkpoint written by torch.save, found {words[:20]}"):
+        llama2c.export(tmp_path / "ckpt.pt", tmp_path / "m.bin")
 
 
 @needs_torch
