@@ -153,6 +153,8 @@ def load(path: Path) -> dict[str, Any]:
         raise unreadable(error, path) from None
     except Exception as error:  # torch raises many kinds for a broken file
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if "allocate memory" in str(error):
+            raise no_memory(path, size) from None
         raise ModelError(f"{path}: expected a checkpoint written by torch.save, found: {reason}") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path}: expected a dict of tensors, found {type(content).__name__}")

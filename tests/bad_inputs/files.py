@@ -1,4 +1,4 @@
-"""Paths that lead to no file, files that change, and too little memory for good ones."""
+"""Paths without a file, files of another kind, files that change, and too little memory for valid files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NOBODY = 65534
 
 
 # ---------------------------------------------------------------------------
-# no file
+# paths without a file
 
 
 def directory(folder: Path) -> Path:
@@ -53,7 +53,7 @@ def directory(folder: Path) -> Path:
 
 
 def fifo(folder: Path) -> Path:
-    os.mkfifo(folder / "a.bin")  # which no one writes to: opening it as files are opened would wait for ever
+    os.mkfifo(folder / "a.bin")  # nobody writes to it, so a plain open would wait for ever
     return folder / "a.bin"
 
 
@@ -80,7 +80,7 @@ def through_a_file(folder: Path) -> Path:
 
 
 Make = Callable[[Path], Path]
-NO_FILES: list[tuple[str, Make, type[Exception], str, bool]] = [  # what is wrong, the path, the error, of a checkpoint alone
+NO_FILES: list[tuple[str, Make, type[Exception], str, bool]] = [  # title, path, error, words, checkpoints only
     ("empty", content(b""), ValueError, "expected ", False),
     ("absent", lambda folder: folder / "absent.bin", FileNotFoundError, "No such file or directory", False),
     ("a FIFO", fifo, ValueError, "expected a regular file, found a", False),
@@ -143,7 +143,7 @@ def others() -> Iterator[Case]:
 
 @contextlib.contextmanager
 def nobody() -> Iterator[None]:
-    """As a user who owns nothing: root may read what no one may."""
+    """Run as a user without permissions, because root may read every file."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(NOBODY)
@@ -156,7 +156,7 @@ def nobody() -> Iterator[None]:
 def without_permission(make: Make, door: Door) -> Callable[[Path], object]:
     def run(folder: Path) -> object:
         with tempfile.TemporaryDirectory() as place:
-            os.chmod(place, 0o755)  # so that it is the file that may not be read, not the folder
+            os.chmod(place, 0o755)  # so that the folder may be entered
             path = Path(place, "a.bin")
             path.write_bytes(make(folder).read_bytes())
             with nobody():
@@ -185,7 +185,7 @@ def good_tokenizer(folder: Path) -> Path:
 
 
 def shrunk(use_mmap: bool) -> Callable[[Path], object]:
-    """Cut short by another program after its size was looked at, before its content is."""
+    """Truncated by another program after its size was checked and before its content is read."""
 
     def run(folder: Path) -> object:
         path = good_model(folder)
@@ -210,7 +210,7 @@ def logits(checkpoint: llama2c.Checkpoint) -> np.ndarray:
 
 
 def unharmed(change: Callable[[Path], None], use_mmap: bool) -> Callable[[Path], object]:
-    """A model that is open goes on as before whatever happens to its file."""
+    """An open model gives the same logits, whatever happens to its file."""
 
     def run(folder: Path) -> None:
         path = good_model(folder)
@@ -259,7 +259,7 @@ def memory_limit(room: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-LARGE = 2**28  # bytes of a file with nothing in it, which takes no room on the disk
+LARGE = 2**28  # bytes of a sparse file
 
 
 def large_model(folder: Path) -> Path:
@@ -302,7 +302,7 @@ def many_tokens(folder: Path) -> Path:
 
 
 def limited(make: Make, door: Door, room: int = LARGE // 4) -> Callable[[Path], object]:
-    """`door` with little room: it fails there, and nowhere else, and what came before still works."""
+    """`door` with little memory. An open model still works afterwards."""
 
     def run(folder: Path) -> object:
         llama = open_good(folder)
@@ -333,7 +333,7 @@ def whole_context(path: Path) -> object:
 
 
 def few_tokens(path: Path) -> None:
-    """A cache is as long as what is asked for, not as the context."""
+    """A cache has the length that was asked for, not that of the context."""
     assert llama2c.load(path, n_threads=1).generate("a", max_tokens=3, temperature=0).finish_reason
     command_line(path)
 
@@ -391,7 +391,7 @@ def memory_cases() -> Iterator[Case]:
 
 
 def unnamed(act: Callable[[Path], object], path: Path) -> object:
-    """`act`, whose MemoryError need not name the file, as it is none of the file's fault."""
+    """`act`, whose MemoryError need not name the file, because the file is not the reason."""
     try:
         return act(path)
     except MemoryError as error:

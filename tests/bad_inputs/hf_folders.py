@@ -1,4 +1,4 @@
-"""Folders of Hugging Face with something wrong: settings, shards, tensors, and files that are no files."""
+"""Hugging Face folders with something wrong: settings, shards, tensors, and paths that are not regular files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def settings(**changed: Any) -> Spoil:
 
 
 def tensors(**changed: np.ndarray | None) -> Spoil:
-    """The good tensors but for these; None: it is left out."""
+    """The valid tensors with these changes. None: the tensor is missing."""
 
     def spoil(folder: Path) -> None:
         found = {**folders.hf_tensors(weights(), CONFIG.head_size), **changed}
@@ -64,7 +64,7 @@ def header(text: bytes | str, size: int | None = None, body: bytes = b"") -> Spo
 
 
 def entries(**changed: Any) -> Spoil:
-    """The good file, a tensor of its header described in another way."""
+    """The valid file, with one tensor described differently in its header."""
 
     def spoil(folder: Path) -> None:
         content = (folder / FILE).read_bytes()
