@@ -195,7 +195,7 @@ def open_source(source: str | os.PathLike[str]) -> Source:
     try:
         return from_file(path)
     except ModelError:
-        if read_start(path).startswith(pytorch.SAVED):
+        if pytorch.SAVED.match(read_start(path)):
             return pytorch.from_trainer(path)
         raise
 

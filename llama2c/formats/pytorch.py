@@ -22,7 +22,7 @@ from .writer import Source
 
 SPLIT_BY_COLUMNS = tuple(LLAMA.tensors[name].names[PYTORCH].split("{}.")[-1] for name in ("wo", "w2", EMBEDDING.name))
 WRAPPED = re.compile(r"^(_orig_mod\.|module\.)+")  # what torch.compile and DistributedDataParallel put before each name
-SAVED = (b"PK\3\4", b"\x80")  # how a file of torch.save begins: a zip file, and a pickle in old versions
+SAVED = re.compile(rb"PK\x03\x04|\x80[\x02-\x05][^\x00]")  # how a file of torch.save begins: a zip file; an old one: a pickle
 SEQ_LEN = 2048  # if the settings do not say it, as in llama2.c
 
 
@@ -135,7 +135,7 @@ def load(path: Path) -> dict[str, Any]:
     """The dict in a file of torch.save, its tensors mapped. Raises ModelError, OSError or MemoryError: one line."""
     size = file_size(path)
     start = read_start(path)
-    if not start.startswith(SAVED) and (found := recognise(start)) is not None:
+    if not SAVED.match(start) and (found := recognise(start)) is not None:
         raise ModelError(f"{path}: expected a checkpoint written by torch.save, found {found}")
     try:
         import torch

@@ -19,6 +19,7 @@ import checkpoints
 import numpy as np
 import pytest
 
+import llama2c
 from llama2c.config import Config
 from llama2c.errors import ModelError
 from llama2c.formats import checkpoint as module
@@ -514,5 +515,6 @@ def test_a_model_whose_width_begins_like_a_pickle(tmp_path: Path) -> None:
     assert Checkpoint.open(path).config == config
     with path.open("ab") as file:
         file.write(b"x")
-    with pytest.raises(ModelError, match=r"bytes according to the v0 header"):
-        Checkpoint.open(path)
+    for open_it in (Checkpoint.open, lambda path: llama2c.export(path, tmp_path / "out.bin")):
+        with pytest.raises(ModelError, match=r"bytes according to the v0 header"):
+            open_it(path)
