@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +76,8 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
     Programs that have mapped the old file keep its content. Raises OSError, one line: there is no room for `size` bytes, or
     `path` cannot be written.
     """
+    import shutil  # loading it takes milliseconds, and whoever only reads files does without
+
     unfinished = path.with_name(path.name + ".part")
     try:
         free = shutil.disk_usage(path.absolute().parent).free
