@@ -30,7 +30,7 @@ from peers import PACKAGES, Ours, Program, ids, installed, is_quantized, our_pro
 
 from llama2c.commands import bench
 from llama2c.config import Config
-from llama2c.formats.layout import layout
+from llama2c.formats.layout import make_layout
 from llama2c.threads import available_cores
 
 SAME = 8  # the least number of words that two Q8_0 texts must share: one value that rounds the other way changes the rest
@@ -207,8 +207,8 @@ class Comparison:
         if self.only not in f"{work}, {name}":
             return None
         config = PRESETS[shape]
-        size = layout(config, 2 if group_size else 0, True, group_size).file_size
-        fp32 = layout(config, 0, True).file_size
+        size = make_layout(config, 2 if group_size else 0, True, group_size).file_size
+        fp32 = make_layout(config, 0, True).file_size
         needed, available = size + 3 * fp32, bench.available_memory()  # ours, the buffer that is read, and two copies
         if needed > available:
             self.skip(f"{work}, {name}: expected {needed / 1e6:.0f} MB of free memory, found {available / 1e6:.0f} MB")

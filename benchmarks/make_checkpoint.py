@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2c.commands.terminal import progress
+from llama2c.architecture import NORMS
+from llama2c.commands.export import Bar
 from llama2c.config import DIMENSIONS, Config
-from llama2c.formats.layout import NORMS, Entry, layout
+from llama2c.formats.layout import Entry, make_layout
 from llama2c.formats.writer import Floats, pack_tokenizer, write_checkpoint
 
 PRESETS = {
@@ -33,13 +34,13 @@ def make_checkpoint(
     path: Path, config: Config, version: int = 0, seed: int = 0, group_size: int | None = None, shared_classifier: bool = True
 ) -> None:
     """Writes normally distributed weights in version 0, 1 or 2. Their scale keeps the activations near 1."""
-    plan = layout(config, version, shared_classifier, group_size)
-    streams = {entry.name: np.random.default_rng([seed, number]) for number, entry in enumerate(plan.entries)}
+    layout = make_layout(config, version, shared_classifier, group_size)
+    streams = {entry.name: np.random.default_rng([seed, number]) for number, entry in enumerate(layout.entries)}
 
     def numbers(entry: Entry, _: int) -> Iterator[Floats]:
         return chunks(entry, streams[entry.name])
 
-    write_checkpoint(path, plan, numbers, lambda tasks: progress(tasks, len(tasks), "matrix"))
+    write_checkpoint(path, layout, numbers, Bar())
 
 
 def chunks(entry: Entry, rng: np.random.Generator) -> Iterator[Floats]:

@@ -1,4 +1,4 @@
-"""Looks for checkpoint files that do anything but what is promised: `make fuzz`, or python fuzz/fuzz_checkpoint.py FLAGS.
+"""Looks for checkpoint files that break a promise: `make fuzz`, or python fuzz/fuzz_checkpoint.py FLAGS.
 
 The flags are libFuzzer's, -max_total_time=60 for instance. Python code is instrumented; the compiled kernels are only run.
 """
@@ -40,7 +40,7 @@ def mutate(data: bytes, most: int, seed: int) -> bytes:
 
 
 def with_header(data: bytes, numbers: random.Random) -> bytes:
-    """Another number for a dimension, the version or the group_size; in v3 another word of the JSON."""
+    """Change a dimension, the version or the group_size; in v3 a word of the JSON."""
     if seeds.header_size(data) == 1024 and numbers.random() < 0.9:
         return with_words(data, numbers)
     changed = bytearray(data.ljust(41, b"\0"))
@@ -50,7 +50,7 @@ def with_header(data: bytes, numbers: random.Random) -> bytes:
 
 
 def with_body(data: bytes, numbers: random.Random) -> bytes:
-    """A few other numbers behind the header."""
+    """Change a few numbers after the header."""
     changed = bytearray(data)
     start = seeds.header_size(data)
     for _ in range(numbers.randint(1, 4) if len(data) > start else 0):
@@ -61,7 +61,7 @@ def with_body(data: bytes, numbers: random.Random) -> bytes:
 
 
 def with_words(data: bytes, numbers: random.Random) -> bytes:
-    """One or two numbers, names or literals of the JSON replaced by others."""
+    """Replace one or two numbers, names or literals of the JSON."""
     text = data[8:1024].decode("ascii", "replace").rstrip()
     for _ in range(numbers.randint(1, 2)):
         words = list(re.finditer(r'"[^"]*"|[-+.\w]+', text))

@@ -1,4 +1,4 @@
-"""The inputs a fuzzer starts from, made from the description of the formats: small, and each of them good."""
+"""The inputs a fuzzer starts from: small valid files, made from the description of the formats."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def header_size(data: bytes) -> int:
 
 
 def fitted(data: bytes) -> bytes:
-    """The same header, with a body of the length that it asks for, if that is not much: what there is, again and again."""
+    """The same header, with a body of the length that it asks for (if short): the given body, repeated."""
     try:
         size = parse_header(data[:1024]).file_size
-    except Exception:  # is for the target to judge
+    except Exception:  # the target judges it
         return data
     if size > MOST_BYTES:
         return data

@@ -1,7 +1,7 @@
-"""What a fuzzer, or a test, does with an input: open it as a user would, use it if it opens, and pass only what is promised.
+"""What a fuzzer or a test does with an input: it opens the input as a user would, uses it if it opens, and checks the promise.
 
 The promise: a bad file is a ValueError, an OSError or a MemoryError in one line; a file that opens is a model, or a tokenizer,
-that gives the same results whichever way it is asked. Anything else that is raised here is a find.
+that gives the same results however it is used. Any other exception is a find.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BASE = [(b"<unk>", 0.0), (b"<s>", 0.0), (b"</s>", 0.0), *((b"<0x%02X>" % byte, 0
 
 
 class FindError(Exception):
-    """Something is not as promised."""
+    """A promise is broken."""
 
 
 def refused(error: Exception, path: Path) -> str:

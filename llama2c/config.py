@@ -1,6 +1,6 @@
-"""The shape of a model: its dimensions, and the rules they have to obey.
+"""The shape of a model: its dimensions, and the rules they obey.
 
-A Config cannot exist with dimensions that break a rule, so nothing above checks them again.
+A Config that breaks a rule cannot be made, so no other module checks the dimensions again.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ ROPE_TYPES = ("linear", "llama3")
 class RopeScaling:
     """How the rotary frequencies of a model are lowered for a longer context, under the names of Hugging Face.
 
-    "linear" divides all of them by `factor` and needs nothing else. "llama3" (Llama 3.1 and later) divides those whose
-    wavelength is more than original_max_position_embeddings / low_freq_factor, leaves those alone whose wavelength is less than
+    "linear" divides all of them by `factor` and has no other value. "llama3" (Llama 3.1 and later) divides those whose
+    wavelength is more than original_max_position_embeddings / low_freq_factor, keeps those whose wavelength is less than
     original_max_position_embeddings / high_freq_factor, and blends in between.
 
-    Raises ValueError for a value that breaks a rule, TypeError for one of another type.
+    Raises ValueError for a value that breaks a rule, TypeError for a value of the wrong type.
     """
 
     rope_type: str  # "linear" or "llama3"
@@ -52,7 +52,7 @@ class RopeScaling:
 class Config:
     """Dimensions of a Llama model, under the names of llama2.c.
 
-    Raises ValueError for a value that breaks a rule, TypeError for one that is no number.
+    Raises ValueError for a value that breaks a rule, TypeError for a value that is not a number.
     """
 
     dim: int  # width of the residual stream
@@ -61,11 +61,11 @@ class Config:
     n_heads: int  # query heads
     n_kv_heads: int  # key/value heads, each shared by n_heads / n_kv_heads query heads
     vocab_size: int
-    seq_len: int  # the most positions a sequence may have
-    head_size: int = 0  # elements of one head; 0 stands for dim / n_heads
+    seq_len: int  # the largest number of positions of a sequence
+    head_size: int = 0  # elements of one head; 0 means dim / n_heads
     rope_theta: float = ROPE_THETA
     norm_eps: float = NORM_EPS
-    rope_scaling: RopeScaling | None = None  # None: the frequencies as they are
+    rope_scaling: RopeScaling | None = None  # None: the frequencies are not scaled
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
@@ -86,8 +86,13 @@ class Config:
             raise TypeError(f"rope_scaling: expected a RopeScaling or None, found {type(self.rope_scaling).__name__}")
 
     @property
+    def q_dim(self) -> int:
+        """Elements of the queries of one position: n_heads * head_size."""
+        return self.n_heads * self.head_size
+
+    @property
     def kv_dim(self) -> int:
-        """The keys (or the values) of one position: n_kv_heads * head_size elements."""
+        """Elements of the keys (or of the values) of one position: n_kv_heads * head_size."""
         return self.n_kv_heads * self.head_size
 
 

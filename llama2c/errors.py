@@ -58,6 +58,10 @@ class FolderError(FileError, IsADirectoryError):
     """A FileError that is an IsADirectoryError."""
 
 
+class FilePathError(FileError, NotADirectoryError):
+    """A FileError that is a NotADirectoryError."""
+
+
 class ExistingFileError(FileError, FileExistsError):
     """A FileError that is a FileExistsError."""
 
@@ -66,6 +70,7 @@ _CLASSES: dict[type[OSError], type[FileError]] = {
     FileNotFoundError: MissingFileError,
     PermissionError: ForbiddenFileError,
     IsADirectoryError: FolderError,
+    NotADirectoryError: FilePathError,
     FileExistsError: ExistingFileError,
 }
 

@@ -1,6 +1,6 @@
-"""Folders of the Hugging Face kind for tests, written from the description of their format, with a permutation of our own.
+"""Hugging Face folders for tests, written from the description of their format, with a permutation written here.
 
-Shares no code with llama2c: what it writes checks what llama2c reads.
+It shares no code with llama2c, so that it can check what llama2c reads.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DTYPES = {"<f4": "F32", "<f2": "F16", "<u2": "BF16", "<f8": "F64", "|i1": "I8"}
 
 
 def rows_in_halves(matrix: np.ndarray, head_size: int) -> np.ndarray:
-    """Row by row: what llama2.c has at 2i and 2i + 1 of a head stands at i and i + head_size / 2 there."""
+    """Row by row: rows 2i and 2i + 1 of a head in llama2.c are rows i and i + head_size / 2 in Hugging Face."""
     out = np.empty_like(matrix)
     half = head_size // 2
     for first in range(0, len(matrix), head_size):
@@ -58,7 +58,7 @@ def scaling_settings(scaling: Any) -> dict[str, Any]:
 
 
 def hf_settings(config: Any, tied: bool, **others: Any) -> dict[str, Any]:
-    """config.json; `others` come on top."""
+    """config.json, with `others` added or replaced."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -80,7 +80,7 @@ def hf_settings(config: Any, tied: bool, **others: Any) -> dict[str, Any]:
 
 
 def write_safetensors(path: Path, tensors: Arrays) -> None:
-    """uint16 stands for the bits of bfloat16. The package checks it before anything is read."""
+    """uint16 arrays are the bits of bfloat16. The package checks the file before anything is read."""
     entries: dict[str, Any] = {}
     end = 0
     for name, array in tensors.items():

@@ -13,13 +13,13 @@ GOOD = Config(96, 192, 3, 6, 2, 320, 48)
 
 
 def test_derived_sizes() -> None:
-    assert (GOOD.head_size, GOOD.kv_dim) == (16, 32)
+    assert (GOOD.head_size, GOOD.q_dim, GOOD.kv_dim) == (16, 96, 32)
     assert (GOOD.rope_theta, GOOD.norm_eps) == (10000.0, 1e-5)
 
 
 def test_a_given_head_size_need_not_divide_dim() -> None:
     config = Config(100, 192, 3, 6, 2, 320, 48, head_size=8)
-    assert (config.head_size, config.kv_dim) == (8, 16)
+    assert (config.head_size, config.q_dim, config.kv_dim) == (8, 48, 16)
 
 
 def test_the_largest_dimension() -> None:

@@ -33,6 +33,7 @@ def test_a_request_error_names_its_parameter() -> None:
         (FileNotFoundError, errno.ENOENT),
         (PermissionError, errno.EACCES),
         (IsADirectoryError, errno.EISDIR),
+        (NotADirectoryError, errno.ENOTDIR),
         (FileExistsError, errno.EEXIST),
         (OSError, errno.EIO),
     ],

@@ -23,6 +23,7 @@ ORDER = (
     "transformer",
     "formats",
     "locate",
+    "architecture",
     "config",
     "tensors",
     "threads",

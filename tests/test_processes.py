@@ -22,7 +22,7 @@ import llama2c
 from llama2c import Checkpoint, Transformer, _kernels, build_info
 from llama2c._kernels import MAX_WORK, count_layer_weights
 from llama2c.config import Config
-from llama2c.formats.layout import layout
+from llama2c.formats.layout import make_layout
 from llama2c.transformer import MAX_ROWS, MIN_ROWS, rows_per_step
 
 CONFIG = Config(96, 260, 3, 6, 2, 203, 256)
@@ -142,7 +142,7 @@ def test_ctrl_c_in_a_long_prefill(run: Callable[..., subprocess.CompletedProcess
     sizes = [1536, 4096, 6, 12, 12, 512, 1024]
     with open(tmp_path / "large.bin", "wb") as file:
         file.write(np.array(sizes, "<i4").tobytes())
-        file.truncate(layout(config, 0, True).file_size)
+        file.truncate(make_layout(config, 0, True).file_size)
     reaction, step = map(float, run(CTRL_C, tmp_path / "large.bin").stdout.split())
     (tmp_path / "large.bin").unlink()
     assert reaction < step / 2, (reaction, step)

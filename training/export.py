@@ -12,17 +12,17 @@ from pathlib import Path
 from model import Llama, weight_arrays
 from train import load_model
 
-from llama2c.formats.layout import layout
+from llama2c.formats.layout import make_layout
 from llama2c.formats.writer import check_group_size, write_checkpoint
 
 
 def export(model: Llama, path: Path, version: int, group_size: int | None = None) -> None:
     """Writes a file of version 0, 1 or 2. Only version 2 has a group_size, which must divide dim and hidden_dim."""
     arrays = weight_arrays(model)
-    plan = layout(model.config, version, True, group_size)
+    layout = make_layout(model.config, version, True, group_size)
     if group_size is not None:
         check_group_size(model.config, group_size)
-    write_checkpoint(path, plan, lambda entry, i: [arrays[entry.name].reshape(entry.n_matrices, entry.n_values)[i]])
+    write_checkpoint(path, layout, lambda entry, i: [arrays[entry.name].reshape(entry.n_matrices, entry.n_values)[i]])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""A checkpoint as named arrays: views of the mapped file, nothing copied. It is a file (llama2.c's v0, v1 and v2, our v3) or
-a folder of Hugging Face.
+"""A checkpoint as named arrays: views of the mapped file, without a copy. It is a file of llama2.c (v0, v1, v2), our v3, or a
+Hugging Face folder.
 
-All checking of files is done here and in layout.py, that of folders in folder.py. This module reads; writer.py writes.
+Files are checked here and in layout.py, folders in huggingface.py. This module reads; writer.py writes.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..architecture import CLASSIFIER, EMBEDDING, HUGGING_FACE, LLAMA, LLAMA2C, NORMS
 from ..config import Config
+from ..errors import ModelError
+from ..files import recognise, unreadable
 from ..tensors import FLOAT_DTYPES, Floats, QuantizedTensor, Weight, as_weight
-from .folder import open_folder
-from .layout import HEADER_SIZES, NORMS, Q8_0, ROPE_TABLES, Entry, Layout, header_name, parse_header
+from .huggingface import open_folder
+from .layout import HEADER_SIZES, Q8_0, ROPE_TABLES, Entry, Layout, header_name, parse_header
 
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", Q8_0: "Q8_0"}
 
@@ -30,29 +33,34 @@ SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", Q8_0: "Q8_0"}
 class Checkpoint:
     """An opened checkpoint. `weights` has each tensor under its name, with the shape `layout.tensor_shapes` gives.
 
-    Norms are float32 arrays. Matrices are float32 or float16 arrays, BFloat16Tensor or QuantizedTensor; those of a folder's
-    layers are Layers of these. All are read-only and C-contiguous. If the classifier is shared, weights["wcls"] is
-    weights["token_embedding_table"].
+    Norms are float32 arrays. Matrices are float32 or float16 arrays, BFloat16Tensor or QuantizedTensor; the layers of a folder
+    are Layers of these, each with a type of its own. All are read-only and C-contiguous. If the classifier is shared,
+    weights["wcls"] is weights["token_embedding_table"].
+
+    copy and deepcopy return the checkpoint itself, because it is read-only. A pickle contains the path and not the weights.
+    Loading it opens the file again, and raises ModelError if the file has another model by then. A checkpoint opened with
+    mmap=False cannot be pickled (TypeError), because its file may have changed.
     """
 
     path: str
     version: int | None  # of the format; None: a Hugging Face folder
     config: Config
     shared_classifier: bool
-    dtype: str  # of the matrices: "float32", "float16", "bfloat16" or "q8_0"; of a folder with several, joined by "+"
-    group_size: int | None  # of q8_0 alone
+    dtype: str  # of the matrices: "float32", "float16", "bfloat16" or "q8_0"; if there are several, joined by "+"
+    group_size: int | None  # of q8_0, if all matrices have the same
     rope_pairs: str  # elements of a head that RoPE turns together: "adjacent", 2i and 2i + 1; "halves", i and i + head_size / 2
     weights: dict[str, Weight] = field(repr=False)
+    _mapped: bool = field(default=True, repr=False)  # the weights are the file's bytes, which a pickle can find again
 
     @classmethod
     def open(cls, path: str | bytes | os.PathLike[Any], *, mmap: bool = True) -> Checkpoint:
-        """Open a v0 to v3 file, told apart by its content, or a folder of Hugging Face with a Llama model.
+        """Open a v0 to v3 file, or a Hugging Face folder with a Llama model. The version is recognised by the content.
 
-        Files are mapped, so that processes share one copy in memory. Do not overwrite a file in use: put a new one in its place
-        with a rename. With mmap=False a file is read into memory and may change afterwards.
+        Files are mapped, so that processes share one copy in memory. Do not overwrite a file in use: write a new file and
+        rename it. With mmap=False a file is read into memory and may change afterwards.
 
-        Raises OSError if something cannot be read or, for a folder, the package safetensors is missing; ValueError if it is
-        not a valid checkpoint.
+        Raises ModelError (a ValueError) if it is not a valid checkpoint; OSError if a file cannot be read or, for a folder, the
+        package safetensors is missing; MemoryError.
         """
         path = os.fsdecode(path)
         if os.path.isdir(path):
@@ -63,17 +71,15 @@ class Checkpoint:
             weights = {e.name: _view(content, e) for e in found.entries if e.name != ROPE_TABLES}
             _check_norms(weights)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ModelError(f"{path}: {error}") from None
         except OSError as error:
-            readable = type(error)(f"{path}: expected a readable file, found: {error.strerror}")
-            readable.errno = error.errno
-            raise readable from None
+            raise unreadable(error, path) from None
         except MemoryError:
             raise MemoryError(f"{path}: expected memory for its content, found too little") from None
         if found.shared_classifier:
-            weights["wcls"] = weights["token_embedding_table"]
-        shared, dtype = found.shared_classifier, found.dtype
-        return cls(path, found.version, found.config, shared, dtype, found.group_size, "adjacent", weights)
+            weights[CLASSIFIER.name] = weights[EMBEDDING.name]
+        shared, dtype, pairs = found.shared_classifier, found.dtype, LLAMA.rope_pairs[LLAMA2C]
+        return cls(path, found.version, found.config, shared, dtype, found.group_size, pairs, weights, mmap)
 
     @classmethod
     def _of_folder(cls, path: str, mmap: bool) -> Checkpoint:
@@ -81,11 +87,12 @@ class Checkpoint:
         try:
             _check_norms(found.weights)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ModelError(f"{path}: {error}") from None
         weights = found.weights
         if found.shared_classifier:
-            weights["wcls"] = weights["token_embedding_table"]
-        return cls(path, None, found.config, found.shared_classifier, "+".join(found.dtypes), None, "halves", weights)
+            weights[CLASSIFIER.name] = weights[EMBEDDING.name]
+        dtype, pairs = "+".join(found.dtypes), LLAMA.rope_pairs[HUGGING_FACE]
+        return cls(path, None, found.config, found.shared_classifier, dtype, None, pairs, weights, mmap)
 
     @property
     def format(self) -> str:
@@ -94,12 +101,45 @@ class Checkpoint:
 
     @property
     def kind(self) -> str:
-        """For people, what the matrices are made of: "fp32", "bf16", "Q8_0"."""
+        """For people, the types of the matrices: "fp32", "bf16", "Q8_0"; if there are several: "bf16+fp32"."""
         return "+".join(SHORT[dtype] for dtype in self.dtype.split("+"))
+
+    def __copy__(self) -> Checkpoint:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Checkpoint:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self._mapped:
+            reason = "its file may have changed since it was read: open it with mmap=True, or open it again where it is needed"
+            raise TypeError(f"{self.path}: a checkpoint opened with mmap=False cannot be pickled, because {reason}")
+        return _reopen, (os.path.abspath(self.path), self._identity)
+
+    @property
+    def _identity(self) -> _Identity:
+        return _Identity(self.version, self.config, self.shared_classifier, self.dtype, self.group_size)
+
+
+class _Identity(NamedTuple):
+    """What must be the same when a pickled checkpoint is opened again."""
+
+    version: int | None
+    config: Config
+    shared_classifier: bool
+    dtype: str
+    group_size: int | None
+
+
+def _reopen(path: str, expected: _Identity) -> Checkpoint:
+    found = Checkpoint.open(path)
+    if found._identity != expected:
+        raise ModelError(f"{path}: expected the model that was pickled, {expected.config}, found another, {found.config}")
+    return found
 
 
 def _view(content: NDArray[np.uint8], entry: Entry) -> Weight:
-    """The tensor of `entry` as it lies in the file's `content`, which its arrays keep alive."""
+    """The tensor of `entry` as a view of the file's `content`. Its arrays keep the content alive."""
     if entry.group_size is None:
         return as_weight(np.ndarray(entry.shape, FLOAT_DTYPES[entry.dtype], content, entry.offset), entry.dtype)
     stack = entry.shape[:-2]  # (n_layers,), or () for a single matrix
@@ -111,14 +151,14 @@ def _view(content: NDArray[np.uint8], entry: Entry) -> Weight:
 
 
 def _check_norms(weights: Mapping[str, Weight]) -> None:
-    """One NaN here makes every logit NaN. Other weights are not looked at: that would read the whole file."""
+    """One NaN in a norm makes every logit NaN. Matrices are not checked, because that would read the whole file."""
     for name in NORMS:
-        norm = cast("Floats", weights[name])  # in every version
+        norm = cast("Floats", weights[name])  # fp32 in every version
         finite = np.isfinite(norm)
         if not finite.all():
             index = np.unravel_index(finite.argmin(), finite.shape)
             place = ", ".join(str(i) for i in index)
-            raise ValueError(f"{name}[{place}]: expected a finite number, found {norm[index]}")
+            raise ModelError(f"{name}[{place}]: expected a finite number, found {norm[index]}")
 
 
 # --------------------------------------------------------------------------------------
@@ -126,29 +166,35 @@ def _check_norms(weights: Mapping[str, Weight]) -> None:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # Opening a FIFO would wait for its writer; opening a terminal could make it ours. `open` sets O_CLOEXEC.
+    # Opening a FIFO would wait for its writer. Opening a terminal could make it the controlling one. `open` sets O_CLOEXEC.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 def _load(file: FileIO, use_mmap: bool) -> tuple[Layout, NDArray[np.uint8]]:
-    """Check kind, header and size of `file`, then give its layout and its content (read-only)."""
+    """Check the kind, the header and the size of `file`, then return its layout and its content (read-only)."""
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):  # `open` has refused directories
         kind = "FIFO" if stat.S_ISFIFO(status.st_mode) else "device"
-        raise ValueError(f"expected a regular file, found a {kind}")
-    found, size = parse_header(file.read(max(HEADER_SIZES))), status.st_size
-    if size != found.file_size:
-        source = header_name(found.version)
-        raise ValueError(f"expected {found.file_size} bytes according to the {source}, found {size}")
+        raise ModelError(f"expected a regular file, found a {kind}")
+    start, size = file.read(max(HEADER_SIZES)), status.st_size
+    try:
+        found = parse_header(start)
+        if size != found.file_size:
+            source = header_name(found.version)
+            raise ModelError(f"expected {found.file_size} bytes according to the {source}, found {size}")
+    except ModelError:
+        if (other := recognise(start)) is not None:
+            raise ModelError(f"expected a checkpoint, found {other}") from None
+        raise
     return found, (_map if use_mmap else _read)(file, found.file_size)
 
 
 def _map(file: FileIO, size: int) -> NDArray[np.uint8]:
     try:
         mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    except ValueError:  # mmap looks at the size once more
-        raise ValueError(f"expected {size} bytes, found fewer: the file shrank while it was opened") from None
-    # frombuffer exports the mapping's buffer, so that it can no longer be closed under the arrays.
+    except ValueError:  # mmap checks the size again
+        raise ModelError(f"expected {size} bytes, found fewer: the file shrank while it was opened") from None
+    # frombuffer exports the mapping's buffer, so that the mapping cannot be closed while arrays use it.
     return np.frombuffer(mapping, np.uint8)
 
 
@@ -156,10 +202,10 @@ def _read(file: FileIO, size: int) -> NDArray[np.uint8]:
     content = np.empty(size, np.uint8)  # unlike a bytearray, not filled with zeros first
     file.seek(0)
     done = 0
-    while done < size:  # one read gives 2 GB at most
+    while done < size:  # one read returns at most 2 GB
         count = file.readinto(content[done:].data)
         if not count:
-            raise ValueError(f"expected {size} bytes, found {done}: the file shrank while it was read")
+            raise ModelError(f"expected {size} bytes, found {done}: the file shrank while it was read")
         done += count
     content.flags.writeable = False
     return content

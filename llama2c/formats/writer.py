@@ -1,42 +1,68 @@
-"""Files written in llama2.c's formats: checkpoints in a stream, whatever the numbers come from, and tokenizer.bin.
+"""Writes llama2c's files, one matrix after another: checkpoints (v0 to v3) and tokenizer.bin.
 
-layout.py says which bytes belong where. A file gets its name only when it is whole.
+layout.py says which bytes belong where. A file gets its name only when it is complete.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..architecture import LLAMA
 from ..config import Config
+from ..errors import FileError, ModelError, RequestError, file_error
 from ..tensors import Floats, Raw, as_floats, as_weight
 from .layout import ROPE_TABLES, Entry, Layout, header
 
-CHUNK = 1 << 16  # values that are looked at and rounded at once; they stay in the cache
+CHUNK = 1 << 16  # values that are checked and rounded at once; they stay in the processor's cache
 
 Numbers: TypeAlias = Callable[[Entry, int], Iterable[Floats]]
+Progress: TypeAlias = Callable[[int, int], None]  # called with how many matrices are written, and how many there are
 T = TypeVar("T")
 
 
-class Track(Protocol):
-    """Something that gives the same items, and may count them while they are taken."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A model to be written. Its weights are read one matrix at a time, when the writer asks for them."""
 
-    def __call__(self, items: Sequence[T], /) -> Iterable[T]: ...
+    path: Path
+    config: Config
+    shared_classifier: bool
+    read: Callable[[str, int], Floats]  # (name, layer) -> (rows, cols), of norms (dim,); fp32, rows in llama2.c's order
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what else is known of the model, as config.json has it
+    companions: Sequence[Path] = ()  # its tokenizer and the like, which a folder gets a copy of
+
+    def numbers(self, entry: Entry, i: int) -> Iterator[Floats]:
+        """Matrix i of a tensor, for write_checkpoint. A file has the norms of all layers in one matrix."""
+        tensor = LLAMA.tensors[entry.name]
+        for layer in range(self.config.n_layers) if tensor.is_norm and tensor.per_layer else [i]:
+            yield self.read(entry.name, layer)
 
 
 class Rounding(NamedTuple):
-    """How far a value of the file is from what it stands for, where that is farthest. Where nothing is rounded: 0, nowhere."""
+    """The largest difference between a written value and the original, and the tensor it is in. Nothing rounded: 0 and ""."""
 
     error: float
-    tensor: str  # "w2[3]": that of layer 3
+    tensor: str  # "w2[3]": w2 of layer 3
+
+
+def counted(items: Sequence[T], progress: Progress | None) -> Iterator[T]:
+    """The same items. `progress` is called at the start and after each of them."""
+    for done, item in enumerate(items):
+        if progress is not None:
+            progress(done, len(items))
+        yield item
+    if progress is not None:
+        progress(len(items), len(items))
 
 
 # ---------------------------------------------------------------------------
@@ -45,23 +71,22 @@ class Rounding(NamedTuple):
 
 @contextlib.contextmanager
 def replacing(path: Path, size: int) -> Iterator[Path]:
-    """A name beside `path` for a file or a folder, which takes its place at the end; after an error nothing is left of it.
+    """A temporary name beside `path` for a file or a folder. At the end it replaces `path`; after an error it is removed.
 
-    What is mapped under the old name stays as it is. OSError, one line: there is no room for `size` bytes, or no way to write.
+    Programs that have mapped the old file keep its content. Raises OSError, one line: there is no room for `size` bytes, or
+    `path` cannot be written.
     """
+    import shutil  # loading it takes milliseconds, and whoever only reads files does without
+
     unfinished = path.with_name(path.name + ".part")
     try:
         free = shutil.disk_usage(path.absolute().parent).free
         if size > free:
-            raise OSError(f"{path}: expected {size / 1e6:.0f} MB of free disk, found {free / 1e6:.0f} MB")
+            raise FileError(errno.ENOSPC, f"expected {size / 1e6:.0f} MB of free disk, found {free / 1e6:.0f} MB", str(path))
         yield unfinished
         os.replace(unfinished, path)
     except OSError as error:
-        if not error.strerror:  # one of ours, which says it all
-            raise
-        readable = type(error)(f"{path}: expected a place to write to, found: {error.strerror}")
-        readable.errno = error.errno
-        raise readable from None
+        raise file_error(error, path, "a place to write to") from None
     finally:
         if unfinished.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -74,25 +99,30 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
 
 
 def check_group_size(config: Config, group_size: int) -> None:
-    """Files that are made here have whole groups in each row: other programs compute nonsense from those that straddle two."""
+    """Groups must not straddle two rows of a file written here, because other programs compute nonsense from such files.
+
+    Raises RequestError.
+    """
     for name in ("dim", "hidden_dim"):
         if group_size <= 0 or getattr(config, name) % group_size:
-            raise ValueError(f"group_size: expected a divisor of {name} = {getattr(config, name)}, found {group_size}")
+            found = f"expected a divisor of {name} = {getattr(config, name)}, found {group_size}"
+            raise RequestError(f"group_size: {found}", "group_size")
 
 
-def write_checkpoint(path: Path, plan: Layout, numbers: Numbers, track: Track = iter) -> Rounding:
-    """Write the file of `plan`, one matrix after another.
+def write_checkpoint(path: Path, layout: Layout, numbers: Numbers, progress: Progress | None = None) -> Rounding:
+    """Write the file of a layout, one matrix after another.
 
-    numbers(entry, i) gives the values of matrix i of a tensor in row-major order, fp32, in arrays of any shape that hold whole
-    groups each; it is not asked for ROPE_TABLES. `track` may count the matrices while they are written.
+    numbers(entry, i) gives the values of matrix i of a tensor in row-major order: fp32 arrays of any shape, each with whole
+    groups. It is not called for ROPE_TABLES. `progress` is called with the number of matrices written and their total.
 
-    OSError: the file cannot be written; ValueError: the format cannot hold the config, or a value is not finite.
+    Raises OSError if the file cannot be written, ValueError if the format cannot store the config, ModelError if a value is
+    not finite or is too large for the type.
     """
-    start = header(plan)
+    start = header(layout)
     worst = Rounding(0.0, "")
-    with replacing(path, plan.file_size) as unfinished, unfinished.open("wb") as file:
+    with replacing(path, layout.file_size) as unfinished, unfinished.open("wb") as file:
         file.write(start)
-        for entry, i in track([(e, i) for e in plan.entries for i in range(e.n_matrices)]):
+        for entry, i in counted([(e, i) for e in layout.entries for i in range(e.n_matrices)], progress):
             name = f"{entry.name}[{i}]" if len(entry.shape) > 2 else entry.name
             if entry.name == ROPE_TABLES:
                 write_zeros(file, entry.nbytes)
@@ -109,21 +139,21 @@ def write_zeros(file: BinaryIO, n_bytes: int) -> None:
 
 
 def write_floats(file: BinaryIO, name: str, n_values: int, arrays: Iterable[Floats], dtype: str) -> Rounding:
-    """The `n_values` values of a matrix as float32, float16 or bfloat16. ValueError: other values, or some it cannot hold."""
+    """Write the `n_values` values of a matrix as float32, float16 or bfloat16. ModelError: one is not finite or too large."""
     error = 0.0
     for values in checked_pieces(name, n_values, arrays):
         narrowed = narrow(values, dtype)
         if dtype != "float32":
             back = as_floats(as_weight(narrowed, dtype))
             if not np.isfinite(back).all():
-                raise ValueError(f"{name}: expected weights that {dtype} holds, found {values[~np.isfinite(back)][0]}")
+                raise ModelError(f"{name}: expected weights that {dtype} holds, found {values[~np.isfinite(back)][0]}")
             error = max(error, float(np.abs(values - back).max()))
         file.write(narrowed.data)
     return Rounding(error, name if error else "")
 
 
 def write_q8(file: BinaryIO, name: str, n_values: int, arrays: Iterable[Floats], group_size: int) -> Rounding:
-    """The values of one matrix as int8, then their scales."""
+    """Write the values of one matrix as int8, then their scales."""
     error = 0.0
     all_scales: list[Floats] = []
     for values in checked_pieces(name, n_values, arrays, group_size):
@@ -137,11 +167,11 @@ def write_q8(file: BinaryIO, name: str, n_values: int, arrays: Iterable[Floats],
 
 
 def checked_pieces(name: str, n_values: int, arrays: Iterable[Floats], group_size: int = 1) -> Iterator[Floats]:
-    """`pieces`, each of finite numbers and all together `n_values`; else ValueError."""
+    """`pieces`, checked. ModelError: a value is not finite; ValueError: there are not `n_values` of them."""
     n_found = 0
     for values in pieces(arrays, group_size):
         if not np.isfinite(values).all():
-            raise ValueError(f"{name}: expected finite weights, found {values[~np.isfinite(values)][0]}")
+            raise ModelError(f"{name}: expected finite weights, found {values[~np.isfinite(values)][0]}")
         n_found += values.size
         yield values
     if n_found != n_values:
@@ -149,7 +179,7 @@ def checked_pieces(name: str, n_values: int, arrays: Iterable[Floats], group_siz
 
 
 def pieces(arrays: Iterable[Floats], group_size: int) -> Iterator[Floats]:
-    """The same values in one dimension, at most CHUNK at a time (or a group, if that is more), in whole groups."""
+    """The same values in one dimension and in whole groups, at most CHUNK values at a time (or one group, if it is larger)."""
     step = max(CHUNK // group_size, 1) * group_size
     for array in arrays:
         values = np.ascontiguousarray(array, np.float32).reshape(-1)
@@ -158,7 +188,7 @@ def pieces(arrays: Iterable[Floats], group_size: int) -> Iterator[Floats]:
 
 
 def narrow(values: Floats, dtype: str) -> Raw:
-    """fp32 numbers as they are stored in a type, rounded half to even; what is too large for it is infinite."""
+    """fp32 numbers as they are stored in a type, rounded half to even. Numbers too large for the type become infinite."""
     if dtype == "float32":
         return values.astype("<f4", copy=False)
     if dtype == "float16":
@@ -171,7 +201,7 @@ def narrow(values: Floats, dtype: str) -> Raw:
 def quantize(values: Floats, group_size: int) -> tuple[NDArray[np.int8], Floats]:
     """Q8_0: (n_groups, group_size) values w / scale, rounded half to even, and (n_groups,) scales, max|w| / 127 of each group.
 
-    A group of zeros stays one, with scale 0.
+    A group of zeros stays a group of zeros, with scale 0.
     """
     groups = values.reshape(-1, group_size)
     scales: Floats = np.divide(np.abs(groups).max(1), 127, dtype=np.float32)
@@ -187,7 +217,7 @@ def quantize(values: Floats, group_size: int) -> tuple[NDArray[np.int8], Floats]
 
 
 def pack_tokenizer(tokens: Sequence[tuple[bytes, float]]) -> bytes:
-    """The content of a tokenizer.bin: the longest spelling's length, then score, length and spelling of each token."""
+    """The content of a tokenizer.bin: the length of the longest spelling, then score, length and spelling of each token."""
     longest = max(len(spelling) for spelling, _ in tokens)
     packed = [struct.pack("<fi", score, len(spelling)) + spelling for spelling, score in tokens]
     return struct.pack("<i", longest) + b"".join(packed)

@@ -1,6 +1,7 @@
-"""The catalogue of bad inputs: each is made by code, named for what is wrong with it, and says how it must be refused.
+"""The catalogue of bad inputs. Each is made by code, is named after what is wrong with it, and has the expected error.
 
-`CASES` has them all, by name. One more is a Case in the list of its module; worker.py runs it, test_bad_inputs.py asserts.
+`CASES` has all of them by name. To add one, add a Case to its module.
+worker.py runs the cases, test_bad_inputs.py checks them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a case is, the doors a bad file is carried to, and the small good model that each bad one differs from in one thing."""
+"""What a case is, the ways to open a bad file (doors), and the small valid model that each bad file is made from."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Door = Callable[[Path], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One input, and what must come of it. `run` is called in the worker, with an empty folder."""
+    """One input and the expected result. `run` is called in the worker, with an empty folder."""
 
     name: str
     run: Callable[[Path], object]
-    error: type[BaseException] | None  # what it must raise; None: nothing, and `run` has looked at the result
+    error: type[BaseException] | None  # what it must raise; None: nothing, and `run` checks the result
     words: tuple[str, ...] = ()  # of the message
     linux: bool = False  # needs Linux
-    limit: bool = False  # needs an RLIMIT_AS that the system keeps, which sanitizers cannot live with
+    limit: bool = False  # needs RLIMIT_AS, which sanitizers do not support
 
 
 # ---------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def open_good(folder: Path, version: int = 0) -> llama2c.Llama:
 
 
 def command_line(path: Path, *flags: str) -> None:
-    """The command line, whose one line on stderr and exit code become the exception that they tell of."""
+    """Run the command line; raise its one line on stderr as an exception."""
     err = io.StringIO()
     out = io.TextIOWrapper(io.BytesIO())
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
@@ -105,7 +105,7 @@ def command_line(path: Path, *flags: str) -> None:
 
 
 class CommandLineError(Exception):
-    """The one line of a command that failed: it tells no type."""
+    """The one line of a command that failed. It has no type."""
 
 
 DOORS: dict[str, Door] = {
@@ -134,7 +134,7 @@ TOKENIZER_DOORS: dict[str, Door] = {
 
 
 def named(door: Door) -> Door:
-    """The same door, at which every message must begin with the path, or that of a file in it."""
+    """The same door, with a check that every message begins with the path, or with that of a file in it."""
 
     def checked(path: Path) -> object:
         try:
@@ -154,7 +154,7 @@ def refused(
     doors: Mapping[str, Door] = DOORS,
     **options: Any,
 ) -> Iterator[Case]:
-    """A bad file, made in the folder by `make`, that must be refused at every door."""
+    """A bad file, written by `make`, that every door must refuse."""
     for title, door in doors.items():
         expected = CommandLineError if title == "command line" else error
 
@@ -165,7 +165,7 @@ def refused(
 
 
 def content(data: bytes, name: str = "model.bin") -> Callable[[Path], Path]:
-    """Makes a file of these bytes."""
+    """Returns a function that writes a file of these bytes."""
 
     def make(folder: Path) -> Path:
         (folder / name).write_bytes(data)

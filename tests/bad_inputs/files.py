@@ -1,20 +1,27 @@
-"""Paths that lead to no file, files that change, and too little memory for good ones."""
+"""Paths without a file, files of another kind, files that change, and too little memory for valid files."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
+import importlib.util
+import json
 import os
+import pickle
 import resource
 import socket
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import folders
 import numpy as np
 
 import llama2c
 from llama2c.formats import checkpoint as checkpoint_module
 
+from . import version3
 from .case import (
     DOORS,
     TOKENIZER_DOORS,
@@ -30,13 +37,14 @@ from .case import (
     pack_tokenizer,
     parts,
     refused,
+    weights,
 )
 
 NOBODY = 65534
 
 
 # ---------------------------------------------------------------------------
-# no file
+# paths without a file
 
 
 def directory(folder: Path) -> Path:
@@ -45,7 +53,7 @@ def directory(folder: Path) -> Path:
 
 
 def fifo(folder: Path) -> Path:
-    os.mkfifo(folder / "a.bin")  # which no one writes to: opening it as files are opened would wait for ever
+    os.mkfifo(folder / "a.bin")  # nobody writes to it, so a plain open would wait for ever
     return folder / "a.bin"
 
 
@@ -72,14 +80,14 @@ def through_a_file(folder: Path) -> Path:
 
 
 Make = Callable[[Path], Path]
-NO_FILES: list[tuple[str, Make, type[Exception], str, bool]] = [  # what is wrong, the path, the error, of a checkpoint alone
+NO_FILES: list[tuple[str, Make, type[Exception], str, bool]] = [  # title, path, error, words, checkpoints only
     ("empty", content(b""), ValueError, "expected ", False),
     ("absent", lambda folder: folder / "absent.bin", FileNotFoundError, "No such file or directory", False),
     ("a FIFO", fifo, ValueError, "expected a regular file, found a", False),
     ("a device without end", lambda folder: Path("/dev/zero"), ValueError, "expected a regular file, found a", False),
     ("an empty device", lambda folder: Path("/dev/null"), ValueError, "expected a regular file, found a", False),
     ("a symlink loop", loop, OSError, "Too many levels of symbolic links", False),
-    ("a dangling symlink", dangling, FileNotFoundError, "No such file or directory", False),
+    ("a dangling symlink", dangling, FileNotFoundError, "found a link to ", False),
     ("a path through a file", through_a_file, NotADirectoryError, "Not a directory", False),
     ("a name too long", lambda folder: folder / ("a" * 300), OSError, "File name too long", False),
     ("a name with NUL", lambda folder: folder / "a\0b", ValueError, "null byte", False),
@@ -106,12 +114,37 @@ def no_tokenizers() -> Iterator[Case]:
 
 
 # ---------------------------------------------------------------------------
+# files of another kind
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 438123\n"
+HTML = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n"
+GGUF = b"GGUF" + struct.pack("<IQQ", 3, 291, 24) + b"\x14\0\0\0\0\0\0\0general.architecture"
+OTHERS: dict[str, tuple[bytes, str]] = {  # the content, and what is said of it
+    "a Git LFS pointer": (LFS, "a Git LFS pointer: the file itself was not downloaded, run `git lfs pull` to get it"),
+    "an HTML page": (HTML, "an HTML page: download the file itself, not its web page"),
+    "an HTML page after white space": (b"\n  <html lang='en'>\n<body>" + bytes(9), "an HTML page: "),
+    "GGUF": (GGUF, "a GGUF file, which llama2c does not read: use the Hugging Face folder of the model"),
+    "GGML": (b"tjgg" + struct.pack("<8I", 3, 32000, 4096, 256, 32, 32, 128, 2), "an old GGML file, "),
+    "a zip file": (b"PK\3\4" + bytes(60), "a zip file: if torch.save wrote it, run `python -m llama2c export FILE -o "),
+    "a pickle": (pickle.dumps({"model": [1.0] * 9}, 2), "a pickle: if torch.save wrote it, run `python -m llama2c export "),
+    "a gzip file": (gzip.compress(bytes(999)), "a gzip file: unpack it first"),
+    "safetensors": (struct.pack("<Q", 40) + b'{"x":{"dtype":"F32"}}'.ljust(40), "a safetensors file: use the folder that "),
+    "JSON": (b'{\n  "architectures": ["LlamaForCausalLM"]\n}\n', "JSON: use the folder with config.json and the weights"),
+}
+
+
+def others() -> Iterator[Case]:
+    for title, (data, words) in OTHERS.items():
+        yield from refused(f"checkpoint: {title}", content(data), ValueError, f"expected a checkpoint, found {words}")
+
+
+# ---------------------------------------------------------------------------
 # no permission
 
 
 @contextlib.contextmanager
 def nobody() -> Iterator[None]:
-    """As a user who owns nothing: root may read what no one may."""
+    """Run as a user without permissions, because root may read every file."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(NOBODY)
@@ -124,7 +157,7 @@ def nobody() -> Iterator[None]:
 def without_permission(make: Make, door: Door) -> Callable[[Path], object]:
     def run(folder: Path) -> object:
         with tempfile.TemporaryDirectory() as place:
-            os.chmod(place, 0o755)  # so that it is the file that may not be read, not the folder
+            os.chmod(place, 0o755)  # so that the folder may be entered
             path = Path(place, "a.bin")
             path.write_bytes(make(folder).read_bytes())
             with nobody():
@@ -153,7 +186,7 @@ def good_tokenizer(folder: Path) -> Path:
 
 
 def shrunk(use_mmap: bool) -> Callable[[Path], object]:
-    """Cut short by another program after its size was looked at, before its content is."""
+    """Truncated by another program after its size was checked and before its content is read."""
 
     def run(folder: Path) -> object:
         path = good_model(folder)
@@ -178,7 +211,7 @@ def logits(checkpoint: llama2c.Checkpoint) -> np.ndarray:
 
 
 def unharmed(change: Callable[[Path], None], use_mmap: bool) -> Callable[[Path], object]:
-    """A model that is open goes on as before whatever happens to its file."""
+    """An open model gives the same logits, whatever happens to its file."""
 
     def run(folder: Path) -> None:
         path = good_model(folder)
@@ -227,7 +260,7 @@ def memory_limit(room: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-LARGE = 2**28  # bytes of a file with nothing in it, which takes no room on the disk
+LARGE = 2**28  # bytes of a sparse file
 
 
 def large_model(folder: Path) -> Path:
@@ -237,6 +270,21 @@ def large_model(folder: Path) -> Path:
     path = content(head)(folder)
     numbers = 64 * (sizes["vocab_size"] + 2 * (2 + 2 * 64 + 2 * 32 + 3 * 10) + 1)
     os.truncate(path, len(head) + 4 * numbers)
+    return path
+
+
+def large_folder(folder: Path) -> Path:
+    """A Hugging Face folder whose weights are as large."""
+    path = folders.write_model(folder / "hf", version3.CONFIG, weights())
+    size = (path / "model.safetensors").stat().st_size
+    content = (path / "model.safetensors").read_bytes()
+    n_header = int.from_bytes(content[:8], "little")
+    entries = {**json.loads(content[8 : 8 + n_header]), "x": {"dtype": "I8", "shape": [LARGE], "data_offsets": []}}
+    end = size - 8 - n_header
+    entries["x"]["data_offsets"] = [end, end + LARGE]
+    text = json.dumps(entries).encode()
+    (path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + n_header :])
+    os.truncate(path / "model.safetensors", 8 + len(text) + end + LARGE)
     return path
 
 
@@ -255,7 +303,7 @@ def many_tokens(folder: Path) -> Path:
 
 
 def limited(make: Make, door: Door, room: int = LARGE // 4) -> Callable[[Path], object]:
-    """`door` with little room: it fails there, and nowhere else, and what came before still works."""
+    """`door` with little memory. An open model still works afterwards."""
 
     def run(folder: Path) -> object:
         llama = open_good(folder)
@@ -286,7 +334,7 @@ def whole_context(path: Path) -> object:
 
 
 def few_tokens(path: Path) -> None:
-    """A cache is as long as what is asked for, not as the context."""
+    """A cache has the length that was asked for, not that of the context."""
     assert llama2c.load(path, n_threads=1).generate("a", max_tokens=3, temperature=0).finish_reason
     command_line(path)
 
@@ -324,6 +372,11 @@ def memory_cases() -> Iterator[Case]:
         words = (said,) if error is OSError else ("expected memory for ",)
         run = limited(large_model, door)
         yield Case(f"checkpoint: RLIMIT_AS hit ({title})", run, error, words, linux=True, limit=True)
+    if importlib.util.find_spec("safetensors"):
+        for title in ("mapped", "read", "load"):
+            run = limited(large_folder, DOORS[title])
+            words = ("model.safetensors: expected memory for ",)
+            yield Case(f"folder: RLIMIT_AS hit ({title})", run, MemoryError, words, linux=True, limit=True)
     for title, make, words in (
         ("by the file", large_tokenizer, f"expected memory for {LARGE} bytes, found too little"),
         ("by its tokens", many_tokens, "expected memory for its tokens, found too little"),
@@ -339,11 +392,11 @@ def memory_cases() -> Iterator[Case]:
 
 
 def unnamed(act: Callable[[Path], object], path: Path) -> object:
-    """`act`, whose MemoryError need not name the file, as it is none of the file's fault."""
+    """`act`, whose MemoryError need not name the file, because the file is not the reason."""
     try:
         return act(path)
     except MemoryError as error:
         raise MemoryError(f"{path}: {error}") from None
 
 
-CASES = [*no_files(), *permissions(), *changes(), *cache_cases(), *memory_cases()]
+CASES = [*no_files(), *others(), *permissions(), *changes(), *cache_cases(), *memory_cases()]

@@ -1,4 +1,4 @@
-"""Checkpoint headers that lie: sizes, products of sizes, magic numbers, versions, flags."""
+"""Checkpoint headers with wrong numbers: sizes, products of sizes, magic numbers, versions, flags."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .case import FIELDS, MODEL, VERSIONS, Case, content, pack_header, parts, re
 
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 POSITIVE = "expected a positive number below 2**31, found"
-BODY = b"".join(parts(0)[1:])  # of some length that no lie fits
+BODY = b"".join(parts(0)[1:])  # its length fits none of the wrong headers
 
 
 def dimension(version: int, field: str, value: int) -> str | None:
-    """What is said of a header in which this one number is changed; None if it is a good one."""
-    if version == 0 and field == "vocab_size" and value < 0:  # there the sign says that the classifier is not shared
+    """The message about a header in which this one number is changed. None: the header is still valid."""
+    if version == 0 and field == "vocab_size" and value < 0:  # in v0 the sign says whether the classifier is shared
         return f"vocab_size: {POSITIVE} {-value}" if value == INT_MIN else "bytes according to the v0 header"
     if value <= 0:
         return f"{field}: {POSITIVE} {value}"
@@ -25,7 +25,7 @@ def dimension(version: int, field: str, value: int) -> str | None:
     if field == "n_kv_heads":
         return f"n_kv_heads: expected a divisor of n_heads = {MODEL.n_heads}, found {value}"
     if field == "seq_len" and version:
-        return None  # nothing in the file is as long: files.py asks for a cache of it
+        return None  # the size of the file does not depend on it; files.py tests the cache
     return f"bytes according to the v{version} header"
 
 
@@ -40,7 +40,7 @@ def dimensions() -> Iterator[Case]:
                     yield from refused(f"v{version} header: {field} {title}", content(data), ValueError, words)
 
 
-RULES: list[tuple[str, dict[str, int], str]] = [  # what is wrong, what is changed, what is said
+RULES: list[tuple[str, dict[str, int], str]] = [  # what is wrong, what is changed, the message
     ("dim no multiple of n_heads", {"dim": 14}, "n_heads: expected a divisor of dim = 14, found 6"),
     ("n_heads no multiple of n_kv_heads", {"n_kv_heads": 4}, "n_kv_heads: expected a divisor of n_heads = 6, found 4"),
     ("n_kv_heads above n_heads", {"n_kv_heads": 12}, "n_kv_heads: expected a divisor of n_heads = 6, found 12"),
@@ -48,7 +48,7 @@ RULES: list[tuple[str, dict[str, int], str]] = [  # what is wrong, what is chang
     ("all sizes 2^31-4", dict.fromkeys(FIELDS, 2**31 - 4) | {"n_heads": 2, "n_kv_heads": 1}, "bytes according to the "),
 ]
 
-# Counted in 32 or 64 bits, the bytes of these bodies come to nothing: who counts so takes the bare header for a whole file.
+# The sizes of these bodies are 0 modulo 2^32 or 2^64. A reader that counts in 32 or 64 bits would accept the header alone.
 PAIRS = {"hidden_dim": 1, "n_layers": 1, "n_kv_heads": 1, "seq_len": 2**29}  # with a head_size of 2
 WRAPPING: list[tuple[int, int, dict[str, int]]] = [  # bits, version, sizes
     (32, 0, {**PAIRS, "dim": 2**16, "n_heads": 2**15, "vocab_size": 2**14 - 10}),

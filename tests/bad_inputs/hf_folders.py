@@ -1,4 +1,4 @@
-"""Folders of Hugging Face with something wrong: settings, shards, tensors, and files that are no files."""
+"""Hugging Face folders with something wrong: settings, shards, tensors, and paths that are not regular files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import folders
 import numpy as np
 
 from .case import Case, pack_tokenizer, refused, weights
+from .files import GGUF, HTML, LFS
 from .version3 import CONFIG, LLAMA3
 
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
@@ -34,7 +35,7 @@ def settings(**changed: Any) -> Spoil:
 
 
 def tensors(**changed: np.ndarray | None) -> Spoil:
-    """The good tensors but for these; None: it is left out."""
+    """The valid tensors with these changes. None: the tensor is missing."""
 
     def spoil(folder: Path) -> None:
         found = {**folders.hf_tensors(weights(), CONFIG.head_size), **changed}
@@ -63,7 +64,7 @@ def header(text: bytes | str, size: int | None = None, body: bytes = b"") -> Spo
 
 
 def entries(**changed: Any) -> Spoil:
-    """The good file, a tensor of its header described in another way."""
+    """The valid file, with one tensor described differently in its header."""
 
     def spoil(folder: Path) -> None:
         content = (folder / FILE).read_bytes()
@@ -84,6 +85,8 @@ def no_file(name: str, kind: str) -> Spoil:
             (folder / name).mkdir()
         elif kind == "a symlink loop":
             (folder / name).symlink_to(folder / name)
+        elif kind == "a dangling link":
+            (folder / name).symlink_to(folder / "blob")
 
     return spoil
 
@@ -126,6 +129,11 @@ BAD: dict[str, tuple[Spoil, type[Exception], str]] = {
     "biases of the feed-forward": (settings(mlp_bias=True), ValueError, "mlp_bias: expected false, found true"),
     "quantised": (settings(quantization_config={"bits": 4}), ValueError, "quantization_config: expected null"),
     "an unknown rotary type": (settings(rope_scaling={"rope_type": "yarn"}), ValueError, "found yarn"),
+    "an unknown rotary type beside a known one": (
+        settings(rope_parameters={"rope_type": "default"}, rope_scaling={"rope_type": "yarn", "factor": 2}),
+        ValueError,
+        "found yarn",
+    ),
     "rotary settings of another type": (settings(rope_scaling="llama3"), ValueError, "rope_scaling: expected an object"),
     "a rotary type that is a list": (settings(rope_scaling={"rope_type": []}), ValueError, "rope_type: expected default, "),
     "llama3 without its factors": (settings(rope_scaling={"type": "llama3", "factor": 8}), ValueError, "low_freq_factor: "),
@@ -137,9 +145,16 @@ BAD: dict[str, tuple[Spoil, type[Exception], str]] = {
     "theta NaN": (settings(rope_theta=float("nan")), ValueError, "rope_theta: expected a finite positive number, found nan"),
     "key heads that do not divide": (settings(num_key_value_heads=4), ValueError, "n_kv_heads: expected a divisor of n_heads"),
     "no weights": (no_file(FILE, "absent"), OSError, "expected model.safetensors or model.safetensors.index.json"),
+    "config.json a dangling link": (no_file("config.json", "a dangling link"), FileNotFoundError, "found a link to "),
+    "config.json a Git LFS pointer": (replaced("config.json", LFS), ValueError, "config.json: expected JSON, found: a Git LFS"),
+    "config.json an HTML page": (replaced("config.json", HTML), ValueError, "config.json: expected JSON, found: an HTML page"),
+    "weights a dangling link": (no_file(FILE, "a dangling link"), FileNotFoundError, f"{FILE}: expected a readable file, "),
+    "weights a Git LFS pointer": (replaced(FILE, LFS), ValueError, f"{BROKEN}a Git LFS pointer: "),
+    "weights an HTML page": (replaced(FILE, HTML), ValueError, f"{BROKEN}an HTML page: "),
+    "weights of GGUF": (replaced(FILE, GGUF), ValueError, f"{BROKEN}a GGUF file"),
     "weights a FIFO": (no_file(FILE, "a FIFO"), ValueError, "expected a regular file, found a special file"),
     "weights a directory": (no_file(FILE, "a directory"), ValueError, "expected a regular file, found a directory"),
-    "weights a symlink loop": (no_file(FILE, "a symlink loop"), OSError, "hf: expected model.safetensors or "),
+    "weights a symlink loop": (no_file(FILE, "a symlink loop"), OSError, f"{FILE}: expected a readable file, found: Too many"),
     "weights empty": (replaced(FILE, b""), ValueError, BROKEN),
     "weights a text": (replaced(FILE, b"Once upon a time, there was a little girl."), ValueError, BROKEN),
     "weights cut by a byte": (cut(-1), ValueError, BROKEN),
@@ -165,7 +180,7 @@ BAD: dict[str, tuple[Spoil, type[Exception], str]] = {
     "a tensor of another shape": (tensors(**{QUERY: np.zeros((12, 9), "<f4")}), ValueError, "(12, 12), found (12, 9)"),
     "a tensor of 64 bits": (tensors(**{QUERY: np.zeros((12, 12), "<f8")}), ValueError, "found F64"),
     "a bias": (tensors(**{QUERY.replace("weight", "bias"): np.zeros(12, "<f4")}), ValueError, "q_proj.bias"),
-    "a classifier that is said to be tied": (settings(tie_word_embeddings=True), ValueError, "as they are tied, found others"),
+    "a classifier that is said to be tied": (settings(tie_word_embeddings=True), ValueError, "they are tied, found others"),
     "NaN in a norm": (norm(np.nan), ValueError, "rms_final_weight[0]: expected a finite number, found nan"),
     "Inf in a norm": (norm(np.inf), ValueError, "rms_final_weight[0]: expected a finite number, found inf"),
     "index that is no JSON": (index("{"), ValueError, "index.json: expected JSON"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import gc
 import itertools
 import mmap
 import os
+import pickle
 import re
 import struct
 from pathlib import Path
@@ -17,11 +19,13 @@ import checkpoints
 import numpy as np
 import pytest
 
+import llama2c
 from llama2c.config import Config
+from llama2c.errors import ModelError
 from llama2c.formats import checkpoint as module
 from llama2c.formats.checkpoint import Checkpoint
-from llama2c.formats.layout import layout, parse_header
-from llama2c.tensors import BFloat16Tensor, QuantizedTensor
+from llama2c.formats.layout import make_layout, parse_header
+from llama2c.tensors import BFloat16Tensor, QuantizedTensor, as_floats
 
 NAMES = set(checkpoints.V1)
 NORMS = {"rms_att_weight", "rms_ffn_weight", "rms_final_weight"}
@@ -240,11 +244,7 @@ def test_a_few_bytes_are_no_checkpoint(tmp_path: Path, start: bytes, size: int) 
 @pytest.mark.parametrize(
     ("index", "value", "message"),
     [
-        *(
-            (i, value, f"expected a positive number below 2**31, found {value}")
-            for i in range(7)
-            for value in (0, -3)
-        ),
+        *((i, value, f"expected a positive number below 2**31, found {value}") for i in range(7) for value in (0, -3)),
         (3, 5, "n_kv_heads: expected a divisor of n_heads = 5, found 2"),
         (4, 4, "n_kv_heads: expected a divisor of n_heads = 6, found 4"),
         (0, 14, "n_heads: expected a divisor of dim = 14, found 6"),
@@ -257,7 +257,7 @@ def test_bad_dimensions(tmp_path: Path, version: int, index: int, value: int, me
     make(path, SMALL, version)
     patched(path, (8 if version else 0) + 4 * index, struct.pack("<i", value))
     if version == 0 and index == 5 and value < 0:  # there the sign says that the classifier is not shared
-        message = f"expected {layout(dataclasses.replace(SMALL, vocab_size=3), 0, False).file_size} bytes"
+        message = f"expected {make_layout(dataclasses.replace(SMALL, vocab_size=3), 0, False).file_size} bytes"
     assert_refused(path, message, f"v{version} header")
 
 
@@ -290,16 +290,12 @@ def test_bad_headers(tmp_path: Path, version: int, offset: int, data: bytes, mes
 def test_bad_group_sizes(tmp_path: Path, group_size: int) -> None:
     make(tmp_path / "m.bin", SMALL, 2)
     patched(tmp_path / "m.bin", 37, struct.pack("<i", group_size))
-    assert_refused(
-        tmp_path / "m.bin", f"v2 header: group_size: expected a divisor of dim = 12, found {group_size}"
-    )
+    assert_refused(tmp_path / "m.bin", f"v2 header: group_size: expected a divisor of dim = 12, found {group_size}")
 
 
 def test_something_else_altogether(tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_text("Once upon a time, there was a little girl named Lily.\n")
-    assert_refused(
-        tmp_path / "story.txt", "v0 header (magic number 0x616b3432 not found): ", "expected ", "found "
-    )
+    assert_refused(tmp_path / "story.txt", "v0 header (magic number 0x616b3432 not found): ", "expected ", "found ")
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
@@ -338,9 +334,7 @@ def test_a_fifo_or_device_is_refused_without_waiting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("use_mmap", [True, False])
-def test_a_file_that_shrinks_while_it_is_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_mmap: bool
-) -> None:
+def test_a_file_that_shrinks_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_mmap: bool) -> None:
     make(tmp_path / "m.bin")
     size = (tmp_path / "m.bin").stat().st_size
 
@@ -349,9 +343,7 @@ def test_a_file_that_shrinks_while_it_is_opened(
         return parse_header(raw)
 
     monkeypatch.setattr(module, "parse_header", shrink)
-    with pytest.raises(
-        ValueError, match=f"m.bin: expected {size} bytes, found .*: the file shrank while it was"
-    ):
+    with pytest.raises(ValueError, match=f"m.bin: expected {size} bytes, found .*: the file shrank while it was"):
         Checkpoint.open(tmp_path / "m.bin", mmap=use_mmap)
 
 
@@ -432,7 +424,7 @@ def test_nothing_stays_mapped_or_open_after_an_error_or_a_read(tmp_path: Path) -
 
 
 def offset_of(name: str) -> int:
-    return next(entry.offset for entry in layout(SMALL, 0, True).entries if entry.name == name)
+    return next(entry.offset for entry in make_layout(SMALL, 0, True).entries if entry.name == name)
 
 
 @pytest.mark.parametrize("use_mmap", [True, False])
@@ -449,6 +441,80 @@ def test_what_was_read_into_memory_does_not_follow_the_file(tmp_path: Path) -> N
     written = make(tmp_path / "m.bin")
     checkpoint = Checkpoint.open(tmp_path / "m.bin", mmap=False)
     patched(tmp_path / "m.bin", 28, b"\xff" * 1000)
-    np.testing.assert_array_equal(
-        checkpoint.weights["token_embedding_table"], written["token_embedding_table"]
-    )
+    np.testing.assert_array_equal(checkpoint.weights["token_embedding_table"], written["token_embedding_table"])
+
+
+# ---- copies and pickles ------------------------------------------------------------------
+
+
+def test_copies_share_everything(tmp_path: Path) -> None:
+    path = checkpoints.write(tmp_path / "m.bin", SMALL, 0, weights_for_copies())
+    for use_mmap in (True, False):
+        checkpoint = Checkpoint.open(path, mmap=use_mmap)
+        assert copy.copy(checkpoint) is checkpoint and copy.deepcopy([checkpoint])[0] is checkpoint
+
+
+def weights_for_copies() -> checkpoints.Arrays:
+    return checkpoints.random_weights(SMALL, np.random.default_rng(2), True)
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_a_pickle_opens_the_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    checkpoints.write(tmp_path / "m.bin", SMALL, version, weights_for_copies(), 4 if version == 2 else None)
+    monkeypatch.chdir(tmp_path)
+    checkpoint = Checkpoint.open("m.bin")
+    raw = pickle.dumps(checkpoint)
+    assert len(raw) < 2000  # no weights in it
+    monkeypatch.chdir("/")
+    again = pickle.loads(raw)
+    assert again.path == str(tmp_path / "m.bin")
+    for name in ("version", "config", "shared_classifier", "dtype", "group_size", "rope_pairs"):
+        assert getattr(again, name) == getattr(checkpoint, name)
+    for name, weight in checkpoint.weights.items():
+        np.testing.assert_array_equal(as_floats(again.weights[name]), as_floats(weight))
+
+
+def test_a_pickle_whose_file_is_gone_or_another(tmp_path: Path) -> None:
+    path = checkpoints.write(tmp_path / "m.bin", SMALL, 0, weights_for_copies())
+    raw = pickle.dumps(Checkpoint.open(path))
+    other = dataclasses.replace(SMALL, seq_len=SMALL.seq_len + 1)
+    checkpoints.write(path, other, 0, weights_for_copies())
+    with pytest.raises(ModelError, match=r"m.bin: expected the model that was pickled, Config\(.*\), found another, Config\("):
+        pickle.loads(raw)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"m.bin: expected a readable file, found: No such file"):
+        pickle.loads(raw)
+
+
+def test_what_was_read_into_memory_is_not_pickled(tmp_path: Path) -> None:
+    path = checkpoints.write(tmp_path / "m.bin", SMALL, 0, weights_for_copies())
+    with pytest.raises(TypeError, match=r"m.bin: a checkpoint opened with mmap=False cannot be pickled, because its file may "):
+        pickle.dumps(Checkpoint.open(path, mmap=False))
+
+
+# ---- errors ------------------------------------------------------------------------------
+
+
+def test_the_kinds_of_errors(tmp_path: Path) -> None:
+    """A ModelError for what is wrong with a file; the system's errors keep their number and the name of the file."""
+    path = checkpoints.write(tmp_path / "m.bin", SMALL, 0, weights_for_copies())
+    with path.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ModelError):
+        Checkpoint.open(path)
+    with pytest.raises(FileNotFoundError) as caught:
+        Checkpoint.open(tmp_path / "none.bin")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(tmp_path / "none.bin"))
+
+
+def test_a_model_whose_width_begins_like_a_pickle(tmp_path: Path) -> None:
+    """dim = 640 is 80 02 00 00."""
+    config = Config(640, 8, 1, 1, 1, 8, 4)
+    weights = checkpoints.random_weights(config, np.random.default_rng(3), True)
+    path = checkpoints.write(tmp_path / "m.bin", config, 0, weights)
+    assert Checkpoint.open(path).config == config
+    with path.open("ab") as file:
+        file.write(b"x")
+    for open_it in (Checkpoint.open, lambda path: llama2c.export(path, tmp_path / "out.bin")):
+        with pytest.raises(ModelError, match=r"bytes according to the v0 header"):
+            open_it(path)

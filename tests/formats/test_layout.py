@@ -13,8 +13,9 @@ import checkpoints
 import numpy as np
 import pytest
 
+from llama2c.architecture import NORMS
 from llama2c.config import Config, RopeScaling
-from llama2c.formats.layout import DTYPES, NORMS, ROPE_TABLES, Entry, header, layout, parse_header
+from llama2c.formats.layout import DTYPES, ROPE_TABLES, Entry, header, make_layout, parse_header
 
 SMALL = Config(dim=12, hidden_dim=10, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=7, seq_len=5)
 SCALING = RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
@@ -32,7 +33,7 @@ FORMATS = [(version, dtype) for version, dtypes in enumerate(DTYPES) for dtype i
 
 def stream(config: Config, version: int, weights: dict[str, Any], group_size: int | None, dtype: str) -> bytes:
     """A file written as benchmarks and exporters do it: header, then entry by entry, matrix by matrix."""
-    found = layout(config, version, "wcls" not in weights, group_size, dtype)
+    found = make_layout(config, version, "wcls" not in weights, group_size, dtype)
     out = header(found)
     for entry in found.entries:
         assert len(out) == entry.offset
@@ -62,7 +63,7 @@ def test_streaming_by_the_layout_gives_the_same_file(
     parts = checkpoints.parts(config, version, weights, group, dtype)
     assert stream(config, version, weights, group, dtype)[1024:] == b"".join(parts)[1024:]
     assert stream(config, version, weights, group, dtype)[: len(parts[0])].rstrip() == parts[0].rstrip()
-    found = layout(config, version, shared, group, dtype)
+    found = make_layout(config, version, shared, group, dtype)
     assert parse_header(header(found)) == found
     assert [e.name for e in found.entries if e.name != ROPE_TABLES] == [
         name for name in (checkpoints.V1 if version else checkpoints.V0) if name in weights
@@ -74,21 +75,21 @@ def test_sizes_beyond_64_bits_are_exact() -> None:
     huge = 2**31 - 2
     config = Config(huge, huge, huge, 1, 1, huge, huge)
     weights = 2 * huge * huge + 7 * huge**3 + 2 * huge * huge + huge  # embedding and wcls, matrices, norms
-    assert layout(config, 1, False).file_size == 256 + 4 * weights
-    assert layout(config, 0, True).file_size == 28 + 4 * weights  # rope tables as large as wcls
+    assert make_layout(config, 1, False).file_size == 256 + 4 * weights
+    assert make_layout(config, 0, True).file_size == 28 + 4 * weights  # rope tables as large as wcls
 
 
 def test_llama_2_7b() -> None:
     """A model larger than 2**32 bytes, whose number of parameters is published: 6,738,415,616."""
     config = Config(4096, 11008, 32, 32, 32, 32000, 2048)
-    assert layout(config, 0, False).file_size == 28 + 4 * (6_738_415_616 + 2048 * 128)
+    assert make_layout(config, 0, False).file_size == 28 + 4 * (6_738_415_616 + 2048 * 128)
 
 
 def test_llama_3_2_1b() -> None:
     """Published: 1,235,814,400 parameters, 65 times 16 * 2 + 1 of them in norms of 2048."""
     config = Config(2048, 8192, 16, 32, 8, 128256, 131072, 64, 500000.0, 1e-5, SCALING)
     norms = (2 * 16 + 1) * 2048
-    assert layout(config, 3, True, dtype="bfloat16").file_size == 1024 + 2 * (1_235_814_400 - norms) + 4 * norms
+    assert make_layout(config, 3, True, dtype="bfloat16").file_size == 1024 + 2 * (1_235_814_400 - norms) + 4 * norms
 
 
 def test_an_entry_counts_itself() -> None:
@@ -115,7 +116,7 @@ def test_an_entry_counts_itself() -> None:
 )
 def test_layout_refuses(version: int, group_size: Any, dtype: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        layout(SMALL, version, True, group_size, dtype)
+        make_layout(SMALL, version, True, group_size, dtype)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_a_header_of_v0_to_v2_holds_no_head_size_theta_eps_or_scaling(name: str,
     config = dataclasses.replace(SMALL, **{name: value})
     for version in (0, 1, 2):
         with pytest.raises(ValueError, match=f"^{name}: expected .* in a v{version} file, found {re.escape(str(value))}$"):
-            header(layout(config, version, True, 4 if version == 2 else None))
+            header(make_layout(config, version, True, 4 if version == 2 else None))
 
 
 # ---- version 3 -------------------------------------------------------------------------
@@ -135,7 +136,7 @@ def test_a_header_of_v0_to_v2_holds_no_head_size_theta_eps_or_scaling(name: str,
 @pytest.mark.parametrize("dtype", DTYPES[3])
 def test_a_header_of_v3_tells_everything(dtype: str, scaling: RopeScaling | None) -> None:
     config = dataclasses.replace(OWN, rope_scaling=scaling)
-    plan = layout(config, 3, False, 4 if dtype == "q8_0" else None, dtype)
+    plan = make_layout(config, 3, False, 4 if dtype == "q8_0" else None, dtype)
     raw = header(plan)
     assert len(raw) == 1024
     assert struct.unpack_from("<Ii", raw) == (0x616B3432, 3)
@@ -150,7 +151,7 @@ def said(**changes: Any) -> dict[str, Any]:
 
 def test_numbers_of_a_header_keep_their_last_bit() -> None:
     config = dataclasses.replace(OWN, rope_theta=123456.78901234567, norm_eps=1.0000000000000002e-5)
-    assert parse_header(header(layout(config, 3, True, dtype="float32"))).config == config
+    assert parse_header(header(make_layout(config, 3, True, dtype="float32"))).config == config
 
 
 SETTINGS = "dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len, head_size, rope_theta, norm_eps, "
@@ -227,7 +228,7 @@ def test_the_worked_example_of_the_documentation(version: int, group_size: int |
     section = text.split("## A worked example")[1].split(f"### v{version}")[1].split("\n#")[0]
     rows = re.findall(r"^\| `(\w+)` \| \(([\d, ]+)\) \| ([\d,]+) \| ([\d,]+) \|$", section, re.MULTILINE)
     number = [(name, shape, int(at.replace(",", "")), int(size.replace(",", ""))) for name, shape, at, size in rows]
-    found = layout(Config(64, 172, 5, 8, 4, 512, 512), version, True, group_size, dtype)
+    found = make_layout(Config(64, 172, 5, 8, 4, 512, 512), version, True, group_size, dtype)
     assert number == [(e.name, ", ".join(map(str, e.shape)), e.offset, e.nbytes) for e in found.entries]
     assert f"{found.file_size:,} bytes" in section
     if version == 3:

@@ -333,7 +333,8 @@ def test_check_finds_one_broken_weight(
     """In the middle of w1 of the second layer: the perplexity does not show it, but the check names it."""
     path = exported(training, run, tmp_path, version)
     opened = Checkpoint.open(path, mmap=False)
-    entry = next(e for e in training.export.layout(opened.config, version, True, opened.group_size).entries if e.name == "w1")
+    layout = training.export.make_layout(opened.config, version, True, opened.group_size)
+    entry = next(e for e in layout.entries if e.name == "w1")
     weight = opened.weights["w1"]
     content = bytearray(path.read_bytes())
     if isinstance(weight, QuantizedTensor):

@@ -1,6 +1,6 @@
 """Folders of Hugging Face, run as they are: against NumPy, against the files that are made of them, and against transformers.
 
-test_export has the broken ones: what is wrong with a folder is the same whoever opens it.
+test_huggingface_errors has the broken ones: what is wrong with a folder is the same whoever opens it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import reference
 import llama2c
 from llama2c import BFloat16Tensor, Checkpoint, Config, Layers, RopeScaling, Transformer
 from llama2c.commands import main as cli
-from llama2c.formats.folder import read_rope_scaling
+from llama2c.formats.huggingface import read_config, read_rope_scaling
+from llama2c.transformer import rotary_frequencies
 
 pytest.importorskip("safetensors", reason="needs safetensors")
 
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
+LINEAR = RopeScaling("linear", 3.0)
 CONFIG = Config(64, 96, 2, 8, 4, 300, 40)
 OWN = dataclasses.replace(CONFIG, head_size=12, rope_theta=500000.0, norm_eps=1e-6, rope_scaling=LLAMA3)
 IDS = [int(token) for token in np.random.default_rng(8).integers(0, 300, 40)]
@@ -176,10 +178,65 @@ def test_both_spellings_of_the_rotary_settings(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, RopeScaling("linear", 4.0)),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 1e4}}, RopeScaling("linear", 2)),
         ({"rope_scaling": folders.scaling_settings(LLAMA3)}, LLAMA3),
+        ({"rope_parameters": {}}, None),
+        ({"rope_scaling": {}, "rope_parameters": {"type": "linear", "factor": 2}}, RopeScaling("linear", 2)),
+        ({"rope_scaling": {"type": "linear", "factor": 3.0}, "rope_parameters": {"rope_type": "default"}}, LINEAR),
+        ({"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"type": "linear", "factor": 2}}, None),
     ],
 )
 def test_rope_scaling(settings: dict[str, Any], expected: RopeScaling | None) -> None:
     assert read_rope_scaling(Path("config.json"), settings) == expected
+
+
+ROTARY: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "theta": {"rope_theta": 500.0},
+    "empty rope_parameters": {"rope_parameters": {}},
+    "empty rope_parameters, theta": {"rope_parameters": {}, "rope_theta": 500.0},
+    "rope_parameters": {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}},
+    "rope_parameters without theta": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 700.0},
+    "both": {
+        "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"},
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
+    "both, and theta": {
+        "rope_parameters": {"rope_theta": 500.0, "rope_type": "linear", "factor": 8.0},
+        "rope_scaling": folders.scaling_settings(LLAMA3),
+        "rope_theta": 700.0,
+    },
+    "rope_scaling with theta": {"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 300.0}, "rope_theta": 700.0},
+    "rope_scaling of default over rope_parameters": {
+        "rope_parameters": {"rope_theta": 500.0, "rope_type": "linear", "factor": 8.0},
+        "rope_scaling": {"rope_type": "default"},
+    },
+    "empty rope_scaling": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 9.0}, "rope_scaling": {}},
+    "null": {"rope_parameters": None, "rope_scaling": None},
+    "both names of the type": {"rope_scaling": {"type": "default", "rope_type": "linear", "factor": 2.0}},
+    "llama3 without its context": {
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        "max_position_embeddings": 64,
+    },
+}
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("torch", "transformers")), reason="needs torch, transformers"
+)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ROTARY)
+def test_rotary_frequencies_are_those_of_transformers(tmp_path: Path, name: str) -> None:
+    """Whichever of the two settings a config.json has, or both."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    settings = folders.hf_settings(CONFIG, True)
+    for key in ("rope_theta", "rope_scaling"):
+        del settings[key]
+    settings |= ROTARY[name]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    expected = LlamaRotaryEmbedding(LlamaConfig.from_pretrained(tmp_path)).inv_freq.numpy()
+    found = rotary_frequencies(read_config(tmp_path / "config.json", settings))
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
 # ---- against NumPy, and the exported file ----------------------------------------------
