@@ -10,7 +10,8 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from .errors import FileError, file_error, not_found
+from .errors import not_found
+from .files import exists
 
 CONFIG = "config.json"  # a folder with this file is a Hugging Face folder
 BUNDLED = Path(__file__).with_name("bundled") / "tales1M.bin"  # docs/model-card.md says what it is
@@ -77,22 +78,6 @@ def find_hub_model(name: str) -> HubModel | None:
     return HubModel(name, f"{repo_id.replace('/', '--')}/{stem.replace('/', '--')}", repo_id, file)
 
 
-def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file or a folder at `path`. OSError: a link that leads to no file, or the system does not say."""
-    try:
-        os.stat(path)
-    except OSError as error:
-        if os.path.islink(path):
-            expected = f"expected a file, found a link to {os.readlink(path)}, which cannot be followed: {error.strerror}"
-            raise FileError(error.errno, expected, os.fspath(path)) from None
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            return False
-        raise file_error(error, path) from None
-    except ValueError:  # no system takes this path: it contains NUL
-        return False
-    return True
-
-
 def resolve(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     """The path of a model given by path or by name: "stories15M" -> ~/.cache/llama2c/stories15M/stories15M.bin.
 
@@ -104,9 +89,9 @@ def resolve(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     source = find_hub_model(model) if isinstance(model, str) else None
     if source is None:
         return model
-    if is_there(model) and (os.path.isfile(model) or is_there(os.path.join(model, CONFIG))):
+    if exists(model) and (os.path.isfile(model) or exists(os.path.join(model, CONFIG))):
         return model
-    if not is_there(source.path):
+    if not exists(source.path):
         command = f"python -m llama2c download {model}"
         raise not_found(model, f"expected a file, or a model downloaded with `{command}`, found neither")
     return source.path
@@ -119,8 +104,8 @@ HF_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
 
 def tokenizer_in(folder: str | os.PathLike[str]) -> Path | None:
     """The tokenizer in a folder: the first of TOKENIZERS, or of HF_TOKENIZERS if it has config.json. None: it has none."""
-    names = HF_TOKENIZERS if is_there(os.path.join(folder, CONFIG)) else TOKENIZERS
-    return next((path for path in (Path(folder, name) for name in names) if is_there(path)), None)
+    names = HF_TOKENIZERS if exists(os.path.join(folder, CONFIG)) else TOKENIZERS
+    return next((path for path in (Path(folder, name) for name in names) if exists(path)), None)
 
 
 def find_tokenizer(model_path: str | os.PathLike[str]) -> Path:
@@ -131,7 +116,7 @@ def find_tokenizer(model_path: str | os.PathLike[str]) -> Path:
     path = Path(model_path)
     folder = path if path.is_dir() else path.parent
     here = Path(TOKENIZERS[0])
-    found = tokenizer_in(folder) or (here if is_there(here) else None)
+    found = tokenizer_in(folder) or (here if exists(here) else None)
     if found is None:
         expected = f"expected {tokenizer_names()} in {folder}, or {here} in the working directory, found none"
         raise not_found(model_path, expected)

@@ -59,7 +59,7 @@ def from_bf16(bits: np.ndarray) -> np.ndarray:
 
 def logits_of(path: Path, ids: np.ndarray) -> np.ndarray:
     transformer = Transformer(Checkpoint.open(path), n_threads=1)
-    return transformer.forward(ids, transformer.new_cache(), all_logits=True)
+    return transformer.forward(ids, transformer.new_cache(), logits=None)
 
 
 def transformers_logits(model: Any, ids: np.ndarray) -> np.ndarray:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ModelError, not_found
-from ..files import read_file
+from ..files import exists, read_file
 from ..formats.writer import pack_tokenizer
-from ..locate import is_there
 from .vocabulary import BOS, EOS
 
 SPACE = "\u2581".encode()  # how SentencePiece spells a space
@@ -55,7 +54,7 @@ def convert(path: Path, vocab_size: int) -> bytes:
     Warns (RuntimeWarning) if the model has settings that a tokenizer.bin does not have, so that some texts get other ids.
     ModelError, OSError: one line that names the file.
     """
-    if not is_there(path):
+    if not exists(path):
         raise not_found(path, "expected a tokenizer of SentencePiece, found: No such file or directory")
     content = read_file(path)
     try:

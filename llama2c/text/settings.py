@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ModelError
-from ..files import read_file, read_json
-from ..locate import is_there
+from ..files import exists, read_file, read_json
 from .vocabulary import ChatTemplate, Special
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -37,7 +36,7 @@ class AddedToken(NamedTuple):
 
 def has_settings(folder: Path) -> bool:
     """Whether a folder has any of the files that are read here."""
-    return any(is_there(folder / file) for file in FILES)
+    return any(exists(folder / file) for file in FILES)
 
 
 # ---------------------------------------------------------------------------
@@ -192,7 +191,7 @@ def surplus_message(spelling: str, id: int, vocab_size: int) -> str:
 def read_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
     """The chat template of a folder: chat_template.jinja, else chat_template.json, else the one in tokenizer_config.json."""
     path = folder / TEMPLATE_FILE
-    if is_there(path):
+    if exists(path):
         try:
             return ChatTemplate(read_file(path).decode(), str(path), special_tokens)
         except UnicodeDecodeError as error:
@@ -223,7 +222,7 @@ def choose_template(found: Any, path: Path) -> str:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one if there is no such file."""
-    return read_json(path) if is_there(path) else {}
+    return read_json(path) if exists(path) else {}
 
 
 def short(value: Any) -> str:
