@@ -282,7 +282,7 @@ def test_a_cache_that_cannot_be_written(user: User) -> None:
     user.cache.write_bytes(b"a file")
     found = user.python(CATCH + "print(json.dumps(caught('stories15M')))")
     message = f"{found[4]}: expected a place to write to, found: Not a directory"
-    assert found == ["FileError", ["OSError"], message, errno.ENOTDIR, str(user.cache / "stories15M"), None]
+    assert found == ["FilePathError", ["OSError"], message, errno.ENOTDIR, str(user.cache / "stories15M"), None]
 
 
 @needs_huggingface_hub

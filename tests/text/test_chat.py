@@ -339,7 +339,7 @@ def test_scores_begin_with_bos_or_what_stands_for_it(make: Make, packages: dict[
     tokenizer = Tokenizer.open(save(tmp_path / "none", packages["chatml"]), SIZE)
     with pytest.raises(ValueError) as caught:
         Llama(cast(Any, FakeTransformer(vocab_size=SIZE)), tokenizer).score(text)
-    assert str(caught.value) == "tokenizer: expected a BOS or EOS to put before a text that is scored, found neither"
+    assert str(caught.value) == "tokenizer: scoring needs a BOS or EOS before the text, and it has neither"
 
 
 # ---------------------------------------------------------------------------
