@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from operator import index
-from typing import Any, NoReturn, SupportsIndex, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,11 +170,13 @@ class Transformer:
         wanted, in the order of the sequences: (rows wanted, vocab_size), also where that is one row. The numbers are those of
         one forward() for each. Errors: those of forward; ValueError: a list of another length, a cache that comes twice.
         """
-        each = [logits] * len(sequences) if logits is None or isinstance(logits, SupportsIndex) else list(logits)
-        if len(each) != len(sequences):
-            found = f"expected one value for each of {len(sequences)} sequences, found {len(each)}"
-            raise RequestError(f"logits: {found}", "logits")
-        wanted = [wanted_rows(rows, len(tokens)) for rows, (tokens, _) in zip(each, sequences, strict=True)]
+        wanted: Sequence[int] = (1,) * len(sequences)
+        if logits != 1:
+            each = logits if isinstance(logits, Sequence) else [logits] * len(sequences)
+            if len(each) != len(sequences):
+                found = f"expected one value for each of {len(sequences)} sequences, found {len(each)}"
+                raise RequestError(f"logits: {found}", "logits")
+            wanted = [wanted_rows(rows, len(tokens)) for rows, (tokens, _) in zip(each, sequences, strict=True)]
         out = self._output((sum(wanted), self.config.vocab_size), out)
         self._run(sequences, wanted, out)
         return out
