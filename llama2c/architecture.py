@@ -5,7 +5,6 @@ Readers, writers and layouts loop over it. No other module lists the names of te
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -55,7 +54,7 @@ class Architecture:
     name: str  # model_type in config.json, general.architecture in GGUF
     tensors: Mapping[str, Tensor]  # by llama2c's name
     rope_pairs: Mapping[str, str]  # by format: the elements of a head that RoPE turns together, as in Checkpoint.rope_pairs
-    computed: Mapping[str, re.Pattern[str]]  # by format: the names of tensors that files may have and llama2c computes
+    computed: Mapping[str, str]  # by format, a regular expression: names of tensors that files may have and llama2c computes
 
 
 def _tensor(
@@ -95,10 +94,8 @@ LLAMA = Architecture(
     {tensor.name: tensor for tensor in _TENSORS},
     {LLAMA2C: "adjacent", HUGGING_FACE: "halves", PYTORCH: "adjacent", GGUF: "adjacent"},
     {
-        HUGGING_FACE: re.compile(r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq"),
-        PYTORCH: re.compile(
-            r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs|freqs_cos|freqs_sin|layers\.\d+\.attention\.mask"
-        ),
+        HUGGING_FACE: r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq",
+        PYTORCH: r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs|freqs_cos|freqs_sin|layers\.\d+\.attention\.mask",
     },
 )
 EMBEDDING, CLASSIFIER = LLAMA.tensors["token_embedding_table"], LLAMA.tensors["wcls"]

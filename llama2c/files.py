@@ -121,7 +121,6 @@ _KINDS = (
     (rb".{4}\x00{4}\s*\{", "a safetensors file: use the folder that contains it and config.json"),
     (rb"(\xef\xbb\xbf)?\s*[{\[]\s*[\"\]}]", "JSON: use the folder with config.json and the weights"),
 )
-_PATTERNS = tuple((re.compile(pattern, re.DOTALL), words) for pattern, words in _KINDS)
 
 
 def recognise(start: bytes) -> str | None:
@@ -129,4 +128,4 @@ def recognise(start: bytes) -> str | None:
 
     b"GGUF..." -> "a GGUF file, which ...". Ask it only about a file that was refused: a checkpoint may begin with any bytes.
     """
-    return next((words for pattern, words in _PATTERNS if pattern.match(start)), None)
+    return next((words for pattern, words in _KINDS if re.match(pattern, start, re.DOTALL)), None)

@@ -23,7 +23,6 @@ from ..config import Config
 from ..errors import ModelError
 from ..files import recognise, unreadable
 from ..tensors import FLOAT_DTYPES, Floats, QuantizedTensor, Weight, as_weight
-from .huggingface import open_folder
 from .layout import HEADER_SIZES, Q8_0, ROPE_TABLES, Entry, Layout, header_name, parse_header
 
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", Q8_0: "Q8_0"}
@@ -83,6 +82,8 @@ class Checkpoint:
 
     @classmethod
     def _of_folder(cls, path: str, mmap: bool) -> Checkpoint:
+        from .huggingface import open_folder  # a file needs neither this nor what it imports
+
         found = open_folder(Path(path), mmap)
         try:
             _check_norms(found.weights)

@@ -5,6 +5,7 @@ A Stored tensor is read only when its numbers are asked for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ def check_tensors(path: Path, config: Config, format: str, tensors: Mapping[str,
             check_tensor(path, spelled, tensors.get(spelled), shape)
             expected.add(spelled)
     computed = LLAMA.computed[format]
-    unknown = next((name for name in tensors if name not in expected and not computed.fullmatch(name)), None)
+    unknown = next((name for name in tensors if name not in expected and not re.fullmatch(computed, name)), None)
     if unknown is not None:
         raise ModelError(f"{path}: expected the {len(expected)} tensors of a Llama model, found one more: {unknown}")
     shared = classifier not in tensors or same_values(tensors[classifier], tensors[embedding])
