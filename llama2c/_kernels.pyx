@@ -642,7 +642,7 @@ cdef class Claim:
                 if buffer is None:
                     raise TypeError("cache: expected a KVBuffer, found None")
                 if buffer.taken == mark:
-                    raise ValueError("cache: expected one that no other step uses, found one in use")
+                    raise ValueError("cache: another step is using it")
                 buffer.taken = mark
                 self.buffers.append(buffer)
         except BaseException:

@@ -5,10 +5,13 @@ A Config that breaks a rule cannot be made, so no other module checks the dimens
 
 from __future__ import annotations
 
-import sys
+import math
 from dataclasses import dataclass
 
+from .errors import RequestError, check_int, check_real
+
 DIMENSIONS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
+MAX_DIMENSION = 2**31 - 1
 ROPE_THETA = 10000.0
 NORM_EPS = 1e-5
 ROPE_TYPES = ("linear", "llama3")
@@ -22,7 +25,7 @@ class RopeScaling:
     wavelength is more than original_max_position_embeddings / low_freq_factor, keeps those whose wavelength is less than
     original_max_position_embeddings / high_freq_factor, and blends in between.
 
-    Raises ValueError for a value that breaks a rule, TypeError for a value of the wrong type.
+    Raises RequestError for a value that breaks a rule, TypeError for a value of the wrong type.
     """
 
     rope_type: str  # "linear" or "llama3"
@@ -33,18 +36,19 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
-            raise ValueError(f"rope_type: expected {' or '.join(ROPE_TYPES)}, found {self.rope_type!r}")
+            raise RequestError(f"rope_type: expected {' or '.join(ROPE_TYPES)}, found {self.rope_type!r}", "rope_type")
         _check_positive("factor", self.factor)
         low, high = self.low_freq_factor, self.high_freq_factor
         if self.rope_type == "linear":
             for name in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{name}: expected none for rope_type linear, found {getattr(self, name)!r}")
+                    raise RequestError(f"{name}: expected none for rope_type linear, found {getattr(self, name)!r}", name)
             return
         _check_positive("low_freq_factor", low)
         _check_positive("high_freq_factor", high)
         if not low < high:  # type: ignore[operator]
-            raise ValueError(f"high_freq_factor: expected more than low_freq_factor = {low}, found {high}")
+            found = f"expected more than low_freq_factor = {low}, found {high}"
+            raise RequestError(f"high_freq_factor: {found}", "high_freq_factor")
         _check_dimension("original_max_position_embeddings", self.original_max_position_embeddings)
 
 
@@ -52,7 +56,7 @@ class RopeScaling:
 class Config:
     """Dimensions of a Llama model, under the names of llama2.c.
 
-    Raises ValueError for a value that breaks a rule, TypeError for a value that is not a number.
+    Raises RequestError for a value that breaks a rule, TypeError for a value that is not a number.
     """
 
     dim: int  # width of the residual stream
@@ -69,17 +73,17 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
-            _check_dimension(name, getattr(self, name))
+            object.__setattr__(self, name, _check_dimension(name, getattr(self, name)))  # NumPy's integers become int
         n_heads, n_kv_heads = self.n_heads, self.n_kv_heads
         if n_heads % n_kv_heads:
-            raise ValueError(f"n_kv_heads: expected a divisor of n_heads = {n_heads}, found {n_kv_heads}")
+            raise RequestError(f"n_kv_heads: expected a divisor of n_heads = {n_heads}, found {n_kv_heads}", "n_kv_heads")
         if self.head_size == 0:
             if self.dim % n_heads:
-                raise ValueError(f"n_heads: expected a divisor of dim = {self.dim}, found {n_heads}")
+                raise RequestError(f"n_heads: expected a divisor of dim = {self.dim}, found {n_heads}", "n_heads")
             object.__setattr__(self, "head_size", self.dim // n_heads)
-        _check_dimension("head_size", self.head_size)
+        object.__setattr__(self, "head_size", _check_dimension("head_size", self.head_size))
         if self.head_size % 2:  # RoPE turns pairs
-            raise ValueError(f"head_size: expected an even number, found {self.head_size}")
+            raise RequestError(f"head_size: expected an even number, found {self.head_size}", "head_size")
         _check_positive("rope_theta", self.rope_theta)
         _check_positive("norm_eps", self.norm_eps)
         if not isinstance(self.rope_scaling, RopeScaling | None):
@@ -96,15 +100,9 @@ class Config:
         return self.n_kv_heads * self.head_size
 
 
-def _check_dimension(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int, found {value!r}")
-    if not 0 < value < 2**31:
-        raise ValueError(f"{name}: expected a positive number below 2**31, found {value}")
+def _check_dimension(name: str, value: object) -> int:
+    return check_int(name, value, 1, MAX_DIMENSION)
 
 
 def _check_positive(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a float, found {value!r}")
-    if not 0 < value <= sys.float_info.max:  # an int may be larger
-        raise ValueError(f"{name}: expected a finite positive number, found {value}")
+    check_real(name, value, "a finite positive number", lambda number: 0 < number < math.inf)

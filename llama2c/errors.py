@@ -95,12 +95,14 @@ def not_found(path: str | os.PathLike[str], message: str) -> MissingFileError:
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     """`value` as an int in low..high (None: no end), e.g. ("top_k", np.int32(3), 0) -> 3.
 
-    TypeError: it is no integer; RequestError: it is out of bounds.
+    TypeError: it is not an integer, or is a bool; RequestError: it is out of bounds.
     """
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: expected an integer, found {type(value).__name__}") from None
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, found {type(value).__name__}")
     if number < low or (high is not None and number > high):
         bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise RequestError(f"{name}: expected an integer {bounds}, found {number}", name)
@@ -110,9 +112,9 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
 def check_real(name: str, value: Any, expected: str, valid: Callable[[float], bool]) -> float:
     """`value` as a float for which `valid` holds; `expected` says in words what that is.
 
-    TypeError: it is no number; RequestError: it is another one.
+    TypeError: it is not a number, or is a bool; RequestError: `valid` does not hold.
     """
-    if not isinstance(value, Real):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, found {type(value).__name__}")
     try:
         number = float(value)

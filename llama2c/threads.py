@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from ._kernels import bound_cores, openmp
+from .errors import RequestError, check_int
 
 MOST = 1024  # more is a typing error
 SMALL_MODEL = 1_000_000  # weights: in a smaller model a second thread costs more time than it saves (docs/kernels.md)
@@ -16,17 +17,14 @@ def decide_n_threads(n_threads: int | None, n_weights: int) -> int:
     """The number of threads for a model of `n_weights` weights.
 
     An explicit `n_threads` comes first, then OMP_NUM_THREADS. Without either it is the number of cores this process may use, or
-    one for a tiny model. Raises TypeError for anything but an integer, ValueError for one that is not from 1 to 1024.
+    one for a tiny model. TypeError: it is not an integer; RequestError: it is not from 1 to 1024.
     """
     source, wanted = "n_threads", n_threads
     if wanted is None and os.environ.get("OMP_NUM_THREADS", "").strip():
         source, wanted = "OMP_NUM_THREADS", _from_environment(os.environ["OMP_NUM_THREADS"])
     if wanted is None:
         return available_cores() if openmp and n_weights >= SMALL_MODEL else 1
-    if not isinstance(wanted, int) or isinstance(wanted, bool):
-        raise TypeError(f"{source}: expected an integer, found {type(wanted).__name__}")
-    if not 1 <= wanted <= MOST:
-        raise ValueError(f"{source}: expected 1 to {MOST}, found {wanted}")
+    wanted = check_int(source, wanted, 1, MOST)
     if not openmp and wanted > 1:
         warnings.warn(f"{source}={wanted}: this build has no OpenMP and runs on one thread", RuntimeWarning, stacklevel=3)
         return 1
@@ -41,7 +39,7 @@ def _from_environment(text: str) -> int:
     try:
         return int(text.split(",")[0])
     except ValueError:
-        raise ValueError(f"OMP_NUM_THREADS: expected a number, found {text!r}") from None
+        raise RequestError(f"OMP_NUM_THREADS: expected a number, found {text!r}", "OMP_NUM_THREADS") from None
 
 
 def available_cores() -> int:

@@ -35,21 +35,21 @@ def test_config_cannot_change() -> None:
 @pytest.mark.parametrize("value", [-1, 2**31, -(2**31)])
 def test_every_dimension_is_positive_and_below_2_to_the_31(name: str, value: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"^{name}: expected a positive number below 2\*\*31, found {value}$"
+        ValueError, match=rf"^{name}: expected an integer from 1 to 2147483647, found {value}$"
     ):
         dataclasses.replace(GOOD, **{name: value})
 
 
 @pytest.mark.parametrize("name", DIMENSIONS)
 def test_no_dimension_is_zero(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: expected a positive .*, found 0$"):
+    with pytest.raises(ValueError, match=f"^{name}: expected an integer from 1 to 2147483647, found 0$"):
         dataclasses.replace(GOOD, **{name: 0})
 
 
 @pytest.mark.parametrize("name", [*DIMENSIONS, "head_size"])
 @pytest.mark.parametrize("value", [64.0, "64", True, None])
 def test_a_dimension_is_an_int(name: str, value: object) -> None:
-    with pytest.raises(TypeError, match=re.escape(f"{name}: expected an int, found {value!r}")):
+    with pytest.raises(TypeError, match=re.escape(f"{name}: expected an integer, found {type(value).__name__}")):
         dataclasses.replace(GOOD, **{name: value})  # type: ignore[arg-type]
 
 
@@ -73,9 +73,9 @@ def test_theta_and_eps_are_finite_and_positive(name: str) -> None:
     for value in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"^{name}: expected a finite positive number, found {value}$"):
             dataclasses.replace(GOOD, **{name: value})  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=f"^{name}: expected a float, found '1'$"):
+    with pytest.raises(TypeError, match=f"^{name}: expected a number, found str$"):
         dataclasses.replace(GOOD, **{name: "1"})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=f"^{name}: expected a finite positive number, found 10000"):
+    with pytest.raises(ValueError, match=f"^{name}: expected a finite positive number, found an integer beyond all floats$"):
         dataclasses.replace(GOOD, **{name: 10**400})  # type: ignore[arg-type]  # JSON has numbers beyond all floats
 
 
@@ -84,9 +84,9 @@ def test_rope_scaling() -> None:
         dataclasses.replace(GOOD, rope_scaling={"factor": 8})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^rope_type: expected linear or llama3, found 'yarn'$"):
         RopeScaling("yarn", 8.0)
-    with pytest.raises(ValueError, match=r"^factor: expected a finite positive number, found 0$"):
+    with pytest.raises(ValueError, match=r"^factor: expected a finite positive number, found 0.0$"):
         RopeScaling("linear", 0)
-    with pytest.raises(TypeError, match=r"^low_freq_factor: expected a float, found None$"):
+    with pytest.raises(TypeError, match=r"^low_freq_factor: expected a number, found NoneType$"):
         RopeScaling("llama3", 8.0)
     with pytest.raises(ValueError, match=r"^high_freq_factor: expected more than low_freq_factor = 4, found 4$"):
         RopeScaling("llama3", 8.0, 4, 4, 8192)

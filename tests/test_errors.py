@@ -64,7 +64,7 @@ def test_not_found() -> None:
     assert (str(error), error.errno, error.filename) == ("a.bin: expected a file, found none", errno.ENOENT, "a.bin")
 
 
-@pytest.mark.parametrize(("value", "low", "high"), [(3, 0, None), (np.int32(3), 3, 3), (True, 0, 1), (2**70, 0, None)])
+@pytest.mark.parametrize(("value", "low", "high"), [(3, 0, None), (np.int32(3), 3, 3), (0, 0, 1), (2**70, 0, None)])
 def test_check_int_gives_an_int(value: Any, low: int, high: int | None) -> None:
     found = check_int("n", value, low, high)
     assert type(found) is int and found == value
@@ -75,7 +75,7 @@ def test_check_int_refuses() -> None:
         with pytest.raises(RequestError) as caught:
             check_int("top_k", value, 0, high)
         assert (str(caught.value), caught.value.param) == (f"top_k: expected an integer {expected}, found {value}", "top_k")
-    for value, kind in ((1.0, "float"), ("1", "str"), (None, "NoneType")):
+    for value, kind in ((1.0, "float"), ("1", "str"), (None, "NoneType"), (True, "bool")):
         with pytest.raises(TypeError, match=f"^top_k: expected an integer, found {kind}$"):
             check_int("top_k", value, 0)
 

@@ -47,9 +47,9 @@ def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch, text: str
         ("abc", "OMP_NUM_THREADS: expected a number, found 'abc'"),
         (",2", "OMP_NUM_THREADS: expected a number, found ',2'"),
         ("1.5", "OMP_NUM_THREADS: expected a number, found '1.5'"),
-        ("0", f"OMP_NUM_THREADS: expected 1 to {MOST}, found 0"),
-        ("-2", f"OMP_NUM_THREADS: expected 1 to {MOST}, found -2"),
-        ("99999", f"OMP_NUM_THREADS: expected 1 to {MOST}, found 99999"),
+        ("0", f"OMP_NUM_THREADS: expected an integer from 1 to {MOST}, found 0"),
+        ("-2", f"OMP_NUM_THREADS: expected an integer from 1 to {MOST}, found -2"),
+        ("99999", f"OMP_NUM_THREADS: expected an integer from 1 to {MOST}, found 99999"),
     ],
 )
 def test_a_wrong_variable_is_refused(monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
@@ -67,7 +67,7 @@ def test_an_explicit_number_comes_first(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("wrong", [0, -1, MOST + 1])
 def test_a_number_out_of_range_is_a_value_error(wrong: int) -> None:
-    with pytest.raises(ValueError, match=f"^n_threads: expected 1 to {MOST}, found {wrong}$"):
+    with pytest.raises(ValueError, match=f"^n_threads: expected an integer from 1 to {MOST}, found {wrong}$"):
         decide_n_threads(wrong, LARGE)
 
 

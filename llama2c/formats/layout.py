@@ -222,7 +222,7 @@ def _parse_json(text: bytes) -> Layout:
     if not isinstance(dtype, str):
         raise ValueError(f"dtype: expected a name, found {json.dumps(dtype)}")
     if values["head_size"] == 0:  # Config would replace it
-        raise ValueError("head_size: expected a positive number below 2**31, found 0")
+        raise ValueError("head_size: expected an integer from 1 to 2147483647, found 0")
     if values["rope_scaling"] is not None:
         scaling = _checked_keys(values["rope_scaling"], [field.name for field in fields(RopeScaling)])
         values["rope_scaling"] = RopeScaling(**scaling)

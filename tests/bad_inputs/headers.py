@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from .case import FIELDS, MODEL, VERSIONS, Case, content, pack_header, parts, refused
 
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
-POSITIVE = "expected a positive number below 2**31, found"
+POSITIVE = "expected an integer from 1 to 2147483647, found"
 BODY = b"".join(parts(0)[1:])  # its length fits none of the wrong headers
 
 

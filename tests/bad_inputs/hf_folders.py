@@ -20,7 +20,7 @@ from .version3 import CONFIG, LLAMA3
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 BROKEN = "expected a safetensors file, found: "
 LEADS_OUT = "expected names of files beside it"
-POSITIVE = "expected a positive number below 2**31, found"
+POSITIVE = "expected an integer from 1 to 2147483647, found"
 FILE = "model.safetensors"
 SHARD = "model-00002-of-00003.safetensors"
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -141,7 +141,7 @@ BAD: dict[str, tuple[Spoil, type[Exception], str]] = {
     "a part of the heads turned": (settings(partial_rotary_factor=0.5), ValueError, "partial_rotary_factor: expected 1"),
     "an odd head_dim": (settings(head_dim=3), ValueError, "head_size: expected an even number, found 3"),
     "a negative head_dim": (settings(head_dim=-2), ValueError, f"head_size: {POSITIVE} -2"),
-    "epsilon 0": (settings(rms_norm_eps=0), ValueError, "norm_eps: expected a finite positive number, found 0"),
+    "epsilon 0": (settings(rms_norm_eps=0), ValueError, "norm_eps: expected a finite positive number, found 0.0"),
     "theta NaN": (settings(rope_theta=float("nan")), ValueError, "rope_theta: expected a finite positive number, found nan"),
     "key heads that do not divide": (settings(num_key_value_heads=4), ValueError, "n_kv_heads: expected a divisor of n_heads"),
     "no weights": (no_file(FILE, "absent"), OSError, "expected model.safetensors or model.safetensors.index.json"),
@@ -215,7 +215,8 @@ def dimensions() -> Iterator[tuple[str, tuple[Spoil, type[Exception], str]]]:
         for value in (0, -1, INT_MIN, 2**31, 10**30):
             yield f"{key} {value}", (settings(**{key: value}), ValueError, f"{name}: {POSITIVE} {value}")
         for value in (1.5, True, "12", [12]):
-            yield f"{key} {value!r}", (settings(**{key: value}), ValueError, f"{name}: expected an int, found {value!r}")
+            said = f"{name}: expected an integer, found {type(value).__name__}"
+            yield f"{key} {value!r}", (settings(**{key: value}), ValueError, said)
         if key != "max_position_embeddings":
             yield f"{key} 2^31-1", (settings(**{key: INT_MAX}), ValueError, ": expected ")
 

@@ -84,7 +84,7 @@ def test_errors_are_one_line(models: dict[str, Path], tmp_path: Path, capsys: py
     for code, flags, message in (
         (2, [model, "-p", "x"], "argument -p/--prompt: expected an integer, found 'x'"),
         (1, [absent], f"{absent}: expected a readable file, found: No such file or directory"),
-        (1, [model, "-t", "1,5000"], "n_threads: expected 1 to 1024, found 5000"),
+        (1, [model, "-t", "1,5000"], "n_threads: expected an integer from 1 to 1024, found 5000"),
         (1, [model, "-d", "64"], "argument -d/--depth: expected at most 63 (the context less one), found 64"),
     ):
         assert main(["bench", *flags]) == code

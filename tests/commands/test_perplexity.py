@@ -277,7 +277,7 @@ def test_wrong_command_lines(command: Command, arguments: list[str], message: st
         (["one.bin", "story.txt", "--stride", "25"], "stride: expected an integer from 1 to 24, found 25"),
         (["longer.bin", "story.txt", "--stride", "25", "--against", "one.bin"],
          "stride: expected an integer from 1 to 24, found 25"),
-        (["one.bin", "story.txt", "--threads", "0"], "n_threads: expected 1 to 1024, found 0"),
+        (["one.bin", "story.txt", "--threads", "0"], "n_threads: expected an integer from 1 to 1024, found 0"),
         (["one.bin", "story.txt", "-z", "absent.bin"],
          "absent.bin: expected a readable file, found: No such file or directory"),
         (["one.bin", "story.txt", "--against", "absent.bin"],

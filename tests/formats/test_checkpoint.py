@@ -244,7 +244,7 @@ def test_a_few_bytes_are_no_checkpoint(tmp_path: Path, start: bytes, size: int) 
 @pytest.mark.parametrize(
     ("index", "value", "message"),
     [
-        *((i, value, f"expected a positive number below 2**31, found {value}") for i in range(7) for value in (0, -3)),
+        *((i, value, f"expected an integer from 1 to 2147483647, found {value}") for i in range(7) for value in (0, -3)),
         (3, 5, "n_kv_heads: expected a divisor of n_heads = 5, found 2"),
         (4, 4, "n_kv_heads: expected a divisor of n_heads = 6, found 4"),
         (0, 14, "n_heads: expected a divisor of dim = 14, found 6"),
@@ -264,7 +264,7 @@ def test_bad_dimensions(tmp_path: Path, version: int, index: int, value: int, me
 def test_the_most_negative_vocab_size(tmp_path: Path) -> None:
     make(tmp_path / "m.bin")
     patched(tmp_path / "m.bin", 20, struct.pack("<i", -(2**31)))
-    assert_refused(tmp_path / "m.bin", "vocab_size: expected a positive number below 2**31, found 2147483648")
+    assert_refused(tmp_path / "m.bin", "vocab_size: expected an integer from 1 to 2147483647, found 2147483648")
 
 
 @pytest.mark.parametrize("version", [1, 2])

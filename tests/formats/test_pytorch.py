@@ -145,9 +145,9 @@ def test_errors_of_trainer_files(tmp_path: Path) -> None:
     model = torch_tensors(random_weights())
     assert error(n_layers=3) == "expected a tensor layers.2.attention_norm.weight, found none"
     assert error(vocab_size=299) == "tok_embeddings.weight: expected shape (299, 64), found (300, 64)"
-    assert error(n_heads="8") == "n_heads: expected an int, found '8'"
+    assert error(n_heads="8") == "n_heads: expected an integer, found str"
     assert error(dim=None) == "expected a setting dim, found none"
-    assert error(rope_theta=0) == "rope_theta: expected a finite positive number, found 0"
+    assert error(rope_theta=0) == "rope_theta: expected a finite positive number, found 0.0"
     model["layers.0.attention.wq.bias"] = torch.zeros(64)
     assert error() == "expected the 21 tensors of a Llama model, found one more: layers.0.attention.wq.bias"
     del model["layers.0.attention.wq.bias"]
