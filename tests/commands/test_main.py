@@ -50,31 +50,6 @@ def test_version(command: Command) -> None:
     assert command("--version") == (0, f"llama2c {__version__}\n".encode(), "")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["model.bin", "other.bin"], "Expected one model, found two: model.bin and other.bin"),
-        (["model.bin", "-x", "1"], "Unknown flag: -x (--help lists the flags)"),
-        (["model.bin", "-t0"], "Unknown flag: -t0 (--help lists the flags)"),
-        (["model.bin", "-t=0"], "Unknown flag: -t=0 (--help lists the flags)"),
-        (["model.bin", "--temp", "0"], "Unknown flag: --temp (--help lists the flags)"),
-        (["model.bin", "-t"], "-t: needs a value"),
-        (["model.bin", "-i", "a", "--steps"], "--steps: needs a value"),
-        (["model.bin", "-t", "warm"], "-t: expected a number, found 'warm'"),
-        (["model.bin", "-t", "1.0x"], "-t: expected a number, found '1.0x'"),
-        (["model.bin", "-p", ""], "-p: expected a number, found ''"),
-        (["model.bin", "--top-p="], "--top-p: expected a number, found ''"),
-        (["model.bin", "-n", "12.5"], "-n: expected an integer, found '12.5'"),
-        (["model.bin", "-s", "1e3"], "-s: expected an integer, found '1e3'"),
-        (["model.bin", "--threads", "two"], "--threads: expected an integer, found 'two'"),
-        (["model.bin", "-m", "sing"], "-m: expected generate or chat, found 'sing'"),
-        (["model.bin", "--verbose=1"], "--verbose: takes no value, found '1'"),
-    ],
-)
-def test_usage_errors(command: Command, arguments: list[str], message: str) -> None:
-    assert command(*arguments) == (2, b"", f"llama2c: error: {message}\n")
-
-
 def test_light_imports() -> None:
     """Nothing but the standard library beyond NumPy, by the modules of two fresh processes."""
 
