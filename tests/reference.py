@@ -1,4 +1,4 @@
-"""The forward pass in plain NumPy, written from the description of the model alone, to hold the kernels against.
+"""The forward pass in plain NumPy, written only from the description of the model, to compare the kernels with.
 
 Shares no code with llama2c. It takes whole sequences: no cache, no threads, no steps. fp32 weights run in float64 (or float32),
 Q8_0 weights in exact integers; `fma` and `dot` redo the fused operation and the 16-lane order of the kernels bit for bit.

@@ -1,4 +1,4 @@
-"""A subprocess that runs bad inputs and may die of them: tests ask, and are told what came of each (bad_inputs/worker.py)."""
+"""A subprocess that runs bad inputs and may crash: tests send it cases and get the results (bad_inputs/worker.py)."""
 
 from __future__ import annotations
 

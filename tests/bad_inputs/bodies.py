@@ -1,4 +1,4 @@
-"""Checkpoint bodies: cut, too long, or with numbers that are none. Those that no one looks at still give defined results."""
+"""Checkpoint bodies: cut, too long, or with NaN and infinities. Where these are not checked, results are still defined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments that are no good, on a good model."""
+"""Wrong arguments for a good model."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ def n_threads() -> Iterator[Case]:
         yield Case(f"call: OMP_NUM_THREADS={text}", from_environment(text), ValueError, (said,))
     for text in ("abc", "1.5", "2x", "9" * 9999):
         said = "OMP_NUM_THREADS: expected a number"
-        yield Case(f"call: OMP_NUM_THREADS={text[:30]} is no number", from_environment(text), ValueError, (said,))
+        yield Case(f"call: OMP_NUM_THREADS={text[:30]} is not a number", from_environment(text), ValueError, (said,))
 
 
 def from_environment(text: str) -> Callable[[Path], object]:

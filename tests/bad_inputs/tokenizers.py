@@ -1,4 +1,4 @@
-"""Tokenizer files that lie about their tokens, and odd ones that are valid: those must encode as the description says."""
+"""Tokenizer files with wrong lengths and numbers, and odd ones that are valid and must encode as the description says."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def cuts() -> Iterator[tuple[str, bytes, str]]:
         yield f"cut before token {index}", WHOLE[:at], f"expected {N} tokens, found {index}"
 
 
-def lies() -> Iterator[tuple[str, bytes, str]]:
+def wrong_fields() -> Iterator[tuple[str, bytes, str]]:
     end = f"expected the end after {N} tokens, at byte {len(WHOLE)}"
     yield "a token too few", pack_tokenizer(VOCABULARY[:-1]), f"expected {N} tokens, found {N - 1}"
     yield "a token too many", pack_tokenizer([*VOCABULARY, (b"b", 0.0)]), end
@@ -74,7 +74,7 @@ def lies() -> Iterator[tuple[str, bytes, str]]:
 
 
 def refusals() -> Iterator[Case]:
-    for title, data, words in (*cuts(), *lies()):
+    for title, data, words in (*cuts(), *wrong_fields()):
         yield from refused(f"tokenizer: {title}", content(data, "a.bin"), ValueError, words, doors=TOKENIZER_DOORS)
     few = pack_tokenizer(BASE[:258])
     said = "expected at least 259 tokens, found 258"

@@ -1,4 +1,4 @@
-"""Files of version 3: headers of JSON that lie or are none; bodies of every type, cut, too long, with numbers that are none."""
+"""Files of version 3: headers that are wrong or not JSON; bodies of every type, cut, too long, or with NaN and infinities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs what it is told on stdin, a line each, and answers on stdout what was raised. workers.py starts it; it may die.
+"""Runs the case that each line of stdin names, and writes to stdout what it raised. workers.py starts this; it may crash.
 
 {"case": NAME} is a case of the catalogue; {"fuzz": TARGET, "data": BASE64} an input for a function of fuzz/targets.py.
 """

@@ -279,7 +279,7 @@ def test_tokenizer_is_looked_for(command: Command, model: Path, tmp_path: Path) 
 
 
 def test_a_real_model_in_a_folder(command: Command, shared: Path) -> None:
-    """32,000 tokens do not fit a model of 512, and beside it lies just that tokenizer."""
+    """The tokenizer beside it has 32,000 tokens, and the model has 512."""
     result = command(shared / "models" / "stories260K.bin")
     assert (result.code, result.out) == (1, b"")
     assert result.err.startswith(f"llama2c: error: {shared / 'models' / 'tokenizer.bin'}: expected the end after 512 tokens")
