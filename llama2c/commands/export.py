@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from argparse import Namespace
@@ -45,7 +44,6 @@ def parse(argv: Sequence[str]) -> Namespace:
         prog="python -m llama2c export",
         description="Turn a model into a file for llama2c, and where possible for the C programs, or a Hugging Face folder.",
         epilog=NOTES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a checkpoint or a folder (see below)")
