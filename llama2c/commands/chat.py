@@ -8,7 +8,7 @@ from ..generation import Sequence, count_common, generate
 from ..llama import Llama
 from ..sampler import Sampler
 from ..text.chat import start_conversation
-from .run import print_steps, stdin, tell_speed
+from .printing import print_steps, stdin, tell_speed
 from .terminal import put
 
 

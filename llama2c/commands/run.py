@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import sys
-from collections.abc import Iterator
-from time import perf_counter, time_ns
-from typing import BinaryIO, NamedTuple
+from time import time_ns
 
 from .. import __version__, _kernels
 from ..config import DIMENSIONS
-from ..generation import Sequence, Step, generate
+from ..generation import Sequence, generate
 from ..llama import Llama, load
 from ..sampler import Sampler
+from .chat import chat
 from .flags import Arguments, adjust, count_positions
+from .printing import SILENT, print_steps, stdin, tell_speed
 from .terminal import put, say
 from .trace import TraceWriter, open_trace
-
-# Texts of a token that are not printed: nothing, and a single control character other than white space.
-SILENT = frozenset(["", *map(chr, range(9)), *map(chr, range(14, 32)), "\x7f"])
 
 
 def run(arguments: Arguments) -> None:
@@ -39,8 +34,6 @@ def run(arguments: Arguments) -> None:
             describe(llama, seed)
         n_positions = count_positions(arguments.steps, llama.transformer.config.seq_len)
         if arguments.mode == "chat":
-            from .chat import chat
-
             system = None if arguments.system_prompt is None else os.fsencode(arguments.system_prompt)
             chat(llama, sampler, prompt, system, n_positions, arguments.verbose)
         else:
@@ -87,55 +80,3 @@ def story(llama: Llama, sampler: Sampler, prompt: bytes, n_positions: int, verbo
         tell_speed(timing)
     if timing.n_made > 0:
         say(f"achieved tok/s: {timing.rate:f}", name="")  # spelled as in run.c
-
-
-# ---------------------------------------------------------------------------
-# input and output, for a chat too
-
-
-def stdin() -> BinaryIO:
-    """The bytes of stdin; none if it is closed."""
-    return io.BytesIO() if sys.stdin is None else sys.stdin.buffer
-
-
-class Timing(NamedTuple):
-    """How one request went. The first token comes out of the prefill step, so the speed is that of the others."""
-
-    n_prompt: int
-    prompt_seconds: float
-    tokens: list[int]  # those drawn
-    seconds: float  # from the first of them to the last
-    finish_reason: str | None
-
-    @property
-    def n_made(self) -> int:
-        """How many tokens there are after the first."""
-        return len(self.tokens) - 1
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second, without the first."""
-        return self.n_made / max(self.seconds, 1e-9)  # a coarse clock may not have moved
-
-
-def print_steps(steps: Iterator[Step], n_prompt: int) -> Timing:
-    """Print the text of each step as it comes. A tiny model makes one in 15 us, so this loop looks nothing up twice."""
-    write, flush, silent = sys.stdout.buffer.write, sys.stdout.buffer.flush, SILENT
-    tokens: list[int] = []
-    start = first = perf_counter()
-    finish_reason = None
-    for token, text, _, _, finish_reason in steps:  # noqa: B007
-        if not tokens:
-            first = perf_counter()
-        tokens.append(token)
-        if text not in silent:
-            write(text.encode())
-            flush()
-    return Timing(n_prompt, first - start, tokens, perf_counter() - first, finish_reason)
-
-
-def tell_speed(timing: Timing) -> None:
-    """Print both speeds on stderr."""
-    say(f"prompt: {timing.n_prompt} tokens, {timing.n_prompt / max(timing.prompt_seconds, 1e-9):.1f} tok/s")
-    if timing.n_made > 0:
-        say(f"generation: {timing.n_made} tokens, {timing.rate:.1f} tok/s")

@@ -29,7 +29,7 @@ from command_line import (
 )
 
 from llama2c import __version__, build_info
-from llama2c.commands import run
+from llama2c.commands import printing, run
 from llama2c.threads import available_cores
 
 # ---------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_the_prompt_must_fit_the_context(command: Command, model: Path, weights:
 
 def test_speed_counts_the_tokens_after_the_prefill_step(command: Command, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
-    monkeypatch.setattr(run, "perf_counter", lambda: next(clock) / 2)
+    monkeypatch.setattr(printing, "perf_counter", lambda: next(clock) / 2)
     assert command(model, "-t", "0", "-n", "9").err == "achieved tok/s: 16.000000\n"  # 9 made, 8 after the first, in 0.5 s
     assert command(model, "-t", "0", "-n", "9", "-i", "abc").err == "achieved tok/s: 8.000000\n"
     assert command(model, "-t", "0", "-n", "1").err == ""
