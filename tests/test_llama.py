@@ -584,6 +584,17 @@ def test_copies_of_a_model_open_its_files_again(shared: Path) -> None:
         pickle.dumps(made)
 
 
+def test_a_pickle_of_relative_paths_opens_from_another_folder(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shared / "models")
+    pickled = pickle.dumps(load("stories260K.bin", tokenizer="tok512.bin", n_threads=1))
+    monkeypatch.chdir(tmp_path)
+    llama = pickle.loads(pickled)
+    assert llama.tokenizer.path == str(shared / "models" / "tok512.bin")
+    assert llama.generate("Once upon a time", temperature=0, max_tokens=8).text == ", there was a little girl"
+
+
 def test_chat_hands_options_and_the_date_to_the_template(tmp_path: Path) -> None:
     class Templated(FakeTokenizer):
         def __init__(self) -> None:

@@ -64,7 +64,7 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Any, tuple[str, int]]:
         if self.path is None:
             raise TypeError("a Tokenizer that was not opened from a file cannot be pickled")
-        return Tokenizer.open, (self.path, self.vocab_size)
+        return Tokenizer.open, (os.path.abspath(self.path), self.vocab_size)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import operator
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple, SupportsIndex
 from ..errors import ModelError, RequestError
 from ..files import read_file
 from .settings import read_special, surplus_message
-from .vocabulary import Special
+from .vocabulary import Special, as_index
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")  # what the package takes for a byte; the plus is its parser's
 PROBES = ("a", "0", " ", "\n", "e", "\u2581", "\u00e9")  # texts; every vocabulary should have one of them
@@ -203,10 +202,7 @@ class JsonVocabulary:
         return ids
 
     def piece(self, token: SupportsIndex, after_bos: bool = False) -> bytes:
-        try:
-            index = operator.index(token)
-        except TypeError:
-            raise TypeError(f"token: expected an int, found {type(token).__name__}") from None
+        index = as_index(token)
         piece = self._pieces.get(index)
         if piece is None:
             if not 0 <= index < self.size:

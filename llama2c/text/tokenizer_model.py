@@ -6,7 +6,6 @@ are found in a text where it spells them out.
 
 from __future__ import annotations
 
-import operator
 import os
 import re
 from dataclasses import replace
@@ -28,7 +27,7 @@ from .settings import (
     short,
     surplus_message,
 )
-from .vocabulary import Special
+from .vocabulary import Special, as_index
 
 SPACES = re.compile(rb" +")
 # The kinds of _bpe.Vocabulary
@@ -187,10 +186,7 @@ class ModelVocabulary:
         return self._pieces.encode(self._spaces.prepare(text, first), False, False)
 
     def piece(self, token: SupportsIndex, after_bos: bool = False) -> bytes:
-        try:
-            index = operator.index(token)
-        except TypeError:
-            raise TypeError(f"token: expected an int, found {type(token).__name__}") from None
+        index = as_index(token)
         if not 0 <= index < self.size:
             raise RequestError(f"token: expected 0 to {self.size - 1}, found {index}", "token")
         known = self._bytes.get(index)

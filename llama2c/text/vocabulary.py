@@ -1,10 +1,8 @@
-"""What a Tokenizer is made of, whatever file it comes from: a vocabulary, its special tokens and its chat template.
-
-Data only; tokenizer.py uses it.
-"""
+"""What a Tokenizer is made of, whatever file it comes from: a vocabulary, its special tokens and its chat template."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, SupportsIndex
@@ -26,6 +24,14 @@ class Vocabulary(Protocol):
 
     def piece(self, token: SupportsIndex, after_bos: bool = False, /) -> bytes:
         """The bytes of a token, b"" of a special one. ValueError, TypeError: there is no such token."""
+
+
+def as_index(token: SupportsIndex) -> int:
+    """A token id as an int. TypeError: it is not an integer."""
+    try:
+        return operator.index(token)
+    except TypeError:
+        raise TypeError(f"token: expected an int, found {type(token).__name__}") from None
 
 
 @dataclass(frozen=True, slots=True)
