@@ -45,7 +45,13 @@ class _Q8(Protocol):
     @property
     def group_size(self) -> int: ...
 
-_Matrix: TypeAlias = _Floats | NDArray[np.float16] | _BFloat16 | _Q8
+class _Blocks(Protocol):
+    @property
+    def kind(self) -> str: ...
+    @property
+    def blocks(self) -> NDArray[np.uint8]: ...
+
+_Matrix: TypeAlias = _Floats | NDArray[np.float16] | _BFloat16 | _Q8 | _Blocks
 
 class _Layers(Protocol):
     @property

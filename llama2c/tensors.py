@@ -13,6 +13,8 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .blocks import BlockType, dequantize
+
 Floats: TypeAlias = NDArray[np.float32]
 Raw: TypeAlias = NDArray[Any]  # numbers as they are stored: fp32, fp16, or the bits of bfloat16 as uint16
 FLOAT_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}  # how NumPy reads the bytes of each
@@ -77,7 +79,36 @@ class BFloat16Tensor:
         return wide.view(np.float32)
 
 
-Matrix: TypeAlias = "Floats | NDArray[np.float16] | BFloat16Tensor | QuantizedTensor"
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockTensor:
+    """A tensor in the blocks of one of GGUF's types, as a file has them."""
+
+    type: BlockType
+    blocks: NDArray[np.uint8]  # (..., rows, bytes of a row); each matrix is contiguous and may begin at any byte
+
+    @property
+    def kind(self) -> str:
+        return self.type.kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *stack, row_bytes = self.blocks.shape
+        return (*stack, row_bytes // self.type.n_bytes * self.type.n_values)
+
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.nbytes
+
+    def __getitem__(self, part: Any) -> BlockTensor:
+        """One matrix of a stack, or some rows of a matrix."""
+        return BlockTensor(self.type, self.blocks[part])
+
+    def dequantize(self) -> Floats:
+        """A new fp32 array of this shape."""
+        return dequantize(self.type, self.blocks)
+
+
+Matrix: TypeAlias = "Floats | NDArray[np.float16] | BFloat16Tensor | QuantizedTensor | BlockTensor"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +139,7 @@ def as_weight(raw: Raw, dtype: str) -> Matrix:
 
 def as_floats(weight: Weight) -> Floats:
     """The numbers of a weight in fp32: the array itself if it is fp32, else a new array."""
-    if isinstance(weight, QuantizedTensor):
+    if isinstance(weight, QuantizedTensor | BlockTensor):
         return weight.dequantize()
     if isinstance(weight, BFloat16Tensor):
         return weight.widen()

@@ -26,6 +26,7 @@ ORDER = (
     "architecture",
     "config",
     "tensors",
+    "blocks",
     "threads",
     "files",
     "errors",
