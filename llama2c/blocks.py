@@ -1,6 +1,6 @@
 """The block types of GGUF: how many bytes a block has, and which numbers they stand for.
 
-A row of a matrix is a sequence of blocks, each with 32 or 256 numbers. Readers, writers and kernels share the table. The kernels
+A row of a matrix is a sequence of blocks, each with 32 or 256 numbers. Readers, writers and kernels share the table. Kernels
 read blocks as they are; the functions here turn them into fp32 with NumPy, for whoever needs the numbers themselves.
 The layouts are those of ggml; docs/format.md describes them.
 """
