@@ -129,8 +129,9 @@ def test_a_wrong_matrix_of_blocks_is_refused() -> None:
     x, out = np.ones((1, 64), F32), np.empty((1, 5), F32)
     good = np.zeros((5, 2 * 18), np.uint8)
     _kernels.matmul(out, x, SimpleNamespace(kind="gguf_q4_0", blocks=good))
-    for blocks, error in ((good[:4], ValueError), (good[:, 1:], ValueError), (good.view(np.int8), TypeError), (None, TypeError)):
+    wrong = ((good[:4], ValueError), (good[:, 1:], ValueError), (good.view(np.int8), TypeError), (None, TypeError))
+    for blocks, error in wrong:
         with pytest.raises(error, match=r"^w\.blocks: expected"):
             _kernels.matmul(out, x, SimpleNamespace(kind="gguf_q4_0", blocks=blocks))
-    with pytest.raises(ValueError, match="^w: expected rows of whole blocks of 256, found 64 numbers$"):
+    with pytest.raises(ValueError, match=r"^w: expected rows of whole blocks of 256, found 64 numbers$"):
         _kernels.matmul(out, x, SimpleNamespace(kind="gguf_q4_k", blocks=good))

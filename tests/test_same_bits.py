@@ -36,8 +36,8 @@ from llama2c.transformer import Transformer
 pytestmark = pytest.mark.filterwarnings("ignore:n_threads=. is more than:RuntimeWarning")
 
 # name -> (config, group_size). Sizes of no multiple of 16, heads below, at and above 16, groups below and above 16 a row.
-# fp16 and bf16 are files of version 3; names that begin with folder are folders of Hugging Face. Each matrix of a GGUF file is of
-# another type: gguf_32 has those with blocks of 32 numbers, gguf_256 all of them.
+# fp16 and bf16 are files of version 3; names that begin with folder are folders of Hugging Face. The matrices of a GGUF file
+# are of all types in turn: in gguf_32 of those with blocks of 32 numbers.
 MODELS: dict[str, tuple[Config, int | None]] = {
     "fp32": (Config(60, 148, 2, 6, 2, 203, 320), None),
     "fp32_wide_heads": (Config(152, 100, 2, 4, 1, 90, 320), None),

@@ -261,7 +261,7 @@ enum { DIRECT_ROWS = 8 }; /* rows up to which this is faster than unpacking a ti
 INLINE void chunk_products(float *products, float *minimums, int64_t row_stride, int kind, const char *blocks, int groups,
                            const int8_t *x, const int16_t *sums, int64_t n, int64_t rows) {
     chunk c;
-    unpack_kind(&c, kind, blocks, groups);
+    unpack(&c, kind, blocks, groups);
     for (int64_t r = 0; r < rows; r++)
         for (int g = 0; g < groups; g++) {
             const int8_t *xv = x + r * n + 32 * g;
@@ -418,7 +418,11 @@ static void matmul_blocks(float *out, int64_t out_stride, const q8_rows *x, int6
         matmul_tiled(out, out_stride, x, n_rows, w, first, n_out, add, pack);
         return;
     }
+#ifdef HAVE_CHUNK_PRODUCTS
 #define CALL(kind) matmul_direct(out, out_stride, x, n_rows, w, kind, first, n_out, add, pack)
     FOR_KIND(w->kind, CALL)
 #undef CALL
+#else
+    matmul_direct(out, out_stride, x, n_rows, w, w->kind, first, n_out, add, pack);
+#endif
 }

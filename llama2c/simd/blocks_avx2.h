@@ -432,18 +432,28 @@ INLINE void tile_rows_kind(float acc[][TILE_WIDTH], const tile *t, int kind, con
             acc[r][o] += low[r][o];
 }
 
-/* With the number of rows as a constant, the sums stay in registers. */
+/* More than DIRECT_ROWS rows make tiles of 3 or 4. With their number as a constant, the sums stay in registers. */
 INLINE void tile_rows_of(float acc[][TILE_WIDTH], const tile *t, int kind, const q8_rows *x, int64_t row, int rows, int64_t n) {
-    switch (rows) {
-    case 1: tile_rows_kind(acc, t, kind, x, row, 1, n); break;
-    case 2: tile_rows_kind(acc, t, kind, x, row, 2, n); break;
-    case 3: tile_rows_kind(acc, t, kind, x, row, 3, n); break;
-    case 4: tile_rows_kind(acc, t, kind, x, row, 4, n); break;
-    }
+    if (rows == TILE_MOST_ROWS)
+        tile_rows_kind(acc, t, kind, x, row, TILE_MOST_ROWS, n);
+    else
+        tile_rows_kind(acc, t, kind, x, row, TILE_MOST_ROWS - 1, n);
 }
 
 static void tile_rows(float acc[][TILE_WIDTH], const tile *t, int kind, const q8_rows *x, int64_t row, int rows, int64_t n) {
-#define CALL(constant) tile_rows_of(acc, t, constant, x, row, rows, n)
-    FOR_KIND(kind, CALL)
-#undef CALL
+    switch (kind) { /* once unpacked, some types are alike */
+    case GGUF_Q4_0: tile_rows_of(acc, t, GGUF_Q4_0, x, row, rows, n); break;
+    case GGUF_Q4_1:
+    case GGUF_Q4_K: tile_rows_of(acc, t, GGUF_Q4_K, x, row, rows, n); break;
+    case GGUF_Q5_0: tile_rows_of(acc, t, GGUF_Q5_0, x, row, rows, n); break;
+    case GGUF_Q5_1:
+    case GGUF_Q5_K: tile_rows_of(acc, t, GGUF_Q5_K, x, row, rows, n); break;
+    case GGUF_Q8_0:
+    case GGUF_IQ4_NL:
+    case GGUF_IQ4_XS: tile_rows_of(acc, t, GGUF_Q8_0, x, row, rows, n); break;
+    case GGUF_Q2_K: tile_rows_of(acc, t, GGUF_Q2_K, x, row, rows, n); break;
+    case GGUF_Q3_K: tile_rows_of(acc, t, GGUF_Q3_K, x, row, rows, n); break;
+    case GGUF_Q6_K: tile_rows_of(acc, t, GGUF_Q6_K, x, row, rows, n); break;
+    case GGUF_MXFP4: tile_rows_of(acc, t, GGUF_MXFP4, x, row, rows, n); break;
+    }
 }
