@@ -28,10 +28,13 @@ from make_checkpoint import PRESETS, make_checkpoint, make_tokenizer
 from measure import Curve, Measure, Record, Result, compared, peak_memory, seconds, settled, slower, take_turns, whole_run
 from peers import PACKAGES, Ours, Program, ids, installed, is_quantized, our_program
 
+from llama2c.architecture import EMBEDDING, NORMS
 from llama2c.commands import bench
 from llama2c.config import Config
+from llama2c.formats.checkpoint import Checkpoint
 from llama2c.formats.layout import make_layout
 from llama2c.threads import available_cores
+from llama2c.transformer import count_weights
 
 SAME = 8  # the least number of words that two Q8_0 texts must share: one value that rounds the other way changes the rest
 POSITIONS = (10, 100, 250, 500, 750, 1000)
@@ -47,6 +50,15 @@ BARS: dict[tuple[str, str, str], float] = {  # (work, model, peer) -> the aim fo
     ("prefill", "110M fp32", "llama.cpp"): 1.0,
     **{("prefill", f"{shape} Q8_0", "llama.cpp"): 2.5 for shape in ("42M", "110M")},
 }
+# Ratios to llama.cpp for GGUF files of a small model (below SMALL weights), by the name of the mix, on machines with AVX-512 and
+# VNNI.
+GGUF_BARS = {
+    "decode": {"Q4_0": 1.3, "Q4_1": 2.2, "Q4_K_M": 1.5, "Q8_0": 1.4},
+    "prefill": {"Q4_0": 1.5, "Q4_1": 4.0, "Q4_K_M": 2.0, "Q8_0": 2.2},
+}
+SMALL = 500e6
+GGUF_PROMPT = 128  # tokens
+FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 15: "Q4_K_M", 18: "Q6_K", 25: "IQ4_NL"}
 
 
 class Comparison:
@@ -103,6 +115,30 @@ class Comparison:
             self.take("prefill", kind, peer.name, our_prefill, settled(prefill_of(peer, n), 5))
         if not group_size:
             self.take("prefill", kind, "SGEMM", our_prefill, settled(self.sgemm(ours.transformer.config), 5))
+
+    def gguf(self, path: Path) -> None:
+        """A GGUF file as it is: decode, a prompt, the first token and memory, against llama.cpp on the same file."""
+        checkpoint = Checkpoint.open(path)
+        kind, mix = f"{path.stem}", FILE_TYPES.get(checkpoint.metadata.get("general.file_type", -1), checkpoint.kind)
+        if self.only not in f"decode, prefill, first token, memory, {kind}":
+            return
+        bars = {work: aims.get(mix) for work, aims in GGUF_BARS.items()} if count_weights(checkpoint.config) < SMALL else {}
+        ours, n, n_prompt = Ours(path, self.n_threads), self.n_decode, GGUF_PROMPT
+        for peer in self.peers(path, True, ours):
+            our_decode, our_prefill = settled(lambda: ours.decode(n)), settled(lambda: ours.prefill(n_prompt), 5)
+            self.take("decode", kind, peer.name, our_decode, settled(decode_of(peer, n)), bars.get("decode"))
+            self.take("prefill", kind, peer.name, our_prefill, settled(prefill_of(peer, n_prompt), 5), bars.get("prefill"))
+        read_whole = [weight for name, weight in checkpoint.weights.items() if name not in (*NORMS, EMBEDDING.name)]
+        n_bytes = sum(weight.nbytes for weight in read_whole)  # a shared classifier counts as the classifier
+        memory = np.ones(n_bytes // 4, np.float32)
+        read = lambda: bench.read_bandwidth(memory, self.n_threads) / memory.nbytes  # noqa: E731
+        self.take("decode", kind, "read bandwidth", lambda: ours.decode(n), read, 0.9)
+        command = [sys.executable, "-m", "llama2c", str(path), "-i", "Hello", "-n", "1", "-t", "0"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.n_threads)}
+        self.take("first token", kind, "limit", timed(command, environment), lambda: 0.7, 1.0, unit="s", less=True)
+        beyond = [sys.executable, __file__, "--memory-beyond", str(path), "--prompt", str(n_prompt)]
+        used = lambda: peak_beyond(beyond)  # noqa: E731
+        self.take("memory beyond weights and cache", kind, "limit", used, lambda: 100.0, 1.0, unit="MB", less=True)
 
     def tiny(self) -> None:
         """The whole command on the smallest model, minus the time of a run that makes one token."""
@@ -360,6 +396,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--c", action="append", default=[], metavar="NAME=PATH", help="a C binary: run..=PATH (fp32) or runq..=PATH (Q8_0)")
+    add("--gguf", action="append", default=[], type=Path, metavar="FILE", help="only GGUF files: measure FILE; may be repeated")
     add("--threads", type=at_least(1), default=min(2, available_cores()), metavar="N", help="default: 2 if there are two cores")
     add("--rounds", type=at_least(1), default=5, metavar="N", help="rounds, after one to warm up (default 5)")
     add("--tokens", type=at_least(16), default=100, metavar="N", help="tokens of one decode measurement (default 100)")
@@ -434,7 +471,10 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         comparison = Comparison(options, usable(options.folder or Path(temporary)), programs, record)
         print(f"\n| {' | '.join(HEADER)} |\n|---|---:|---|---:|---:|---:|---|", flush=True)
-        measure_all(comparison)
+        for path in options.gguf:
+            comparison.gguf(path)
+        if not options.gguf:
+            measure_all(comparison)
     if options.output:
         record.save(options.output / "results.json")
         (options.output / "results.md").write_text(markdown(record), encoding="utf-8")

@@ -120,7 +120,7 @@ class LlamaCpp(InProcess):
     def __init__(self, checkpoint: Path, n_threads: int) -> None:
         import llama_cpp
 
-        gguf = checkpoint.with_suffix(".gguf")
+        gguf = checkpoint.with_suffix(".gguf")  # the checkpoint itself if it is one
         if not gguf.exists():
             opened = Checkpoint.open(checkpoint)
             write_gguf(opened, gguf, opened.group_size is not None)
