@@ -269,7 +269,7 @@ def hf_config(**more: Any) -> dict[str, Any]:
 def test_without_settings_it_is_a_tokenizer_of_llama2_c(tmp_path: Path) -> None:
     tokenizer = Tokenizer.open(write(tmp_path, made_model([SPACE])), 260)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.end_ids, tokenizer.prefix) == (1, 2, {1, 2}, (1,))
-    assert (tokenizer.chat_template, tokenizer.looked_beside) == (None, None)
+    assert (tokenizer.chat_template, tokenizer.no_template) == (None, None)
     assert tokenizer.encode("</s>", bos=False) == [259, *(byte + 3 for byte in b"</s>")]
 
 
@@ -291,7 +291,7 @@ def test_settings_beside_it(tmp_path: Path) -> None:
         assert tokenizer.end_ids == {2, 262, 264} | ({9999} if vocab_size == 10000 else set())
         assert tokenizer.chat_template is not None and tokenizer.chat_template.source == TEMPLATE
         assert tokenizer.chat_template.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        assert tokenizer.looked_beside == str(path)
+        assert tokenizer.no_template == f"{path}: no chat template beside it"
         assert tokenizer.encode("a<|im_start|>b</s>plain é<|end|>") == [1, 259, 260, 262, 259, 261, 2, 263, 264]
         assert tokenizer.decode([1, 259, 260, 262, 263, 264, 261]) == "aplain éb"
         assert tokenizer.piece(262) == b""
