@@ -17,7 +17,7 @@ cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport parallel, prange, threadid
 from libc.math cimport INFINITY, log
-from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -28,6 +28,8 @@ cnp.import_array()
 
 cdef extern from "simd/kernels.h" nogil:
     enum: QUERY_TILE, FLOAT32, FLOAT16, BFLOAT16, Q8_0
+    enum: GGUF_Q4_0, GGUF_Q4_1, GGUF_Q5_0, GGUF_Q5_1, GGUF_Q8_0, GGUF_IQ4_NL, GGUF_MXFP4
+    enum: GGUF_Q2_K, GGUF_Q3_K, GGUF_Q4_K, GGUF_Q5_K, GGUF_Q6_K, GGUF_IQ4_XS
 
     ctypedef struct Matrix "matrix":
         int kind
@@ -41,6 +43,8 @@ cdef extern from "simd/kernels.h" nogil:
         float *scales
         int32_t *offsets
         int64_t n_groups
+        int16_t *sums
+        float *scaled_sums
 
     ctypedef struct kernel_table:
         const char *name
@@ -53,14 +57,16 @@ cdef extern from "simd/kernels.h" nogil:
         void (*rotate)(float *out, const float *x, const float *table, int64_t n_pairs,
                        int64_t step, int64_t apart) noexcept nogil
         void (*widen)(float *out, const Matrix *w, int64_t row) noexcept nogil
-        void (*quantize)(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n,
-                         int64_t size) noexcept nogil
+        void (*quantize)(const q8_rows *to, const float *x, int64_t n, int64_t group_size) noexcept nogil
         void (*matmul)(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows,
                        const Matrix *w, int64_t first, int64_t n_out, int add, void *pack) noexcept nogil
         void (*attention)(float *out, const float *queries, int64_t n_queries, const int64_t *lengths,
                           const float *keys, const float *values, int64_t head_size,
                           float *scores, int64_t score_stride) noexcept nogil
 
+    bint is_blocks(int kind)
+    int64_t block_values(int kind)
+    int64_t row_bytes(int kind, int64_t n)
     int64_t input_group(const Matrix *w)
     int64_t pack_size(const Matrix *w)
     const kernel_table *llama2c_levels[]
@@ -248,6 +254,8 @@ cdef struct Q8Buffers:
     int8_t *values               # (n_slots, widest)
     float *scales                # (n_slots, widest_groups)
     int32_t *offsets             # (n_slots, widest_groups)
+    int16_t *sums                # (n_slots, widest / 16); used in groups of 32
+    float *scaled_sums           # (n_slots, widest_groups); used in groups of 32
 
 
 cdef struct Forward:
@@ -305,6 +313,8 @@ cdef q8_rows quantized(const Forward *f, int which, int64_t size, int64_t slot, 
     rows.values = f.q8[which].values + slot * n
     rows.scales = f.q8[which].scales + slot * rows.n_groups
     rows.offsets = f.q8[which].offsets + slot * rows.n_groups
+    rows.sums = f.q8[which].sums + slot * (n // 16) if size == 32 and n % 32 == 0 else NULL
+    rows.scaled_sums = f.q8[which].scaled_sums + slot * rows.n_groups
     return rows
 
 
@@ -314,7 +324,7 @@ cdef inline void quantize_row(const Forward *f, const Input *input, const float 
     cdef int i
     for i in range(input.n_sizes):
         rows = quantized(f, i, input.sizes[i], slot, n)
-        level.quantize(rows.values, rows.scales, rows.offsets, x, n, input.sizes[i])
+        level.quantize(&rows, x, n, input.sizes[i])
 
 
 cdef inline void product(const Forward *f, float *out, int64_t out_stride, const float *x, const Input *input, int64_t slot,
@@ -571,21 +581,26 @@ cdef bint checked_halves(object rope_pairs) except -1:
     return rope_pairs == "halves"
 
 
-KINDS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "q8_0": Q8_0}
+KINDS = {
+    "float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "q8_0": Q8_0,
+    "gguf_q4_0": GGUF_Q4_0, "gguf_q4_1": GGUF_Q4_1, "gguf_q5_0": GGUF_Q5_0, "gguf_q5_1": GGUF_Q5_1, "gguf_q8_0": GGUF_Q8_0,
+    "gguf_iq4_nl": GGUF_IQ4_NL, "gguf_mxfp4": GGUF_MXFP4, "gguf_q2_k": GGUF_Q2_K, "gguf_q3_k": GGUF_Q3_K,
+    "gguf_q4_k": GGUF_Q4_K, "gguf_q5_k": GGUF_Q5_K, "gguf_q6_k": GGUF_Q6_K, "gguf_iq4_xs": GGUF_IQ4_XS,
+}  # fmt: skip
 
 
 cdef Matrix as_matrix(object weights, str name, tuple shape) except *:
     """-> the kernels' view of one (rows, columns) matrix. This is the only place that reads a kind.
 
-    IN weights, a float32 or float16 array, or an object whose `kind` is "bfloat16" (with bits) or "q8_0" (with values, scales
-    and group_size)."""
+    IN weights, a float32 or float16 array, or an object whose `kind` is "bfloat16" (with bits), "q8_0" (with values, scales
+    and group_size) or one of GGUF's (with blocks)."""
     cdef Matrix m
     memset(&m, 0, sizeof(m))
     m.rows, m.columns = shape
     kind = weights.dtype.name if isinstance(weights, np.ndarray) else getattr(weights, "kind", None)
     if kind not in KINDS:
         found = type(weights).__name__ if kind is None else kind
-        raise TypeError(f"{name}: expected a matrix of one of the kinds {', '.join(KINDS)}, found {found}")
+        raise TypeError(f"{name}: expected a matrix of a kind that the kernels know, found {found}")
     m.kind = KINDS[kind]
     if m.kind == Q8_0:
         m.group_size = checked_group_size(weights.group_size)
@@ -594,6 +609,10 @@ cdef Matrix as_matrix(object weights, str name, tuple shape) except *:
         numbers = checked(weights.values, f"{name}.values", np.int8, shape)
         scales = checked(weights.scales, f"{name}.scales", np.float32, (m.rows * m.columns // m.group_size,))
         m.scales = <const char *>cnp.PyArray_DATA(scales)
+    elif is_blocks(m.kind):
+        if m.columns % block_values(m.kind):
+            raise ValueError(f"{name}: expected rows of whole blocks of {block_values(m.kind)}, found {m.columns} numbers")
+        numbers = checked(weights.blocks, f"{name}.blocks", np.uint8, (m.rows, row_bytes(m.kind, m.columns)))
     elif m.kind == BFLOAT16:
         numbers = checked(weights.bits, f"{name}.bits", np.uint16, shape)
     else:
@@ -706,6 +725,8 @@ cdef void lay_out(Forward *f, Arena *arena, int64_t rows, int64_t n_threads) noe
         f.q8[i].values = <int8_t *>take(arena, slots * f.widest)
         f.q8[i].scales = <float *>take(arena, slots * f.widest_groups * sizeof(float))
         f.q8[i].offsets = <int32_t *>take(arena, slots * f.widest_groups * sizeof(int32_t))
+        f.q8[i].sums = <int16_t *>take(arena, slots * (f.widest // 16) * sizeof(int16_t))
+        f.q8[i].scaled_sums = <float *>take(arena, slots * f.widest_groups * sizeof(float))
     f.heads = <float *>take(arena, n_threads * 2 * QUERY_TILE * f.head_size * sizeof(float))
     f.packs = take(arena, n_threads * f.pack_size)
 
@@ -778,9 +799,9 @@ cdef class Model:
     """Weights as the kernels see them: addresses, checked once against the shape of the model. Read-only, for any thread.
 
     config: the fields of llama2c.Config. weights: by name, with the shapes of docs/format.md and in C order. Norms are float32
-    arrays. A matrix may be of any kind: a float32 or float16 array, or an object whose `kind` is "bfloat16" (bits: uint16) or
-    "q8_0" (values: int8, scales: float32, group_size); those of the layers are a sequence of matrices with a `shape`. Kinds and
-    group sizes may differ from matrix to matrix and from layer to layer.
+    arrays. A matrix may be of any kind: a float32 or float16 array, or an object whose `kind` is "bfloat16" (bits: uint16),
+    "q8_0" (values: int8, scales: float32, group_size) or one of GGUF's (blocks: uint8); those of the layers are a sequence of
+    matrices with a `shape`. Kinds and group sizes may differ from matrix to matrix and from layer to layer.
     rope_pairs: which elements of a head RoPE turns together: "adjacent", 2i and 2i + 1, or "halves", i and i + head_size / 2.
     Raises TypeError or ValueError for a weight that does not fit.
     """
@@ -990,7 +1011,7 @@ def rotate(float[::1] out not None, const float[::1] x not None, const float[:, 
 
 
 def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, w not None, n_threads=1):
-    """out[r, o] = x[r] . w[o], for a matrix of any kind; for one of Q8_0, x is quantised in the groups of w first.
+    """out[r, o] = x[r] . w[o], for a matrix of any kind; for one of 8 or fewer bits, x is quantised first in the groups it reads.
 
     OUT out float32 (n_rows, n_out), IN x float32 (n_rows, n), IN w (n_out, n): see Model.
     """
@@ -1008,11 +1029,17 @@ def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, w not Non
         return
     memset(&xq, 0, sizeof(xq))
     if size:
-        values, scales, offsets = quantize(x, size)
+        values, scales, offsets = quantized_arrays(x.shape[0], x.shape[1], size)
+        sums = np.empty((n_rows, x.shape[1] // 16), np.int16)
+        scaled_sums = np.empty_like(scales)
         xq.values = <int8_t *>cnp.PyArray_DATA(values)
         xq.scales = <float *>cnp.PyArray_DATA(scales)
         xq.offsets = <int32_t *>cnp.PyArray_DATA(offsets)
         xq.n_groups = scales.shape[1]
+        if is_blocks(m.kind):
+            xq.sums = <int16_t *>cnp.PyArray_DATA(sums)
+            xq.scaled_sums = <float *>cnp.PyArray_DATA(scaled_sums)
+        quantize_rows(&xq, x, size)
     team = usable_threads(parts)
     packs = <char *>aligned_alloc(parts * scratch)
     if packs == NULL:
@@ -1029,17 +1056,36 @@ def quantize(const float[:, ::1] x not None, group_size):
     0 and the last may be short. A group of zeros has scale 0; one with an infinity or a NaN has zeros and a NaN scale.
     An offset is -128 times the sum of the values of its group.
     """
-    cdef int64_t size = checked_group_size(group_size), n = x.shape[1], groups = (n + size - 1) // size, row
-    values = np.empty((x.shape[0], n), np.int8)
-    scales = np.empty((x.shape[0], groups), np.float32)
-    offsets = np.empty((x.shape[0], groups), np.int32)
-    cdef int8_t[:, ::1] v = values
-    cdef float[:, ::1] s = scales
-    cdef int32_t[:, ::1] t = offsets
-    if n:
-        for row in range(x.shape[0]):
-            level.quantize(&v[row, 0], &s[row, 0], &t[row, 0], &x[row, 0], n, size)
+    cdef int64_t size = checked_group_size(group_size)
+    cdef q8_rows to
+    memset(&to, 0, sizeof(to))
+    values, scales, offsets = quantized_arrays(x.shape[0], x.shape[1], size)
+    to.values = <int8_t *>cnp.PyArray_DATA(values)
+    to.scales = <float *>cnp.PyArray_DATA(scales)
+    to.offsets = <int32_t *>cnp.PyArray_DATA(offsets)
+    to.n_groups = scales.shape[1]
+    quantize_rows(&to, x, size)
     return values, scales, offsets
+
+
+cdef tuple quantized_arrays(int64_t n_rows, int64_t n, int64_t size):
+    """-> arrays for values, scales and offsets: see quantize()."""
+    shape = (n_rows, (n + size - 1) // size)
+    return np.empty((n_rows, n), np.int8), np.empty(shape, np.float32), np.empty(shape, np.int32)
+
+
+cdef void quantize_rows(const q8_rows *to, const float[:, ::1] x, int64_t size) noexcept:
+    """The rows of x in groups of `size`. IN x (n_rows, n); OUT the arrays of `to`."""
+    cdef int64_t n = x.shape[1], row
+    cdef q8_rows one = to[0]
+    for row in range(x.shape[0] if n else 0):
+        level.quantize(&one, &x[row, 0], n, size)
+        one.values += n
+        one.scales += one.n_groups
+        one.offsets += one.n_groups
+        if one.sums != NULL:
+            one.sums += n // 16
+            one.scaled_sums += one.n_groups
 
 
 def attention(float[:, ::1] out not None, const float[:, ::1] queries not None, const int64_t[::1] lengths not None,

@@ -67,12 +67,14 @@ def _nibbles(qs: Bytes) -> Bytes:
 def _pairs_of_bits(qs: Bytes) -> Bytes:
     """The bits 0-1 of all bytes, then 2-3, 4-5 and 6-7: (n, 32) -> (n, 4, 32)."""
     shifts: Bytes = np.array([[0], [2], [4], [6]], np.uint8)
-    return np.bitwise_and(qs[:, np.newaxis, :] >> shifts, 3, dtype=np.uint8)
+    pairs: Bytes = np.bitwise_and(qs[:, np.newaxis, :] >> shifts, 3, dtype=np.uint8)
+    return pairs
 
 
 def _fifth_bits(qh: Bytes) -> Bytes:
     """The 32 bits of qh, (n, 4) -> (n, 32), each moved to where a fifth bit is: 0 or 16."""
-    return np.left_shift(np.unpackbits(qh, axis=1, bitorder="little"), 4, dtype=np.uint8)
+    bits: Bytes = np.left_shift(np.unpackbits(qh, axis=1, bitorder="little"), 4, dtype=np.uint8)
+    return bits
 
 
 def _products(scales: Floats, values: NDArray[np.generic]) -> Floats:

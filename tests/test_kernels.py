@@ -811,7 +811,7 @@ def test_a_matrix_of_an_unknown_kind_is_a_type_error() -> None:
     w = np.ones((5, 16), F32)
     spoiled = {"list": w.tolist(), "SimpleNamespace": untagged, "q4_9": unknown, "float64": w.astype(float)}
     for found, wrong in spoiled.items():
-        message = f"w: expected a matrix of one of the kinds float32, float16, bfloat16, q8_0, found {found}"
+        message = f"w: expected a matrix of a kind that the kernels know, found {found}"
         with pytest.raises(TypeError, match=f"^{message}$"):
             _kernels.matmul(out, x, wrong)
     with pytest.raises(TypeError):

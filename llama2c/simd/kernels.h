@@ -12,14 +12,19 @@
 enum { QUERY_TILE = 8 }; /* the most queries that attention() takes at once */
 
 /* The kinds of matrices: how the numbers are stored. What a kind needs is written down in four places: pack_size() and
- * input_group() below, and matmul() and widen() at the end of loops.h, each one switch over the kinds. */
-enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0 };
+ * input_group() below, and matmul() and widen() at the end of loops.h, each one switch over the kinds. Q8_0 is llama2.c's; the
+ * block types of GGUF come after it, and blocks.h says what each of them contains. */
+enum {
+    FLOAT32, FLOAT16, BFLOAT16, Q8_0,
+    GGUF_Q4_0, GGUF_Q4_1, GGUF_Q5_0, GGUF_Q5_1, GGUF_Q8_0, GGUF_IQ4_NL, GGUF_MXFP4, /* 32 numbers in a block */
+    GGUF_Q2_K, GGUF_Q3_K, GGUF_Q4_K, GGUF_Q5_K, GGUF_Q6_K, GGUF_IQ4_XS,             /* 256 numbers */
+};
 
 /* A matrix of any kind. In memory its rows follow each other, and may begin at any byte. */
 typedef struct {
     int kind;
     int64_t rows, columns;
-    const char *numbers; /* (rows, columns): fp32, fp16 or bfloat16, which become fp32 exactly; of Q8_0 the int8 values */
+    const char *numbers; /* (rows, columns): fp32, fp16 or bfloat16, which become fp32 exactly; of Q8_0 the int8 values; or blocks */
     const char *scales;  /* Q8_0: one fp32 for each group_size consecutive values, (rows * columns / group_size,) */
     int64_t group_size;  /* Q8_0: the values that share a scale; a group may go on in the next row */
 } matrix;
@@ -30,6 +35,9 @@ typedef struct {
     float *scales;    /* (n_rows, n_groups) */
     int32_t *offsets; /* (n_rows, n_groups), -128 times the sum of the values of each group: see q8_avx512.h */
     int64_t n_groups;
+    /* Only in groups of 32, for blocks; else NULL: */
+    int16_t *sums;      /* (n_rows, n / 16), the sum of each 16 values */
+    float *scaled_sums; /* (n_rows, n_groups), scale times the sum of the group, rounded once */
 } q8_rows;
 
 typedef struct {
@@ -61,8 +69,8 @@ typedef struct {
     /* out = one row of w, (columns,), in fp32. */
     void (*widen)(float *out, const matrix *w, int64_t row);
 
-    /* One row of n activations to Q8_0 in groups of group_size. */
-    void (*quantize)(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n, int64_t group_size);
+    /* One row of n activations to Q8_0 in groups of group_size, as the first row of `to`. */
+    void (*quantize)(const q8_rows *to, const float *x, int64_t n, int64_t group_size);
 
     /* out[r, o] (+)= x[r] . w[first + o] for r < n_rows, o < n_out; added to out if `add`. x is (n_rows, columns of w) in fp32.
      * Where input_group(w) is not 0, `xq` is read instead: x quantised in groups of that size. `pack` is scratch of
@@ -78,11 +86,20 @@ typedef struct {
                       float *scores, int64_t score_stride);
 } kernel_table;
 
+static inline int is_blocks(int kind) { return kind >= GGUF_Q4_0; }
+static inline int64_t block_values(int kind) { return kind >= GGUF_Q2_K ? 256 : 32; }
+static inline int64_t block_bytes(int kind) {
+    static const uint8_t bytes[] = {18, 20, 22, 24, 34, 18, 17, 84, 110, 144, 176, 210, 136};
+    return bytes[kind - GGUF_Q4_0];
+}
+/* Bytes of n numbers in blocks. */
+static inline int64_t row_bytes(int kind, int64_t n) { return n / block_values(kind) * block_bytes(kind); }
+
 /* The size of the groups in which the product with w reads its input quantised; 0: it reads the input in fp32. */
 static inline int64_t input_group(const matrix *w) {
     switch (w->kind) {
     case Q8_0: return w->group_size;
-    default: return 0;
+    default: return is_blocks(w->kind) ? 32 : 0;
     }
 }
 
@@ -92,7 +109,7 @@ static inline int64_t pack_size(const matrix *w) {
     int64_t n = w->columns, bytes;
     switch (w->kind) {
     case Q8_0: bytes = 16 * (2 * (n + 64) + 8 * ((n + w->group_size - 1) / w->group_size + 16)); break;
-    default: bytes = 6 * (n + 16) * (int64_t)sizeof(float);
+    default: bytes = is_blocks(w->kind) ? 64 * (n + 512) : 6 * (n + 16) * (int64_t)sizeof(float);
     }
     return bytes / 64 * 64 + 64;
 }

@@ -612,12 +612,20 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
 
 #include "loops_q8.h"
 
+#ifdef LEVEL_BLOCKS
+#include LEVEL_BLOCKS
+#endif
+#include "blocks.h"
+
 /* ---------------------------------------------------------------------------------------------- the kinds of matrices */
 
 static void widen(float *out, const matrix *w, int64_t row) {
     switch (w->kind) {
+    case FLOAT32:
+    case FLOAT16:
+    case BFLOAT16: widen_floats(out, w->numbers + row * w->columns * SIZE_OF(w->kind), w->kind, w->columns); break;
     case Q8_0: widen_q8(out, w, row); break;
-    default: widen_floats(out, w->numbers + row * w->columns * SIZE_OF(w->kind), w->kind, w->columns);
+    default: widen_blocks(out, w, row);
     }
 }
 
@@ -625,10 +633,14 @@ static void matmul(float *out, int64_t out_stride, const float *x, const q8_rows
                    const matrix *w, int64_t first, int64_t n_out, int add, void *pack) {
     int64_t n = w->columns;
     switch (w->kind) {
-    case Q8_0: matmul_q8(out, out_stride, xq, n_rows, w, first, n_out, n, add, pack); break;
-    default:
+    case FLOAT32:
+    case FLOAT16:
+    case BFLOAT16:
         matmul_floats(out, out_stride, x, n, n_rows,
                       w->numbers + first * n * SIZE_OF(w->kind), w->kind, n, n_out, n, add, pack);
+        break;
+    case Q8_0: matmul_q8(out, out_stride, xq, n_rows, w, first, n_out, n, add, pack); break;
+    default: matmul_blocks(out, out_stride, xq, n_rows, w, first, n_out, add, pack);
     }
 }
 

@@ -71,9 +71,19 @@ static void quantize_group(int8_t *values, float *scale_out, int32_t *offset, co
     *offset = -128 * sum;
 }
 
-static void quantize(int8_t *values, float *scales, int32_t *offsets, const float *x, int64_t n, int64_t group_size) {
+static void quantize(const q8_rows *to, const float *x, int64_t n, int64_t group_size) {
     for (int64_t g = 0, k = 0; k < n; g++, k += group_size)
-        quantize_group(values + k, scales + g, offsets + g, x + k, n - k < group_size ? n - k : group_size);
+        quantize_group(to->values + k, to->scales + g, to->offsets + g, x + k, n - k < group_size ? n - k : group_size);
+    if (to->sums == NULL)
+        return;
+    for (int64_t k = 0; k < n; k += 16) {
+        int16_t sum = 0;
+        for (int i = 0; i < 16; i++)
+            sum = (int16_t)(sum + to->values[k + i]);
+        to->sums[k / 16] = sum;
+    }
+    for (int64_t g = 0; g < n / 32; g++)
+        to->scaled_sums[g] = to->scales[g] * (float)(to->sums[2 * g] + to->sums[2 * g + 1]);
 }
 
 /* ---------------------------------------------------------------------------------------------- any group size */
