@@ -92,7 +92,7 @@ def _open_tokenizer(
         if found is not None:
             return found
         tokenizer = find_tokenizer(path, "a tokenizer in the file" if checkpoint.metadata else "")
-    return Tokenizer.open(tokenizer, vocab_size)
+    return Tokenizer.open(tokenizer, vocab_size=vocab_size)
 
 
 class Llama:

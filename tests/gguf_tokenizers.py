@@ -1,4 +1,4 @@
-"""Tokenizers as GGUF metadata, for tests: as formats.gguf.read_metadata gives it, and as a file that the gguf package writes."""
+"""Tokenizers as GGUF metadata, for tests: as formats.gguf.read_metadata gives it, or in a file that the gguf package writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Piece = tuple[str, float, int]  # spelling, score, type
 
 
 def llama(pieces: Sequence[Piece], **more: Any) -> dict[str, Any]:
-    """The metadata of SentencePiece's tokens: <unk>, BOS, EOS, the bytes and these. more: bos_token_id=1; None leaves one out."""
+    """The metadata of SentencePiece's tokens: <unk>, BOS, EOS, the bytes and these. more: keys, as bos_token_id=1."""
     tokens = [*FIXED, *((f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)), *pieces]
     return with_keys(
         {

@@ -90,7 +90,7 @@ class Tokenizer:
 
     @classmethod
     def of_metadata(cls, path: str, metadata: Mapping[str, Any], vocab_size: int | None = None) -> Tokenizer | None:
-        """As open, of the GGUF file `path` whose metadata has been read. None: it has no tokenizer, or is not a GGUF file ({})."""
+        """As open, of the GGUF file `path` with this metadata. None: it has no tokenizer, or is not a GGUF file ({})."""
         if not metadata:
             return None
         from .tokenizer_gguf import has_tokenizer

@@ -1,4 +1,4 @@
-"""Tokenizers of GGUF files against the packages tokenizers, sentencepiece and transformers: ids, special tokens, broken metadata."""
+"""Tokenizers of GGUF files against the packages tokenizers, sentencepiece and transformers; special tokens; broken metadata."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import gguf_tokenizers
 import json_tokenizers
 import numpy as np
 import pytest
+import tokenizer_models
 from gguf_tokenizers import CONTROL, KEY, NORMAL, UNUSED, USER, gpt2, llama, write
+from tokenizer_models import processor, train
 from tokenizers import AddedToken, models, trainers
 from tokenizers import Tokenizer as Package
 
@@ -44,9 +46,7 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
 GPT2 = {**BYTES, "use_regex": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
 NFC = {"type": "NFC"}
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -77,10 +77,10 @@ MODELS: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None, bool]] = {
 }
 TEXT = """\
 Don't SHOUT: IT'S, they'RE, We'Ve, i'm I'M, you'LL, HE'D; camelCaseWords and XMLHttpRequest in dataX2Y.
-Prices: 1, 12, 123, 1234, 1234567890, 3.14159, 0x1F, ½ Ⅷ ², ١٢٣٤ and ４５６.
+Prices: 1, 12, 123, 1234, 1234567890, 3.14159, 0x1F, ½ Ⅷ ², ١٢٣٤ and \uff14\uff15\uff16.
 def f(x: int) -> list[str]:\n\treturn [y for y in range(x) if y % 2 == 0]  // path/to/file\r\n\r\n    # end\n\n\n
-🐢🐢 👩‍👩‍👧 🇵🇱 – “quotes” … café cafe\u0301 n\u0303 Å e\u0301\u0302 \u1100\u1161 ﬁ
-Zażółć gęślą jaźń. Привет, МИР! Γειά σου. שלום עולם مرحبا हिन्दी ก็ไทย 中文字符，日本語テスト 한국어
+🐢🐢 👩‍👩‍👧 🇵🇱 \u2013 “quotes” … café cafe\u0301 n\u0303 Å e\u0301\u0302 \u1100\u1161 ﬁ
+Zażółć gęślą jaźń. Привет, МИР! Γειά \u03c3\u03bf\u03c5. שלום עולם مرحبا हिन्दी ก็ไทย 中文字符\uff0c日本語テスト 한국어
 a  b   c    d\t\te \u00a0\u3000f \u2028 g   \n   h\r\n
 """
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
@@ -139,14 +139,15 @@ def test_ids_of_byte_level(pre: str, packages: dict[str, Package]) -> None:
 
 
 def test_the_texts_tell_the_ways_apart(packages: dict[str, Package]) -> None:
-    """Each way to split would fail with the texts of every other, so the test above would see a wrong row of the table."""
-    texts = long_texts()
+    """No two ways to split give the same ids for both vocabularies: the test above sees two rows that are exchanged."""
+    texts = [TEXT, "a" + SPECIAL[0] + " unreachable", "Don'T x1234 y 12345/"]
     ways = ["llama-bpe", "qwen2", "smollm", "command-r", "gpt-2", "olmo", "tekken", "gpt-4o", "llama4"]
-    for right in ways:
-        expected = [packages[right].encode(text, add_special_tokens=False).ids for text in texts]
-        for wrong in ways:
-            tokenizer = opened(gpt2(packages[right], wrong))
-            assert ([tokenizer.encode(text) for text in texts] == expected) == (wrong == right), (right, wrong)
+    ids = {
+        (own, way): [opened(gpt2(packages[own], way)).encode(text, bos=False) for text in texts] for own in ways for way in ways
+    }
+    for own, way in ids:
+        same = ids[own, own] == ids[own, way] and ids[way, way] == ids[way, own]
+        assert same == (own == way), (own, way)
 
 
 def test_bos_by_the_kind_of_splitting(packages: dict[str, Package]) -> None:
@@ -165,8 +166,6 @@ def test_bos_by_the_kind_of_splitting(packages: dict[str, Package]) -> None:
 
 def trained_pieces(**settings: Any) -> tuple[Any, list[gguf_tokenizers.Piece]]:
     """A SentencePieceProcessor, and its tokens after the bytes, with types as llama.cpp's converter gives them."""
-    from test_tokenizer_model import processor, train
-
     theirs = processor(train(**settings))
     assert [theirs.is_byte(id) for id in (2, 3, 258, 259)] == [False, True, True, False]
     return theirs, [(theirs.id_to_piece(id), theirs.get_score(id), NORMAL) for id in range(259, theirs.vocab_size())]
@@ -188,14 +187,11 @@ def test_ids_are_those_of_transformers(tmp_path: Path) -> None:
     """Special and added tokens in a text too. A space goes before each part, as `legacy` has it."""
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     pytest.importorskip("google.protobuf", reason="needs protobuf, with which transformers reads a tokenizer.model")
-    from test_tokenizer_model import train
-    from test_tokenizer_model import write as write_model
-
     _, pieces = trained_pieces()
     start = {"content": "<|im_start|>", "special": True, "lstrip": False, "rstrip": False, "single_word": False}
     added = {"420": start, "421": {**start, "content": "<tool>", "special": False}}
     settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": True, "added_tokens_decoder": added}
-    write_model(tmp_path, train(), tokenizer_config=settings, config={"model_type": "llama"})
+    tokenizer_models.write(tmp_path, train(), tokenizer_config=settings, config={"model_type": "llama"})
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     tokenizer = opened(llama([*pieces, ("<|im_start|>", -1000.0, CONTROL), ("<tool>", -1000.0, USER)]))
     rng = random.Random(7)
@@ -203,9 +199,6 @@ def test_ids_are_those_of_transformers(tmp_path: Path) -> None:
     for _ in range(300):
         text = "".join(rng.choices(parts, k=rng.randrange(1, 9)))
         assert tokenizer.encode(text) == theirs.encode(text), text
-        assert tokenizer.decode(tokenizer.encode(text)) == text.translate({}).replace("<|im_start|>", "").replace(
-            "</s>", ""
-        ).replace("<s>", "").replace("<unk>", "") or "<" in text
 
 
 PIECES = [("\u2581", -1.0, NORMAL), ("a", -2.0, NORMAL), ("b", -3.0, NORMAL), ("\u2581a", -4.0, NORMAL)]
@@ -234,19 +227,19 @@ def test_ids_written_out() -> None:
 
 
 def test_special_tokens_of_llama() -> None:
-    pieces = [*PIECES, ("<|im_end|>", 0.0, CONTROL), ("<end>", 0.0, CONTROL), ("<s2>", 0.0, NORMAL)]
-    im_end, end, s2 = range(263, 266)
+    pieces = [*PIECES, ("<|im_end|>", 0.0, CONTROL), ("<end>", 0.0, CONTROL), ("<s2>", 0.0, NORMAL), ("<e>", 0.0, NORMAL)]
+    im_end, end, s2, eom = range(263, 267)
     found = opened(llama(pieces))
     assert (found.bos_id, found.eos_id, found.end_ids, found.prefix) == (1, 2, {2, im_end}, (1,))
-    keys = {"bos_token_id": s2, "eos_token_id": im_end, "eot_token_id": end, "eom_token_id": A}
+    keys = {"bos_token_id": s2, "eos_token_id": im_end, "eot_token_id": end, "eom_token_id": eom}
     found = opened(llama(pieces, **keys))
-    assert (found.bos_id, found.eos_id, found.end_ids, found.prefix) == (s2, im_end, {im_end, end, A}, (s2,))
+    assert (found.bos_id, found.eos_id, found.end_ids, found.prefix) == (s2, im_end, {im_end, end, eom}, (s2,))
     assert found.encode("a<s2>a<end>") == [s2, SPACE_A, s2, SPACE_A, end]  # BOS is special, whatever its type
-    assert [found.piece(id) for id in (s2, im_end, end, A, B)] == [b"", b"", b"", b"", b"b"]
+    assert [found.piece(id) for id in (s2, im_end, end, eom, B)] == [b"", b"", b"", b"", b"b"]
 
 
 def test_eos_is_not_read_from_the_key_of_bos() -> None:
-    for bos, eos in ((1, 2), (2, 1), (SPACE, A)):
+    for bos, eos in ((1, 2), (2, 1), (A, B)):
         found = opened(llama(PIECES, bos_token_id=bos, eos_token_id=eos))
         assert (found.bos_id, found.eos_id, found.end_ids) == (bos, eos, {eos})
     found = opened(llama(PIECES, bos_token_id=2))
@@ -328,8 +321,9 @@ def test_the_chat_template(packages: dict[str, Package]) -> None:
     spellings["unk_token"] = package.id_to_token(0)
     assert tokenizer.chat_template == ChatTemplate(chat_templates.CHATML, PATH, spellings)
     assert tokenizer.no_template is None
-    ids = chat_ids(tokenizer, [{"role": "user", "content": "it's"}])
-    assert ids == package.encode("<|im_start|>user\nit's<|im_end|>\n<|im_start|>assistant\n").ids
+    ids = chat_ids(tokenizer, [{"role": "system", "content": "Hi."}, {"role": "user", "content": "it's"}])
+    expected = "<|im_start|>system\nHi.<|im_end|>\n<|im_start|>user\nit's<|im_end|>\n<|im_start|>assistant\n"
+    assert ids == package.encode(expected).ids
 
 
 def test_without_a_chat_template() -> None:
@@ -406,7 +400,7 @@ def test_the_real_tokenizer(smollm2: Path) -> None:
     tokenizer = Tokenizer.open(smollm2, 49152)
     for text in long_texts():
         ids = package.encode(text).ids
-        assert tokenizer.encode(text) == ids
+        assert tokenizer.encode(text, bos=False) == ids
         assert tokenizer.decode(ids) == package.decode(ids)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.end_ids, tokenizer.prefix) == (1, 2, {0, 2}, ())
     ids = chat_ids(tokenizer, [{"role": "user", "content": "Hi"}])
@@ -501,8 +495,8 @@ def merges(*found: bytes) -> Callable[[dict[str, Any]], Any]:
          "not a token"),
         (merges(b"\xc4\xa0 t", b"z q"), "merges[1]: expected tokens that merge into a token, found 'zq', which is not a token"),
         (merges(b"a b", b"\xff a"), "merges[1]: expected UTF-8, found byte 0xFF at index 0"),
-        (lambda m: m.update({KEY + "add_bos_token": True}), "bos_token_id: expected an id, because add_bos_token is true, found "
-         "none"),
+        (lambda m: m.update({KEY + "add_bos_token": True}), "bos_token_id: expected an id, because add_bos_token is true, "
+         "found none"),
     ],
 )  # fmt: skip
 def test_broken_metadata_of_byte_level(
