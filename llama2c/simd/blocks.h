@@ -61,13 +61,16 @@ INLINE float exponent_only(uint8_t e) {
 
 /* The scales and minimums of q4_k and q5_k: eight of 6 bits each in 12 bytes. */
 INLINE void k4_scales(uint8_t scales[8], uint8_t minimums[8], const char *packed) {
-    const uint8_t *p = (const uint8_t *)packed;
-    for (int j = 0; j < 4; j++) {
-        scales[j] = p[j] & 63;
-        minimums[j] = p[j + 4] & 63;
-        scales[j + 4] = (uint8_t)((p[j + 8] & 15) | p[j] >> 6 << 4);
-        minimums[j + 4] = (uint8_t)(p[j + 8] >> 4 | p[j + 4] >> 6 << 4);
-    }
+    uint32_t four[3], low; /* four bytes at once */
+    memcpy(four, packed, sizeof four);
+    low = four[0] & 0x3f3f3f3f;
+    memcpy(scales, &low, sizeof low);
+    low = four[1] & 0x3f3f3f3f;
+    memcpy(minimums, &low, sizeof low);
+    low = (four[2] & 0x0f0f0f0f) | (four[0] >> 2 & 0x30303030);
+    memcpy(scales + 4, &low, sizeof low);
+    low = (four[2] >> 4 & 0x0f0f0f0f) | (four[1] >> 2 & 0x30303030);
+    memcpy(minimums + 4, &low, sizeof low);
 }
 
 /* Their scales and minimums in fp32. */
@@ -224,6 +227,30 @@ static void widen_blocks(float *out, const matrix *w, int64_t row) {
     }
 }
 
+/* 16 or more outputs, unpacked for many rows: their scales and minimums, [group][output], and their integers as a level packs
+ * them. */
+typedef struct {
+    float *scales;
+    float *minimums;
+    int16_t *sub_scales, *sub_minimums; /* [group][output][2] */
+    char *packed;
+} tile;
+
+INLINE tile lay_out_tile(void *pack, int64_t n, int outputs) {
+    int64_t groups = n / 32 + CHUNK_GROUPS;
+    tile t;
+    t.scales = pack;
+    t.minimums = t.scales + groups * outputs;
+    t.sub_scales = (int16_t *)(t.minimums + groups * outputs);
+    t.sub_minimums = t.sub_scales + 2 * groups * outputs;
+    t.packed = (char *)(t.sub_minimums + 2 * groups * outputs);
+    return t;
+}
+
+#ifdef LEVEL_BLOCKS /* as LEVEL_Q8 in loops_q8.h */
+#include LEVEL_BLOCKS
+#endif
+
 /* ---------------------------------------------------------------------------------------------- few rows: straight from the file */
 
 enum { DIRECT_ROWS = 8 }; /* rows up to which this is faster than unpacking a tile */
@@ -301,24 +328,6 @@ INLINE void matmul_direct(float *out, int64_t out_stride, const q8_rows *x, int6
 }
 
 /* ---------------------------------------------------------------------------------------------- many rows: unpacked tiles */
-
-/* The scales and minimums of the tile's outputs, [group][output], whatever way the integers are packed. */
-typedef struct {
-    float *scales;
-    float *minimums;
-    int16_t *sub_minimums; /* q2_k: [group][output][2] */
-    char *packed;
-} tile;
-
-INLINE tile lay_out_tile(void *pack, int64_t n, int outputs) {
-    int64_t groups = n / 32 + CHUNK_GROUPS;
-    tile t;
-    t.scales = pack;
-    t.minimums = t.scales + groups * outputs;
-    t.sub_minimums = (int16_t *)(t.minimums + groups * outputs);
-    t.packed = (char *)(t.sub_minimums + 2 * groups * outputs);
-    return t;
-}
 
 #ifndef HAVE_BLOCK_TILE
 /* 16 outputs as int16, interleaved in pairs as in loops_q8.h, already times their sub scales: at most 32 * 128. */

@@ -612,9 +612,6 @@ static void attention(float *out, const float *queries, int64_t n_queries, const
 
 #include "loops_q8.h"
 
-#ifdef LEVEL_BLOCKS
-#include LEVEL_BLOCKS
-#endif
 #include "blocks.h"
 
 /* ---------------------------------------------------------------------------------------------- the kinds of matrices */

@@ -3,6 +3,7 @@
 
 #define LEVEL avx2
 #define LEVEL_Q8 "q8_avx2.h"
+#define LEVEL_BLOCKS "blocks_avx2.h"
 #define HAVE_FMA
 #define LANES 8
 #define TILE_ROWS 4
