@@ -76,7 +76,7 @@ def explained(template: ChatTemplate) -> Iterator[None]:
     except TemplateSyntaxError as error:
         raise ModelError(f"{template.path}: chat template, line {error.lineno}: {one_line(error)}; {ADVICE}") from None
     except (SecurityError, EndlessError, MemoryError, RecursionError) as error:
-        raise ModelError(f"{template.path}: chat template: {one_line(error)}; {ADVICE}") from None
+        raise ModelError(f"{template.path}: chat template: {one_line(error).rstrip('.')}; {ADVICE}") from None
     except Exception as error:
         raise RequestError(f"{template.path}: chat template: {one_line(error)}", "messages") from None
 

@@ -13,18 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import chat_templates
+import gguf_files
 import gguf_tokenizers
 import json_tokenizers
 import numpy as np
 import pytest
 import tokenizer_models
+from bad_inputs import case
+from bad_inputs import gguf_tokenizers as gguf_tokenizer_cases
 from gguf_tokenizers import CONTROL, KEY, NORMAL, UNUSED, USER, gpt2, llama, write
 from tokenizer_models import processor, train
 from tokenizers import AddedToken, models, trainers
 from tokenizers import Tokenizer as Package
 
+import llama2c
 from llama2c import Tokenizer
+from llama2c.commands.main import main
 from llama2c.errors import ModelError, RequestError
+from llama2c.formats.gguf import read_metadata
 from llama2c.text.chat import chat_ids
 from llama2c.text.tokenizer_gguf import PRES, has_tokenizer, read
 from llama2c.text.vocabulary import ChatTemplate
@@ -340,7 +346,7 @@ def test_a_template_that_the_sandbox_refuses() -> None:
     with pytest.raises(ModelError) as caught:
         chat_ids(tokenizer, [{"role": "user", "content": "a"}])
     assert str(caught.value) == (
-        f"{PATH}: chat template: access to attribute '__class__' of 'str' object is unsafe.; give another template: "
+        f"{PATH}: chat template: access to attribute '__class__' of 'str' object is unsafe; give another template: "
         "-z (tokenizer=) takes a folder with a tokenizer and a chat_template.jinja"
     )
 
@@ -383,15 +389,75 @@ def test_a_file_that_was_replaced_is_another_tokenizer(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------
+# load
+
+
+def model(path: Path, whole: bool = True, **keys: tuple[int, Any]) -> Path:
+    """A GGUF file of a small model, with a tokenizer if it is whole. keys: more metadata."""
+    file = gguf_tokenizer_cases.good() if whole else gguf_files.good(case.MODEL, case.weights())
+    for name, (kind, value) in keys.items():
+        file.set(name, kind, value)
+    path.write_bytes(file.pack())
+    return path
+
+
+def test_load_takes_the_tokenizer_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one beside it, unless it is given; and the keys are read once."""
+    path = model(tmp_path / "a.gguf")
+    (tmp_path / "tokenizer.bin").write_bytes(case.pack_tokenizer())
+    monkeypatch.setattr("llama2c.formats.gguf.read_metadata", None)
+    llama = llama2c.load(path, n_threads=1)
+    assert llama.tokenizer.path == str(path) and llama.tokenizer.end_ids == {2}
+    assert llama.generate("a", max_tokens=2, temperature=0).prompt_tokens == 2
+    given = llama2c.load(path, tokenizer=tmp_path / "tokenizer.bin", n_threads=1)
+    assert given.tokenizer.path == str(tmp_path / "tokenizer.bin")
+    monkeypatch.undo()
+    assert pickle.loads(pickle.dumps(llama)).tokenizer.path == str(path)
+    other = case.good_model(tmp_path)
+    assert llama2c.load(other, tokenizer=path, n_threads=1).tokenizer.path == str(path)  # for another model, too
+
+
+def test_load_of_a_file_without_a_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    path = model(tmp_path / "models" / "a.gguf", whole=False)
+    with pytest.raises(FileNotFoundError) as caught:
+        llama2c.load(path)
+    names = "tokenizer.bin, tokenizer.json or tokenizer.model"
+    expected = f"a tokenizer in the file, or {names} in {path.parent}, or tokenizer.bin in the working directory"
+    assert str(caught.value) == f"{path}: expected {expected}, found none"
+    beside = path.with_name("tokenizer.bin")
+    beside.write_bytes(case.pack_tokenizer())
+    assert llama2c.load(path, n_threads=1).tokenizer.path == str(beside)
+
+
+def test_chat_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a template a warning, with one that the sandbox refuses an error: each a line that names the file."""
+    path = model(tmp_path / "a.gguf")
+    arguments = [str(path), "-m", "chat", "-i", "a", "-y", "", "-n", "16", "-t", "0"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # pytest makes errors of them
+        assert main(arguments) == 0
+    says = "so chat uses the form of Llama 2, [INST] ... [/INST], which other models do not know"
+    assert f"llama2c: warning: {path}: no chat template in this file, {says}\n" in capfd.readouterr().err
+    model(path, **{"tokenizer.chat_template": (gguf_files.STRING, "{{ messages.__class__ }}{{ ''.__class__.mro() }}")})
+    assert main(arguments) == 1
+    error = capfd.readouterr().err
+    assert error.startswith(f"llama2c: error: {path}: chat template: access to attribute ") and error.count("\n") == 1
+    assert "; give another template: -z (tokenizer=) takes a folder with a tokenizer" in error
+    model(path, **{"tokenizer.chat_template": (gguf_files.STRING, "{{ bos_token }}{{ messages[0].content }}")})
+    assert main(arguments) == 0
+
+
+# ---------------------------------------------------------------------------
 # the real model
 
 
 def test_the_real_tokenizer(smollm2: Path) -> None:
     """SmolLM2: the tokenizer.json of its folder has the steps of MODELS["smollm"]."""
-    gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install gguf")
-    fields = gguf.GGUFReader(smollm2).fields
-    spellings = [str(bytes(fields[KEY + "tokens"].parts[i]), "utf-8") for i in fields[KEY + "tokens"].data]
-    merges = [str(bytes(fields[KEY + "merges"].parts[i]), "utf-8").split(" ") for i in fields[KEY + "merges"].data]
+    keys = read_metadata(smollm2)
+    spellings = [spelling.decode() for spelling in keys[KEY + "tokens"]]
+    merges = [merge.decode().split(" ") for merge in keys[KEY + "merges"]]
     package = Package(models.BPE({spelling: id for id, spelling in enumerate(spellings)}, [(a, b) for a, b in merges]))
     settings = json.loads(package.to_str())
     settings |= {"pre_tokenizer": {"type": "Sequence", "pretokenizers": MODELS["smollm"][0]}, "decoder": BYTES}
