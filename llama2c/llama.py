@@ -72,18 +72,27 @@ def load(
 
     path       also the name of a downloaded model: "stories15M"; a file of that name comes first. None: the small model that
                comes with llama2c
-    tokenizer  a path; None: the one that find_tokenizer finds
+    tokenizer  a path; None: the one in a GGUF file, else the one that find_tokenizer finds
     n_threads  None: OMP_NUM_THREADS, else the cores this process may use, fewer for tiny models
     mmap       False reads the checkpoint into memory instead of mapping it
     ModelError or OSError, one line: a file is missing, broken or does not fit the other.
     """
     path = resolve(path)
     checkpoint = Checkpoint.open(path, mmap=mmap)
-    tokenizer_path = find_tokenizer(path) if tokenizer is None else tokenizer
-    return Llama(
-        Transformer(checkpoint, n_threads),
-        Tokenizer.open(tokenizer_path, vocab_size=checkpoint.config.vocab_size),
-    )
+    return Llama(Transformer(checkpoint, n_threads), _open_tokenizer(path, checkpoint, tokenizer))
+
+
+def _open_tokenizer(
+    path: str | os.PathLike[str], checkpoint: Checkpoint, tokenizer: str | os.PathLike[str] | None
+) -> Tokenizer:
+    """The given tokenizer, else the one in a GGUF file, else the one beside the model `path`."""
+    vocab_size = checkpoint.config.vocab_size
+    if tokenizer is None:
+        found = Tokenizer.of_metadata(checkpoint.path, checkpoint.metadata, vocab_size)
+        if found is not None:
+            return found
+        tokenizer = find_tokenizer(path, "a tokenizer in the file" if checkpoint.metadata else "")
+    return Tokenizer.open(tokenizer, vocab_size=vocab_size)
 
 
 class Llama:

@@ -108,9 +108,10 @@ def tokenizer_in(folder: str | os.PathLike[str]) -> Path | None:
     return next((path for path in (Path(folder, name) for name in names) if exists(path)), None)
 
 
-def find_tokenizer(model_path: str | os.PathLike[str]) -> Path:
+def find_tokenizer(model_path: str | os.PathLike[str], within: str = "") -> Path:
     """The tokenizer beside a model file, or in the model's folder; else a tokenizer.bin in the working directory.
 
+    within  where else the caller has looked, for the message: "a tokenizer in the file"
     FileNotFoundError: there is none; OSError: a link that leads to no file.
     """
     path = Path(model_path)
@@ -118,7 +119,8 @@ def find_tokenizer(model_path: str | os.PathLike[str]) -> Path:
     here = Path(TOKENIZERS[0])
     found = tokenizer_in(folder) or (here if exists(here) else None)
     if found is None:
-        expected = f"expected {tokenizer_names()} in {folder}, or {here} in the working directory, found none"
+        names = f"{within}, or {tokenizer_names()}" if within else tokenizer_names()
+        expected = f"expected {names} in {folder}, or {here} in the working directory, found none"
         raise not_found(model_path, expected)
     return found
 

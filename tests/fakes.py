@@ -90,7 +90,7 @@ class FakeTokenizer:
         self.end_ids = frozenset((BOS, EOS))
         self.prefix = (BOS,)
         self.chat_template = None
-        self.looked_beside = None
+        self.no_template = None
 
     def encode(self, text: str | bytes, bos: bool = True, eos: bool = False) -> list[int]:
         data = text.encode() if isinstance(text, str) else text

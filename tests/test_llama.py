@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -535,8 +536,9 @@ def test_load_puts_the_parts_together(given: str | None, tmp_path: Path, monkeyp
 
     calls: list[Any] = []
     transformer, tokenizer = FakeTransformer(), FakeTokenizer()
+    checkpoint = SimpleNamespace(config=transformer.config, path="model.bin", metadata={})
     (tmp_path / "tokenizer.bin").touch()
-    monkeypatch.setattr(module.Checkpoint, "open", part("checkpoint", transformer))  # it has a config, too
+    monkeypatch.setattr(module.Checkpoint, "open", part("checkpoint", checkpoint))
     monkeypatch.setattr(module.Tokenizer, "open", part("tokenizer", tokenizer))
     monkeypatch.setattr(module, "Transformer", part("transformer", transformer))
     llama = load(tmp_path / "model.bin", tokenizer=given, n_threads=3, mmap=False)
@@ -544,7 +546,7 @@ def test_load_puts_the_parts_together(given: str | None, tmp_path: Path, monkeyp
     assert sorted(calls, key=lambda call: call[0]) == [
         ("checkpoint", (tmp_path / "model.bin",), {"mmap": False}),
         ("tokenizer", (given or tmp_path / "tokenizer.bin",), {"vocab_size": 259}),
-        ("transformer", (transformer, 3), {}),
+        ("transformer", (checkpoint, 3), {}),
     ]
 
 

@@ -5,7 +5,21 @@ Shares no code with llama2c: what it writes checks what llama2c reads.
 
 from __future__ import annotations
 
+import io
+import json
 import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CORPUS = [
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.",
+    "One day, she saw a big red ball. She wanted to play with it, but it was too high: 12 345 678!",
+    "żółw and naïve café, 中文 中文, こんにちは 🐢🐢, it's they're\n\n\tdef f(x):\n        return x  # so",
+] * 3
+BASE = {"model_type": "bpe", "byte_fallback": True, "vocab_size": 420, "normalization_rule_name": "identity"}
+BASE |= {"remove_extra_whitespaces": False, "minloglevel": 2, "num_threads": 1, "allow_whitespace_only_pieces": True}
 
 Piece = tuple[str, float, int]  # spelling, score, kind: 1 text, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
 
@@ -52,3 +66,29 @@ def tokenizer_bin(tokens: list[Piece]) -> bytes:
     encoded = [(spelling.encode(), score) for spelling, score in spelled]
     out = struct.pack("<i", max(len(spelling) for spelling, _ in encoded))
     return out + b"".join(struct.pack("<fi", score, len(spelling)) + spelling for spelling, score in encoded)
+
+
+# ---------------------------------------------------------------------------
+# with the package sentencepiece
+
+
+def train(**settings: Any) -> bytes:
+    """A tokenizer.model."""
+    package = pytest.importorskip("sentencepiece", reason="needs sentencepiece: pip install sentencepiece")
+    written = io.BytesIO()
+    package.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=written, **{**BASE, **settings})
+    return written.getvalue()
+
+
+def processor(content: bytes) -> Any:
+    package = pytest.importorskip("sentencepiece", reason="needs sentencepiece: pip install sentencepiece")
+    return package.SentencePieceProcessor(model_proto=content)
+
+
+def write(folder: Path, content: bytes, **files: Any) -> Path:
+    """A tokenizer.model, and JSON files beside it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(content)
+    for name, settings in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(settings))
+    return folder / "tokenizer.model"

@@ -65,7 +65,7 @@ FLAGS = (
     Flag("-s", "--seed", "S", _integer, "the same seed gives the same story (default 0: from the clock)"),
     Flag("-n", "--steps", "N", _integer, "positions, including those of the prompt; 0: the whole context (default 256)"),
     Flag("-i", "--prompt", "TEXT", str, "how the story begins, in chat the first message; - reads all of stdin"),
-    Flag("-z", "--tokenizer", "FILE", str, "default: tokenizer.bin, .json or .model beside the model, or tokenizer.bin here"),
+    Flag("-z", "--tokenizer", "FILE", str, "default: the one in a GGUF file or beside the model, or tokenizer.bin here"),
     Flag("-m", "--mode", "MODE", _mode, "generate or chat (default generate)"),
     Flag("-y", "--system-prompt", "TEXT", str, "in chat: the system prompt (default: asks for one)"),
     Flag("", "--threads", "N", _integer, "default: OMP_NUM_THREADS, else the number of cores, fewer for tiny models"),

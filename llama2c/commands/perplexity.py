@@ -65,7 +65,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="file or name of a model (default: the small model of llama2c)")
     add("text", metavar="TEXT_FILE", help="a file, read as bytes; - reads stdin, for pipes too")
-    add("-z", "--tokenizer", metavar="FILE", help="default: tokenizer.bin, .json or .model beside MODEL, or tokenizer.bin here")
+    add("-z", "--tokenizer", metavar="FILE", help="default: the one in a GGUF file or beside MODEL, or tokenizer.bin here")
     add("--stride", type=integer, metavar="N", help="tokens from one window to the next (default: half the context)")
     add("--threads", type=integer, metavar="N", help="default: OMP_NUM_THREADS, or all cores, fewer for a tiny model")
     add("--against", metavar="OTHER", help="another model to compare, with the same tokenizer")

@@ -1,4 +1,4 @@
-"""Conversations as token ids: by the chat template beside the tokenizer, else by the form of Llama 2.
+"""Conversations as token ids: by the chat template of the tokenizer, else by the form of Llama 2.
 
 Messages and options are checked here; chat_template.py renders templates.
 """
@@ -46,9 +46,9 @@ def warn_without_template(tokenizer: Tokenizer) -> None:
 
     A tokenizer.bin has no place for a template, and the C program always uses this form for it: no warning.
     """
-    if tokenizer.looked_beside is not None:
-        found = "no chat template beside it, so chat uses the form of Llama 2, [INST] ... [/INST]"
-        warnings.warn(f"{tokenizer.looked_beside}: {found}, which other models do not know", RuntimeWarning, stacklevel=4)
+    if tokenizer.no_template is not None:
+        used = "so chat uses the form of Llama 2, [INST] ... [/INST], which other models do not know"
+        warnings.warn(f"{tokenizer.no_template}, {used}", RuntimeWarning, stacklevel=4)
 
 
 # ---------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from .vocabulary import ChatTemplate
 
 WORK = 1 << 26  # the limit: characters joined and put out, and STEP for each turn of a loop or call of a macro
 STEP = 256
+ADVICE = "give another template: -z (tokenizer=) takes a folder with a tokenizer and a chat_template.jinja"
 
 
 def render(
@@ -73,9 +74,9 @@ def explained(template: ChatTemplate) -> Iterator[None]:
     try:
         yield
     except TemplateSyntaxError as error:
-        raise ModelError(f"{template.path}: chat template, line {error.lineno}: {one_line(error)}") from None
+        raise ModelError(f"{template.path}: chat template, line {error.lineno}: {one_line(error)}; {ADVICE}") from None
     except (SecurityError, EndlessError, MemoryError, RecursionError) as error:
-        raise ModelError(f"{template.path}: chat template: {one_line(error)}") from None
+        raise ModelError(f"{template.path}: chat template: {one_line(error).rstrip('.')}; {ADVICE}") from None
     except Exception as error:
         raise RequestError(f"{template.path}: chat template: {one_line(error)}", "messages") from None
 

@@ -75,13 +75,14 @@ def read_special(
     bos += model_ids(folder, "bos_token_id", vocab_size, strict=not bos)
     eos = named("eos_token")
     eos += model_ids(folder, "eos_token_id", vocab_size, strict=not eos)
+    template = read_template(folder, {name: spelling for name, (spelling, _) in names.items()})
     return Special(
         bos_id=bos[0] if bos else None,
         eos_id=eos[0] if eos else None,
         end_ids=frozenset(eos),
         prefix=prefix,
-        chat_template=read_template(folder, {name: spelling for name, (spelling, _) in names.items()}),
-        looked_beside=str(path),
+        chat_template=template,
+        no_template=f"{path}: no chat template beside it" if template is None else None,
     )
 
 

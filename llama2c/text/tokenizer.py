@@ -1,4 +1,4 @@
-"""Text to token ids and back, with a vocabulary from any file: tokenizer.bin, tokenizer.model or tokenizer.json.
+"""Text to token ids and back, with a vocabulary from any file: tokenizer.bin, tokenizer.model, tokenizer.json or a GGUF model.
 
 This module handles str; a vocabulary handles bytes (_bpe is compiled, tokenizer_json uses a package). It knows no model.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 import codecs
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
 from ..errors import ModelError, RequestError, not_found
-from ..files import read_file
+from ..files import read_file, read_start
 from ..locate import tokenizer_in, tokenizer_names
 from . import _bpe
 from .vocabulary import BOS, EOS, UNK, ChatTemplate, Special, Vocabulary
@@ -29,7 +29,7 @@ class Tokenizer:
     prefix         the ids that encode puts before a text; () if the tokenizer puts none there
     chat_template  turns messages into a prompt; None: the form of Llama 2 is used
     path           the file it was opened from; None: it was made from a vocabulary
-    looked_beside  the file beside which a chat template was looked for; None for a tokenizer.bin, which never has one
+    no_template    says where a chat template was looked for in vain; None for a tokenizer.bin, which never has one
 
     The vocabulary of a tokenizer.bin is that of llama2.c. Byte-pair encoding starts from one token for each code point (the
     tokens of its UTF-8 bytes where it has none) and merges the neighbours whose joined spelling is the token with the highest
@@ -37,7 +37,7 @@ class Tokenizer:
     """
 
     __slots__ = (
-        "_starts", "_vocabulary", "bos_id", "chat_template", "end_ids", "eos_id", "looked_beside", "path", "prefix",
+        "_starts", "_vocabulary", "bos_id", "chat_template", "end_ids", "eos_id", "no_template", "path", "prefix",
         "vocab_size",
     )  # fmt: skip
 
@@ -52,7 +52,7 @@ class Tokenizer:
         self.end_ids = special.end_ids
         self.prefix = special.prefix
         self.chat_template: ChatTemplate | None = special.chat_template
-        self.looked_beside = special.looked_beside
+        self.no_template = special.no_template
         self.path: str | None = None
 
     def __copy__(self) -> Tokenizer:
@@ -70,10 +70,11 @@ class Tokenizer:
     def open(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
         """Read a tokenizer for a model of vocab_size tokens (None: of as many as the tokenizer has).
 
-        The name says what the file is: tokenizer.json of the tokenizers package (*.json) or tokenizer.model of SentencePiece
-        (*.model), each with the settings beside it; anything else is a tokenizer.bin. In a folder, the tokenizer there is used.
+        A GGUF file is recognised by its content, and has the tokenizer in it. For others the name says what the file is:
+        tokenizer.json of the tokenizers package (*.json) or tokenizer.model of SentencePiece (*.model), each with the settings
+        beside it; anything else is a tokenizer.bin. In a folder, the tokenizer there is used.
         A tokenizer.bin must have exactly vocab_size tokens. The others may have fewer (a tokenizer.model only with settings
-        beside it), and may have added tokens beyond vocab_size: a text with one of these is refused when it is encoded.
+        beside it). Those of a folder may have added tokens beyond vocab_size: a text with one is refused when it is encoded.
         ModelError: the file is not a tokenizer, or has another size; OSError: it cannot be read, or a package is missing.
         """
         if vocab_size is not None and operator.index(vocab_size) < 1:
@@ -87,12 +88,26 @@ class Tokenizer:
         tokenizer.path = os.fspath(path)
         return tokenizer
 
+    @classmethod
+    def of_metadata(cls, path: str, metadata: Mapping[str, Any], vocab_size: int | None = None) -> Tokenizer | None:
+        """As open, of the GGUF file `path` with this metadata. None: it has no tokenizer, or is not a GGUF file ({})."""
+        if not metadata:
+            return None
+        from .tokenizer_gguf import has_tokenizer
+
+        if not has_tokenizer(metadata):
+            return None
+        tokenizer = cls(*_read_metadata(path, metadata, vocab_size))
+        tokenizer.path = path
+        return tokenizer
+
     def encode(self, text: str | bytes, bos: bool = True, eos: bool = False) -> list[int]:
         """The ids of a text. bos: after the ids that the tokenizer puts before a text; eos: with eos_id at the end.
 
         A tokenizer.bin and a tokenizer.model take bytes as they are, valid UTF-8 or not; a tokenizer.json takes only valid
         UTF-8. With a tokenizer.bin, a text that is not empty gets a leading space. A tokenizer.json, and a tokenizer.model with
-        settings beside it, find their special tokens where a text spells them out. NUL is a byte like any other.
+        settings beside it, find their special tokens where a text spells them out. NUL is a byte like any other. The tokenizer
+        of a GGUF file is like one of the last two: of "gpt2" like a tokenizer.json, of "llama" like a tokenizer.model.
         RequestError: a lone surrogate, which has no UTF-8; invalid UTF-8 for a tokenizer.json; eos=True without an eos_id; an
         added token that the model does not have.
         """
@@ -128,9 +143,13 @@ class Tokenizer:
 
 
 def _read(path: str, vocab_size: int | None) -> tuple[Vocabulary, Special | None]:
-    """The vocabulary and the special tokens of a file, by the ending of its name. Errors: those of Tokenizer.open."""
+    """The vocabulary and the special tokens of a file, by its content and the ending of its name. Errors: those of open."""
+    if read_start(path).startswith(b"GGUF"):
+        from ..formats.gguf import read_metadata  # most models need neither this nor the modules below
+
+        return _read_metadata(path, read_metadata(path), vocab_size)
     if path.endswith(".json"):
-        from . import tokenizer_json  # most models need neither this nor the next module
+        from . import tokenizer_json
 
         return tokenizer_json.read(path, vocab_size)
     try:
@@ -146,6 +165,15 @@ def _read(path: str, vocab_size: int | None) -> tuple[Vocabulary, Special | None
     except MemoryError as error:
         if str(error):  # says it already
             raise
+        raise MemoryError(f"{path}: expected memory for its tokens, found too little") from None
+
+
+def _read_metadata(path: str, metadata: Mapping[str, Any], vocab_size: int | None) -> tuple[Vocabulary, Special]:
+    from .tokenizer_gguf import read
+
+    try:
+        return read(path, metadata, vocab_size)
+    except MemoryError:
         raise MemoryError(f"{path}: expected memory for its tokens, found too little") from None
 
 

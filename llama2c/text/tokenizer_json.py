@@ -23,7 +23,7 @@ from .vocabulary import Special, as_index
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")  # what the package takes for a byte; the plus is its parser's
 PROBES = ("a", "0", " ", "\n", "e", "\u2581", "\u00e9")  # texts; every vocabulary should have one of them
 PACKAGE = (0, 20)  # the oldest version that reads the merges of today's files
-NO_PACKAGE = "expected the package tokenizers, which reads it, found none: pip install 'llama2c[hf]'"
+NO_PACKAGE = "expected the package tokenizers, for this tokenizer, found none: pip install 'llama2c[hf]'"
 
 
 def read(path: str | os.PathLike[str], vocab_size: int | None) -> tuple[JsonVocabulary, Special]:
@@ -57,19 +57,25 @@ def read(path: str | os.PathLike[str], vocab_size: int | None) -> tuple[JsonVoca
 def load(path: Path) -> Any:
     """The tokenizers.Tokenizer of a file."""
     data = read_file(path)
-    try:
-        import tokenizers  # slow to import, and an extra
-    except ImportError:
-        raise OSError(f"{path}: {NO_PACKAGE}") from None
-    found = tuple(int(number) for number in re.findall(r"\d+", tokenizers.__version__)[:2])
-    if found < PACKAGE:
-        expected = f"expected the package tokenizers, version {'.'.join(map(str, PACKAGE))} or later"
-        raise OSError(f"{path}: {expected}, found {tokenizers.__version__}: pip install 'llama2c[hf]'")
+    tokenizers = import_package(path)
     with explained(f"{path}: expected a tokenizer.json"):
         package = tokenizers.Tokenizer.from_buffer(data)
     package.no_truncation()  # both are settings of a training, and would change the ids of a text
     package.no_padding()
     return package
+
+
+def import_package(path: str | os.PathLike[str]) -> Any:
+    """The package tokenizers, for the tokenizer of a file. OSError: it is missing, or too old."""
+    try:
+        import tokenizers  # slow to import, and an extra
+    except ImportError:
+        raise OSError(f"{os.fspath(path)}: {NO_PACKAGE}") from None
+    found = tuple(int(number) for number in re.findall(r"\d+", tokenizers.__version__)[:2])
+    if found < PACKAGE:
+        expected = f"expected the package tokenizers, version {'.'.join(map(str, PACKAGE))} or later"
+        raise OSError(f"{os.fspath(path)}: {expected}, found {tokenizers.__version__}: pip install 'llama2c[hf]'")
+    return tokenizers
 
 
 @contextlib.contextmanager

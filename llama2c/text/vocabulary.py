@@ -52,7 +52,7 @@ class Special:
     end_ids: frozenset[int] = frozenset((BOS, EOS))  # a text ends with any of them
     prefix: tuple[int, ...] = (BOS,)  # what encode puts before a text; nothing for some tokenizers
     chat_template: ChatTemplate | None = None  # None: the form of Llama 2
-    looked_beside: str | None = None  # the file beside which a chat template was looked for; None: there was no such search
+    no_template: str | None = None  # says where a chat template was looked for in vain; None: it was not looked for
 
     @property
     def starts(self) -> frozenset[int | None]:

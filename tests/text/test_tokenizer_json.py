@@ -474,7 +474,7 @@ def test_missing_packages(packages: dict[str, Any], tmp_path: Path, monkeypatch:
     with pytest.raises(OSError) as caught:
         Tokenizer.open(path)
     assert str(caught.value) == (
-        f"{path}: expected the package tokenizers, which reads it, found none: pip install 'llama2c[hf]'"
+        f"{path}: expected the package tokenizers, for this tokenizer, found none: pip install 'llama2c[hf]'"
     )
     monkeypatch.undo()
     monkeypatch.setattr("tokenizers.__version__", "0.19.1")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import random
 import re
 import struct
@@ -13,20 +11,13 @@ from typing import Any
 
 import pytest
 import tokenizer_models
-from tokenizer_models import field, varint
+from tokenizer_models import CORPUS, field, processor, train, varint, write
 
 from llama2c import Tokenizer
 from llama2c.errors import ModelError, RequestError
 from llama2c.text.sentencepiece import convert, pack
 
-CORPUS = [
-    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.",
-    "One day, she saw a big red ball. She wanted to play with it, but it was too high: 12 345 678!",
-    "żółw and naïve café, 中文 中文, こんにちは 🐢🐢, it's they're\n\n\tdef f(x):\n        return x  # so",
-] * 3
 USER = ["<sep>", "<sep><sep>", "ay", "\u2581\u2581", "\u2581the\u2581", "中文", "aa", "aab"]
-BASE = {"model_type": "bpe", "byte_fallback": True, "vocab_size": 420, "normalization_rule_name": "identity"}
-BASE |= {"remove_extra_whitespaces": False, "minloglevel": 2, "num_threads": 1, "allow_whitespace_only_pieces": True}
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "tinystories": {"remove_extra_whitespaces": True, "split_digits": True},
@@ -41,19 +32,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def train(**settings: Any) -> bytes:
-    """A tokenizer.model."""
-    package = pytest.importorskip("sentencepiece", reason="needs sentencepiece: pip install sentencepiece")
-    written = io.BytesIO()
-    package.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=written, **{**BASE, **settings})
-    return written.getvalue()
-
-
-def processor(content: bytes) -> Any:
-    package = pytest.importorskip("sentencepiece", reason="needs sentencepiece: pip install sentencepiece")
-    return package.SentencePieceProcessor(model_proto=content)
-
-
 def texts(n: int, seed: int) -> list[str]:
     """Texts of words, runs of spaces, other white space, characters from anywhere, and user-defined pieces that touch."""
     rng = random.Random(seed)
@@ -65,15 +43,6 @@ def texts(n: int, seed: int) -> list[str]:
         made.append("".join(rng.choices(parts, k=rng.randrange(12))))
         made.append("".join(chr(rng.choice((0x20, 0x61, 0xA0, 0x4E00, 0x1F600)) + rng.randrange(30)) for _ in range(8)))
     return made
-
-
-def write(folder: Path, content: bytes, **files: Any) -> Path:
-    """A tokenizer.model, and JSON files beside it."""
-    folder.mkdir(exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(content)
-    for name, settings in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(settings))
-    return folder / "tokenizer.model"
 
 
 # ---------------------------------------------------------------------------
@@ -269,7 +238,7 @@ def hf_config(**more: Any) -> dict[str, Any]:
 def test_without_settings_it_is_a_tokenizer_of_llama2_c(tmp_path: Path) -> None:
     tokenizer = Tokenizer.open(write(tmp_path, made_model([SPACE])), 260)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.end_ids, tokenizer.prefix) == (1, 2, {1, 2}, (1,))
-    assert (tokenizer.chat_template, tokenizer.looked_beside) == (None, None)
+    assert (tokenizer.chat_template, tokenizer.no_template) == (None, None)
     assert tokenizer.encode("</s>", bos=False) == [259, *(byte + 3 for byte in b"</s>")]
 
 
@@ -291,7 +260,7 @@ def test_settings_beside_it(tmp_path: Path) -> None:
         assert tokenizer.end_ids == {2, 262, 264} | ({9999} if vocab_size == 10000 else set())
         assert tokenizer.chat_template is not None and tokenizer.chat_template.source == TEMPLATE
         assert tokenizer.chat_template.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        assert tokenizer.looked_beside == str(path)
+        assert tokenizer.no_template is None
         assert tokenizer.encode("a<|im_start|>b</s>plain é<|end|>") == [1, 259, 260, 262, 259, 261, 2, 263, 264]
         assert tokenizer.decode([1, 259, 260, 262, 263, 264, 261]) == "aplain éb"
         assert tokenizer.piece(262) == b""
