@@ -232,9 +232,9 @@ def test_the_first_download_fails_and_removes_the_folder(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "param", "message"),
     [
-        (("stories7B",), "model", "stories7B: unknown model; use stories260K, stories15M, stories42M, stories110M, or REPO_ID"),
+        (("stories7B",), "model", "stories7B: unknown model; use stories260K, stories15M, stories42M, stories110M, smollm2-135m, "),
         (("",), "model", ": unknown model; use "),
-        (("stories15M", "t.bin"), "tokenizer", "tokenizer: stories15M has a known tokenizer; only REPO_ID:FILE takes"),
+        (("stories15M", "t.bin"), "tokenizer", "tokenizer: stories15M has a known tokenizer; only a checkpoint of llama2.c takes"),
         (("me/x:a.bin", "/etc/t.bin"), "tokenizer", "tokenizer: expected the path of a file in me/x, found '/etc/t.bin'"),
         (("me/x:a.bin", "../t.bin"), "tokenizer", "tokenizer: expected the path of a file in me/x, found '../t.bin'"),
     ],
