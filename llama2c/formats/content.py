@@ -36,6 +36,8 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 def map_content(file: FileIO, size: int) -> Content:
     """The first `size` bytes of a file, mapped. ModelError: it has fewer."""
+    if size == 0:  # mmap refuses it
+        return np.empty(0, np.uint8)
     try:
         mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     except ValueError:  # mmap checks the size again

@@ -27,7 +27,7 @@ from ..errors import ModelError, not_found
 from ..files import exists, unreadable
 from ..tensors import FLOAT_DTYPES, Floats, Layers, Raw, Weight, as_floats, as_weight
 from .content import Content, Load, map_content, open_file, read_content
-from .naming import Stored, check_tensors, make_config, require
+from .naming import Stored, check_tensors, make_config, require, shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -164,12 +164,6 @@ class _Cursor:
         raise ModelError(f"{what}: expected {n} strings, found the end of the file before that of the last")
 
 
-def _shown(value: object) -> str:
-    """A name or a value from a file, for a message of one line."""
-    text = value if isinstance(value, str) and value.isprintable() else repr(value).replace("\n", " ")
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
 def _equal(found: object, expected: object) -> bool:
     return not isinstance(found, np.ndarray) and found == expected
 
@@ -280,8 +274,8 @@ def read_keys(path: str, cursor: _Cursor) -> tuple[Metadata, int]:
     for i in range(n_keys):
         key = cursor.text(MOST_KEY, f"key {i}")
         if not key or key in fields:
-            raise ModelError(f"key {i}: expected a name of its own, found {_shown(key) or 'an empty one'}")
-        fields[key] = read_field(cursor, _shown(key))
+            raise ModelError(f"key {i}: expected a name of its own, found {shown(key) or 'an empty one'}")
+        fields[key] = read_field(cursor, shown(key))
     return Metadata(path, cursor.content, fields), n_tensors
 
 
@@ -333,17 +327,17 @@ def read_tensors(cursor: _Cursor, metadata: Metadata, n_tensors: int) -> dict[st
     end = 0
     for i in range(n_tensors):
         name = cursor.text(MOST_NAME, f"tensor {i}")
-        if name in infos:
-            raise ModelError(f"expected each tensor once, found {_shown(name)} twice")
-        infos[name] = info = read_info(cursor, _shown(name))
+        if not name or name in infos:
+            raise ModelError(f"tensor {i}: expected a name of its own, found {shown(name) or 'an empty one'}")
+        infos[name] = info = read_info(cursor, shown(name))
         if info.offset != end:
-            raise ModelError(f"{_shown(name)}: expected offset {end}, behind the tensor before it, found {info.offset}")
+            raise ModelError(f"{shown(name)}: expected offset {end}, behind the tensor before it, found {info.offset}")
         end += padded(info.nbytes, alignment)
     start, size = padded(cursor.at, alignment), len(cursor.view)
     for name, info in infos.items():
         last = start + info.offset + info.nbytes
         if last > size:
-            raise ModelError(f"{_shown(name)}: expected a file of at least {last} bytes, found {size}: it was cut short")
+            raise ModelError(f"{shown(name)}: expected a file of at least {last} bytes, found {size}: it was cut short")
     return {name: stored(cursor.content, start, info) for name, info in infos.items()}
 
 
@@ -352,11 +346,13 @@ def padded(n_bytes: int, alignment: int) -> int:
 
 
 def read_alignment(metadata: Metadata) -> int:
-    alignment = metadata.get(ALIGNMENT, DEFAULT_ALIGNMENT)
-    if metadata.type_of(ALIGNMENT) not in (None, UINT32) or alignment < SMALLEST_ALIGNMENT or alignment & (alignment - 1):
-        expected = f"a power of 2 of at least {SMALLEST_ALIGNMENT}, as a number of 32 bits"
-        raise ModelError(f"{ALIGNMENT}: expected {expected}, found {_shown(alignment)}")
-    return cast("int", alignment)
+    type = metadata.type_of(ALIGNMENT)
+    if type not in (None, UINT32):
+        raise ModelError(f"{ALIGNMENT}: expected a value of type {UINT32} (uint32), found type {type}")
+    alignment: int = metadata.get(ALIGNMENT, DEFAULT_ALIGNMENT)
+    if alignment < SMALLEST_ALIGNMENT or alignment & (alignment - 1):
+        raise ModelError(f"{ALIGNMENT}: expected a power of 2 of at least {SMALLEST_ALIGNMENT}, found {alignment}")
+    return alignment
 
 
 def read_info(cursor: _Cursor, name: str) -> Info:
@@ -413,11 +409,11 @@ def read_parts(path: str, load: Load) -> tuple[Metadata, dict[str, Stored]]:
         check_part(part, number, metadata, others)
         twice = next((name for name in more if name in tensors), None)
         if twice is not None:
-            raise ModelError(f"{part}: expected each tensor once, found {_shown(twice)} in another, too")
+            raise ModelError(f"{part}: expected each tensor once, found {shown(twice)} in another, too")
         tensors |= more
     total = metadata.get(PART_TENSORS, len(tensors)) if n_parts > 1 else len(tensors)
     if not _equal(total, len(tensors)):
-        raise ModelError(f"{path}: {PART_TENSORS}: expected {len(tensors)}, the tensors of all files, found {_shown(total)}")
+        raise ModelError(f"{path}: {PART_TENSORS}: expected {len(tensors)}, the tensors of all files, found {shown(total)}")
     return metadata, tensors
 
 
@@ -425,11 +421,11 @@ def check_first(path: str, metadata: Metadata) -> int:
     """How many files the model has. ModelError: this is not the first of them, or its name is not that of a first one."""
     n_parts, number = metadata.get(PART_COUNT, 1), metadata.get(PART_NO, 0)
     if not isinstance(n_parts, int) or not 0 <= n_parts <= MOST_PARTS:
-        raise ModelError(f"{path}: {PART_COUNT}: expected 1 to {MOST_PARTS}, found {_shown(n_parts)}")
+        raise ModelError(f"{path}: {PART_COUNT}: expected 1 to {MOST_PARTS}, found {shown(n_parts)}")
     if n_parts < 2:
         return 1
     if not _equal(number, 0):
-        found = f"another: {PART_NO} is {_shown(number)}"
+        found = f"another: {PART_NO} is {shown(number)}"
         raise ModelError(f"{path}: expected the first of the {n_parts} files of a model, found {found}")
     if not path.endswith(_ending(1, n_parts)):
         ending = _ending(1, n_parts)
@@ -444,7 +440,7 @@ def check_part(part: str, number: int, first: Metadata, others: Metadata) -> Non
     expected |= {key: first.get(key) for key in general if key in others}
     for key, value in expected.items():
         if not _equal(others.get(key), value):
-            raise ModelError(f"{part}: {key}: expected {_shown(value)}, as in the first file, found {_shown(others.get(key))}")
+            raise ModelError(f"{part}: {key}: expected {shown(value)}, as in the first file, found {shown(others.get(key))}")
 
 
 def _ending(number: int, n_parts: int) -> str:
@@ -509,7 +505,7 @@ def check_architecture(path: str, metadata: Mapping[str, Any]) -> None:
     for key, (known, default) in computed.items():
         found = metadata.get(key, default)
         if not _equal(found, known):
-            raise ModelError(f"{path}: {key}: expected {known}, found {_shown(found)}")
+            raise ModelError(f"{path}: {key}: expected {known}, found {shown(found)}")
 
 
 def read_config(path: str, metadata: Mapping[str, Any], vocab_size: int) -> Config:
@@ -567,7 +563,7 @@ def read_rope_scaling(path: str, metadata: Mapping[str, Any]) -> RopeScaling | N
     if _equal(kind, "none"):
         return None
     if not _equal(kind, "linear"):
-        raise ModelError(f"{path}: {prefix}.scaling.type: expected none or linear, found {_shown(kind)}")
+        raise ModelError(f"{path}: {prefix}.scaling.type: expected none or linear, found {shown(kind)}")
     factor = _number(path, metadata, key if key in metadata else old, 1.0, (int, float))
     if factor in (0, 1):  # 0: as llama.cpp writes a factor that is not set
         return None
@@ -582,7 +578,7 @@ def read_rope_scaling(path: str, metadata: Mapping[str, Any]) -> RopeScaling | N
 
 LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.2
-CLOSE = 5e-5  # the converter computes the table in fp32, where a difference of nearly equal numbers loses up to eight bits
+CLOSE = 1e-5  # the converter computes the table in fp32; its values differ by up to 2e-6 from the exact ones, and by machine
 
 
 def with_rope_factors(path: str, config: Config, tensor: Stored | None) -> tuple[Config, tuple[float, ...] | None]:

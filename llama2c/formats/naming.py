@@ -6,7 +6,7 @@ A Stored tensor is read only when its numbers are asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ def check_tensors(
     computed = LLAMA.computed[format]
     unknown = next((name for name in tensors if name not in expected and not re.fullmatch(computed, name)), None)
     if unknown is not None:
-        raise ModelError(f"{path}: expected the {len(expected)} tensors of a Llama model, found one more: {unknown}")
+        raise ModelError(f"{path}: expected the {len(expected)} tensors of a Llama model, found one more: {shown(unknown)}")
     shared = classifier not in tensors or same_values(tensors[classifier], tensors[embedding])
     if tied and not shared:
         raise ModelError(f"{path}: {classifier}: expected the values of {embedding}, because they are tied, found others")
@@ -88,6 +88,14 @@ def same_values(a: Stored, b: Stored) -> bool:
 
 # ---------------------------------------------------------------------------
 # settings
+
+
+def shown(value: object) -> str:
+    """A name or a value from a file, for a message: in one line, and not a long one."""
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
+        return "an array"
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def make_config(path: str | Path, **values: Any) -> Config:
