@@ -190,7 +190,7 @@ def staging_folder(folder: Path, keeps_files: bool = False) -> Iterator[Path]:
             yield staging
         except BaseException as error:
             useful = keeps_files and not isinstance(error, (ModelError, RequestError))
-            keep = any(staging.rglob("*.incomplete")) or (useful and any(path.is_file() for path in staging.iterdir()))
+            keep = any(staging.rglob("*.incomplete")) or (useful and any(path.name != ".cache" for path in staging.iterdir()))
             raise
         finally:
             if not keep:
@@ -283,6 +283,8 @@ def fetch_folder(source: HubModel, staging: Path, report: Report) -> None:
     from .formats.huggingface import COMPANIONS, INDEX, WEIGHTS, read_config, shard_names  # a file needs none of it
 
     repo_id = source.repo_id
+    if source.path.exists() and (not source.path.is_dir() or any(source.path.iterdir())):  # somebody else's
+        raise FileError(None, f"expected no folder, or an empty one, found one without {CONFIG}", str(source.path))
     revision, listed = list_repository(repo_id, report)
     check_listed(repo_id, listed, (WEIGHTS, INDEX))
     wanted: list[str] = []
@@ -313,10 +315,7 @@ def fetch_folder(source: HubModel, staging: Path, report: Report) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         with without_warnings():
             Checkpoint.open(staging)
-    try:
-        os.rename(staging, source.path)
-    except OSError as error:
-        raise file_error(error, source.path, "no folder, or an empty one") from None
+    os.rename(staging, source.path)
 
 
 def check_listed(repo_id: str, listed: Sequence[str], weights: Sequence[str]) -> None:

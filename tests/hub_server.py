@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import folders
+import gguf_files
 import numpy as np
 import pytest
+import tokenizer_models
 
 from llama2c.config import Config
 from llama2c.downloads import TOKENIZER_SIZE
@@ -58,6 +61,26 @@ def tokenizer_bytes(n_tokens: int, size: int = 0) -> bytes:
 def llama2_files() -> dict[str, bytes]:
     """What the network has for `download stories15M`."""
     return {STORIES15M: model_bytes(LLAMA2), TOKENIZER: tokenizer_bytes(32000, TOKENIZER_SIZE)}
+
+
+def folder_files(folder: Path, n_shards: int = 0) -> dict[str, bytes]:
+    """A Hugging Face folder of 300 tokens, written to `folder`, and what else repositories have: by name."""
+    folders.write_model(folder, SMALL, checkpoints.random_weights(SMALL, np.random.default_rng(3)), n_shards=n_shards)
+    (folder / "tokenizer.model").write_bytes(tokenizer_models.model(tokenizer_models.pieces(300)))
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def gguf_parts(n_parts: int) -> list[bytes]:
+    """A GGUF file without a tokenizer, or its parts."""
+    file = gguf_files.good(SMALL, checkpoints.random_weights(SMALL, np.random.default_rng(3)))
+    names, parts = list(file.tensors), []
+    for number in range(n_parts):
+        keys = dict(file.keys) if number == 0 else {}
+        part = gguf_files.File(keys, {name: file.tensors[name] for name in names[number::n_parts]})
+        part.set("split.no", gguf_files.U16, number).set("split.count", gguf_files.U16, n_parts)
+        parts.append(part.set("split.tensors.count", gguf_files.I32, len(names)).pack())
+    return parts
 
 
 # ---------------------------------------------------------------------------
