@@ -155,8 +155,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.hub.files.get(self.path)
         start = f"/{repo_id}/resolve/main/"
         names = self.hub.listed.get(repo_id) or [path.removeprefix(start) for path in self.hub.files if path.startswith(start)]
+        others = {"private": False, "downloads": 0, "likes": 0, "tags": []}  # old versions of huggingface_hub insist on them
         answer = {"id": repo_id, "sha": REVISION, "siblings": [{"rfilename": name} for name in names]}
-        return json.dumps(answer).encode() if names else None
+        return json.dumps(answer | others).encode() if names else None
 
     def answer(self) -> bytes | None:
         self.hub.requests.append((self.command, self.path, self.headers["Range"]))
