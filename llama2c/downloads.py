@@ -285,6 +285,10 @@ def fetch_folder(source: HubModel, staging: Path, report: Report) -> None:
     repo_id = source.repo_id
     if source.path.exists() and (not source.path.is_dir() or any(source.path.iterdir())):  # somebody else's
         raise FileError(None, f"expected no folder, or an empty one, found one without {CONFIG}", str(source.path))
+    try:
+        import safetensors  # noqa: F401 - the weights would be fetched, and not opened
+    except ImportError:
+        raise OSError(f"{repo_id}: a folder needs the package safetensors: pip install 'llama2c[hf]'") from None
     revision, listed = list_repository(repo_id, report)
     check_listed(repo_id, listed, (WEIGHTS, INDEX))
     wanted: list[str] = []
@@ -350,6 +354,10 @@ def named_in(repo_id: str, staging: Path) -> Iterator[None]:
         if not str(error.filename).startswith(str(staging)):
             raise
         raise FileError(error.errno, error.strerror, in_repository(str(error.filename), repo_id, staging)) from None
+    except OSError as error:
+        if error.strerror:  # the system's
+            raise
+        raise OSError(in_repository(str(error), repo_id, staging)) from None
     except ModelError as error:
         raise ModelError(in_repository(str(error), repo_id, staging)) from None
 

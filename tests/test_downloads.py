@@ -382,6 +382,18 @@ def test_no_place_for_a_folder(user: User, net: Hub, folder: dict[str, bytes]) -
 
 
 @needs_huggingface_hub
+@pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
+def test_a_folder_without_a_package(user: User, net: Hub, folder: dict[str, bytes], tmp_path: Path, package: str) -> None:
+    """Before the weights are fetched."""
+    (tmp_path / f"{package}.py").write_text("raise ImportError")
+    user.env["PYTHONPATH"] = str(tmp_path)
+    put(net, folder | {"tokenizer.json": b"{}"})
+    line = user.fails("me/tiny")
+    assert line.startswith("me/tiny:") and f"{package}" in line and "pip install 'llama2c[hf]'" in line
+    assert "model.safetensors" not in asked(net)
+
+
+@needs_huggingface_hub
 def test_a_repository_that_is_not_there(user: User, net: Hub) -> None:
     expected = f"{net.url} has no such repository, or does not let you read it (HTTP status "
     assert user.fails("me/none").startswith(f"me/none: {expected}404)")
