@@ -14,6 +14,8 @@ from .errors import not_found
 from .files import exists
 
 CONFIG = "config.json"  # a folder with this file is a Hugging Face folder
+GGUF = ".gguf"  # files with this ending have their own tokenizer
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.ASCII | re.DOTALL)
 BUNDLED = Path(__file__).with_name("bundled") / "tales1M.bin"  # docs/model-card.md says what it is
 
 
@@ -23,12 +25,27 @@ class HubModel(NamedTuple):
     name: str  # what users call it
     folder: str  # of the cache
     repo_id: str
-    file: str  # its path in the repository
-    tokenizer: str | None = None  # its path in the repository; None: the tokenizer of Llama 2
+    file: str | None  # its path in the repository; None: the repository is a Hugging Face folder
+    tokenizer: str | None = None  # of a checkpoint of llama2.c: its path in the repository; None: the tokenizer of Llama 2
 
     @property
     def path(self) -> Path:
-        return cache_folder() / self.folder / PurePosixPath(self.file).name
+        folder = cache_folder() / self.folder
+        return folder / PurePosixPath(self.file).name if self.file else folder
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.file is not None and self.file.endswith(GGUF)
+
+    @property
+    def parts(self) -> list[str]:
+        """Of a file: its path in the repository, or those of all parts of a split GGUF file: a-00001-of-00002.gguf, ..."""
+        assert self.file is not None
+        split = PART.fullmatch(self.file)
+        if split is None:
+            return [self.file]
+        stem, _, count = split.groups()
+        return [f"{stem}-{number:05}-of-{count}{GGUF}" for number in range(1, int(count) + 1)]
 
     @property
     def tokenizer_path(self) -> Path:
@@ -46,7 +63,22 @@ STORIES = {
         ("stories110M", "stories110M.bin", None),
     )
 }
-_REPO_FILE = re.compile(r"([a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*):([^\s:\\]+)", re.ASCII)
+# Small models to chat with, in GGUF.
+CHATS = {
+    name: HubModel(name, name, repo_id, file)
+    for name, repo_id, file in (
+        ("smollm2-135m", "bartowski/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct-Q8_0.gguf"),
+        ("smollm2-360m", "bartowski/SmolLM2-360M-Instruct-GGUF", "SmolLM2-360M-Instruct-Q8_0.gguf"),
+        ("smollm2-1.7b", "bartowski/SmolLM2-1.7B-Instruct-GGUF", "SmolLM2-1.7B-Instruct-Q4_K_M.gguf"),
+        ("tinyllama-1.1b", "TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF", "tinyllama-1.1b-chat-v1.0.Q4_K_M.gguf"),
+        ("llama-3.2-1b", "bartowski/Llama-3.2-1B-Instruct-GGUF", "Llama-3.2-1B-Instruct-Q4_K_M.gguf"),
+    )
+}
+NAMES = STORIES | CHATS
+REPOSITORIES = "repositories"  # the folder of the cache for Hugging Face folders
+_REPO = re.compile(r"[a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*", re.ASCII)
+_FILE = re.compile(r"[^\s:\\]+", re.ASCII)
+_FILE_ENDINGS = (".bin", GGUF, ".safetensors", ".pt", ".pth", ".json", ".model")  # a/b.bin is a path and no repository
 
 
 def cache_folder() -> Path:
@@ -62,34 +94,41 @@ def cache_folder() -> Path:
 
 
 def find_hub_model(name: str) -> HubModel | None:
-    """The model that a name stands for: one of STORIES, or REPO_ID:FILE; None if it is neither.
+    """The model that a name stands for: one of NAMES, REPO_ID:FILE, or REPO_ID; None if it is none of them.
 
-    "me/tales:big/a.bin" has the folder me--tales/big--a, so that no two files of a repository share a folder.
+    "me/tales:big/a.bin" has the folder me--tales/big--a, so that no two files of a repository share a folder. "me/tales" has
+    the folder repositories/me--tales.
     """
-    if name in STORIES:
-        return STORIES[name]
-    match = _REPO_FILE.fullmatch(name)
-    if match is None:
+    if name in NAMES:
+        return NAMES[name]
+    repo_id, colon, file = name.partition(":")
+    if _REPO.fullmatch(repo_id) is None:
         return None
-    repo_id, file = match.groups()
-    if any(part in ("", ".", "..") for part in file.split("/")):  # could lead out of the folder
+    repository = repo_id.replace("/", "--")
+    if not colon:
+        is_path = repo_id.endswith(_FILE_ENDINGS)
+        return None if is_path else HubModel(name, f"{REPOSITORIES}/{repository}", repo_id, None)
+    if _FILE.fullmatch(file) is None or any(
+        part in ("", ".", "..") for part in file.split("/")
+    ):  # could lead out of the folder
         return None
     stem = str(PurePosixPath(file).with_suffix(""))
-    return HubModel(name, f"{repo_id.replace('/', '--')}/{stem.replace('/', '--')}", repo_id, file)
+    return HubModel(name, f"{repository}/{stem.replace('/', '--')}", repo_id, file)
 
 
 def resolve(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     """The path of a model given by path or by name: "stories15M" -> ~/.cache/llama2c/stories15M/stories15M.bin.
 
-    None is the bundled model. A file with the name, or a folder with config.json, comes before a downloaded model. What is
-    not a name is taken as a path. FileNotFoundError: the model is not downloaded; OSError: a link that leads to no file.
+    None is the bundled model. A file with the name, or a folder with config.json, comes before a downloaded model, and before
+    that of a name like me/tales any folder. What is not a name is taken as a path. FileNotFoundError: the model is not
+    downloaded; OSError: a link that leads to no file.
     """
     if model is None:
         return BUNDLED
     source = find_hub_model(model) if isinstance(model, str) else None
     if source is None:
         return model
-    if exists(model) and (os.path.isfile(model) or exists(os.path.join(model, CONFIG))):
+    if exists(model) and (os.path.isfile(model) or source.file is None or exists(os.path.join(model, CONFIG))):
         return model
     if not exists(source.path):
         command = f"python -m llama2c download {model}"

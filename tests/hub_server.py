@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import folders
+import gguf_files
 import numpy as np
 import pytest
+import tokenizer_models
 
 from llama2c.config import Config
 from llama2c.downloads import TOKENIZER_SIZE
@@ -26,6 +29,7 @@ from llama2c.downloads import TOKENIZER_SIZE
 needs_huggingface_hub = pytest.mark.skipif(
     importlib.util.find_spec("huggingface_hub") is None, reason="needs huggingface_hub: pip install 'llama2c[hub]'"
 )
+REVISION = "0123456789abcdef0123456789abcdef01234567"
 SECONDS = 60  # what hangs is ended
 REPO = "/karpathy/tinyllamas/resolve/main/"
 STORIES15M, TOKENIZER = REPO + "stories15M.bin", "/tokenizer.bin"
@@ -59,6 +63,26 @@ def llama2_files() -> dict[str, bytes]:
     return {STORIES15M: model_bytes(LLAMA2), TOKENIZER: tokenizer_bytes(32000, TOKENIZER_SIZE)}
 
 
+def folder_files(folder: Path, n_shards: int = 0) -> dict[str, bytes]:
+    """A Hugging Face folder of 300 tokens, written to `folder`, and what else repositories have: by name."""
+    folders.write_model(folder, SMALL, checkpoints.random_weights(SMALL, np.random.default_rng(3)), n_shards=n_shards)
+    (folder / "tokenizer.model").write_bytes(tokenizer_models.model(tokenizer_models.pieces(300)))
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def gguf_parts(n_parts: int) -> list[bytes]:
+    """A GGUF file without a tokenizer, or its parts."""
+    file = gguf_files.good(SMALL, checkpoints.random_weights(SMALL, np.random.default_rng(3)))
+    names, parts = list(file.tensors), []
+    for number in range(n_parts):
+        keys = dict(file.keys) if number == 0 else {}
+        part = gguf_files.File(keys, {name: file.tensors[name] for name in names[number::n_parts]})
+        part.set("split.no", gguf_files.U16, number).set("split.count", gguf_files.U16, n_parts)
+        parts.append(part.set("split.tensors.count", gguf_files.I32, len(names)).pack())
+    return parts
+
+
 # ---------------------------------------------------------------------------
 # the hub
 
@@ -67,7 +91,8 @@ class Hub:
     """A server of `files`, for use in a with statement. What goes wrong is set by path: statuses, sizes, broken answers."""
 
     def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
+        self.files: dict[str, bytes] = {}  # by path, of the revision main, which is also REVISION
+        self.listed: dict[str, list[str]] = {}  # what the list of a repository has, where that is not its files
         self.status: dict[tuple[str, str], int] = {}  # by method and path
         self.announced: dict[str, int] = {}
         self.breaks: dict[str, int] = {}  # bytes after which a GET breaks off, once
@@ -117,15 +142,33 @@ class Handler(BaseHTTPRequestHandler):
             if self.hub.holds:
                 self.hub.go.wait(SECONDS)
 
+    def parse_request(self) -> bool:
+        parsed = super().parse_request()
+        if parsed:
+            self.path = self.path.replace(f"/resolve/{REVISION}/", "/resolve/main/")
+        return parsed
+
+    def content(self) -> bytes | None:
+        """The file of a path, or the list of the files of a repository."""
+        repo_id = self.path.removeprefix("/api/models/")
+        if repo_id == self.path:
+            return self.hub.files.get(self.path)
+        start = f"/{repo_id}/resolve/main/"
+        names = self.hub.listed.get(repo_id) or [path.removeprefix(start) for path in self.hub.files if path.startswith(start)]
+        others = {"private": False, "downloads": 0, "likes": 0, "tags": []}  # old versions of huggingface_hub insist on them
+        answer = {"id": repo_id, "sha": REVISION, "siblings": [{"rfilename": name} for name in names]}
+        return json.dumps(answer | others).encode() if names else None
+
     def answer(self) -> bytes | None:
         self.hub.requests.append((self.command, self.path, self.headers["Range"]))
-        content = self.hub.files.get(self.path)
+        content = self.content()
         status = self.hub.status.get((self.command, self.path), 200 if content is not None else 404)
         if status == 200:
             return content
         self.send_response(status)
         if status in (401, 404):
-            self.send_header("X-Error-Code", "EntryNotFound" if status == 404 else "RepoNotFound")
+            is_list = self.path.startswith("/api/")
+            self.send_header("X-Error-Code", "EntryNotFound" if status == 404 and not is_list else "RepoNotFound")
         self.send_header("Content-Length", "0")
         self.end_headers()
         return None
@@ -135,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(size))
         if not self.hub.plain:
             self.send_header("ETag", '"0123456789abcdef"')
-            self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
+            self.send_header("X-Repo-Commit", REVISION)
         if status == 206 and content_range is not None:
             self.send_header("Content-Range", content_range)
         self.end_headers()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib.util
 import inspect
+import json
 import os
 import re
 import socket
@@ -24,6 +26,8 @@ from hub_server import (
     TOKENIZER,
     Hub,
     User,
+    folder_files,
+    gguf_parts,
     llama2_files,
     model_bytes,
     needs_huggingface_hub,
@@ -34,6 +38,7 @@ import llama2c
 from llama2c import downloads
 from llama2c.downloads import TOKENIZER_SIZE, Report
 from llama2c.errors import RequestError
+from llama2c.locate import CHATS
 
 NAME = "karpathy/tinyllamas:stories15M.bin"
 CATCH = """
@@ -161,6 +166,306 @@ def test_a_sentencepiece_tokenizer_keeps_its_kind(user: User, net: Hub) -> None:
 
 
 # ---------------------------------------------------------------------------
+# folders
+
+needs_safetensors = pytest.mark.skipif(
+    importlib.util.find_spec("safetensors") is None, reason="needs safetensors: pip install 'llama2c[hf]'"
+)
+TINY = "/me/tiny/resolve/main/"
+OTHERS = {  # in a repository beside the folder; none of it is fetched
+    "README.md": b"# Tiny", ".gitattributes": b"", "pytorch_model.bin": b"x", "tiny.gguf": b"x", "picture.png": b"x",
+    "original/consolidated.00.pth": b"x", "original/params.json": b"x", "onnx/model.onnx": b"x", "runs/model.safetensors": b"x",
+}  # fmt: skip
+
+
+def put(net: Hub, files: dict[str, bytes]) -> None:
+    net.files = {TINY + name: content for name, content in files.items()}
+
+
+def asked(net: Hub, method: str = "GET") -> list[str]:
+    """The files that were asked for, in order."""
+    return [path.removeprefix(TINY) for how, path, _ in net.requests if how == method and path.startswith(TINY)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> dict[str, bytes]:
+    return folder_files(tmp_path / "tiny")
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> dict[str, bytes]:
+    return folder_files(tmp_path / "sharded", n_shards=2)
+
+
+@needs_huggingface_hub
+@needs_safetensors
+def test_a_whole_repository(user: User, net: Hub, folder: dict[str, bytes]) -> None:
+    """The list of the hub is not believed: files of other names, in other places, are not asked for."""
+    put(net, folder | OTHERS)
+    traps = ["../config.json", "/etc/passwd", "..\\config.json", "config.json/", "a/../model.safetensors", ""]
+    net.listed = {"me/tiny": [*folder, *OTHERS, *traps]}
+    place = user.cache / "repositories" / "me--tiny"
+    size = sum(map(len, folder.values())) / 1e6
+    assert user.run("download", "me/tiny") == (0, f"{place}\n", [f"llama2c: me/tiny: downloaded, {size:.1f} MB"])
+    assert user.files() == {f"repositories/me--tiny/{name}": content for name, content in folder.items()}
+    assert sorted(user.cache.rglob("*")) == sorted([place.parent, place, *(place / name for name in folder)])
+    order = asked(net)
+    assert sorted(order) == sorted(folder)
+    assert (order[0], order[-1]) == ("config.json", "model.safetensors")
+
+    net.requests.clear()
+    assert user.run("download", "me/tiny") == (0, f"{place}\n", ["llama2c: me/tiny: already downloaded"])
+    by_name, by_path = (user.run(model, "-t", "0", "-n", "12", "-i", "ab") for model in ("me/tiny", str(place)))
+    assert by_name[:2] == by_path[:2]
+    assert by_name[0] == 0 and len(by_name[1]) > 4
+    assert net.requests == []
+
+
+@needs_huggingface_hub
+@needs_safetensors
+def test_shards_and_progress(user: User, net: Hub, sharded: dict[str, bytes]) -> None:
+    """The index comes before the shards that it names, and a file from 0 to its size after the other."""
+    put(net, sharded | {"model-00003-of-00003.safetensors": b"another model"})
+    code = "calls = []\nllama2c.download('me/tiny', progress=lambda *call: calls.append(call))\nprint(json.dumps(calls))"
+    calls = user.python(code)
+    assert {path.rpartition("/")[2]: content for path, content in user.files().items()} == sharded
+    order = list(dict.fromkeys(name for _, _, name in calls))
+    assert sorted(order) == sorted(f"me/tiny:{name}" for name in sharded)
+    shards = ["me/tiny:model-00001-of-00002.safetensors", "me/tiny:model-00002-of-00002.safetensors"]
+    assert order[-3:] == ["me/tiny:model.safetensors.index.json", *shards]
+    for name in order:
+        done = [(bytes, total) for bytes, total, file in calls if file == name]
+        size = len(sharded[name.removeprefix("me/tiny:")])
+        assert (done[0], done[-1]) == ((0, size), (size, size))
+
+
+def changed(content: bytes, **settings: Any) -> bytes:
+    return json.dumps(json.loads(content) | settings).encode()
+
+
+INDEX = "model.safetensors.index.json"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+REFUSED: dict[str, tuple[Callable[[dict[str, bytes]], dict[str, bytes]], str]] = {
+    "no config.json": (
+        lambda files: {name: content for name, content in files.items() if name != "config.json"},
+        "me/tiny: expected config.json, found none in the repository",
+    ),
+    "no weights": (
+        lambda files: {name: content for name, content in files.items() if "safetensors" not in name},
+        "me/tiny: expected model.safetensors or model.safetensors.index.json, found none in the repository",
+    ),
+    "no tokenizer": (
+        lambda files: {name: content for name, content in files.items() if name != "tokenizer.model"},
+        "me/tiny: expected tokenizer.bin, tokenizer.json or tokenizer.model, found none in the repository",
+    ),
+    "only GGUF": (
+        lambda files: dict.fromkeys(("b-Q8_0.gguf", "b-q4_k_m-00002-of-00002.gguf", "b-q4_k_m-00001-of-00002.gguf"), b"x"),
+        "me/tiny: expected model.safetensors, found GGUF files: b-Q8_0.gguf, b-q4_k_m-00001-of-00002.gguf; for one of them: "
+        "`python -m llama2c download me/tiny:b-q4_k_m-00001-of-00002.gguf`",
+    ),
+    "another architecture": (
+        lambda files: files | {"config.json": changed(files["config.json"], model_type="qwen2")},
+        "me/tiny:config.json: model_type: expected llama, found qwen2",
+    ),
+    "a page": (
+        lambda files: files | {"config.json": b"<html>"},
+        "me/tiny:config.json: expected ",
+    ),
+    "a broken tokenizer": (
+        lambda files: files | {"tokenizer.model": b"nonsense"},
+        "me/tiny:tokenizer.model: expected ",
+    ),
+    "a shard that is missing": (
+        lambda files: {name: content for name, content in files.items() if name != "model-00002-of-00002.safetensors"},
+        f"me/tiny:{INDEX}: expected names of files of the repository, found model-00002-of-00002.safetensors",
+    ),
+    "an index that leads out": (
+        lambda files: files | {INDEX: files[INDEX].replace(b"model-00002", b"../model-00002")},
+        f"me/tiny:{INDEX}: expected names of files beside it, found ../model-00002-of-00002.safetensors",
+    ),
+    "an index of nothing": (
+        lambda files: files | {INDEX: b"{}"},
+        f"me/tiny:{INDEX}: expected a weight_map from tensors to files, found none",
+    ),
+}
+
+
+@needs_huggingface_hub
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_before_the_weights_are_fetched(user: User, net: Hub, sharded: dict[str, bytes], what: str) -> None:
+    change, line = REFUSED[what]
+    put(net, change(sharded))
+    assert user.fails("me/tiny").startswith(line)
+    assert user.files() == {}
+    assert not any(name.endswith((".safetensors", ".gguf")) for name in asked(net))
+
+
+@needs_huggingface_hub
+@needs_safetensors
+def test_weights_that_do_not_open(user: User, net: Hub, folder: dict[str, bytes]) -> None:
+    for weights, line in (
+        (POINTER, "me/tiny:model.safetensors: expected a safetensors file, found: a Git LFS pointer"),
+        (folder["model.safetensors"][:-1], "me/tiny:model.safetensors: expected a safetensors file, found: "),
+    ):
+        put(net, folder | {"model.safetensors": weights})
+        found = user.fails("me/tiny")
+        assert found.startswith(line) and str(user.cache) not in found
+        assert user.files() == {}
+    put(net, folder)  # the repository is mended
+    assert user.run("download", "me/tiny")[0] == 0
+
+
+@needs_huggingface_hub
+@needs_safetensors
+def test_a_folder_goes_on_where_it_was(user: User, net: Hub, sharded: dict[str, bytes]) -> None:
+    """What was complete is not fetched again; a file that the repository does not have any more is not in the folder."""
+    put(net, sharded | {"added_tokens.json": b"{}"})
+    shard = TINY + "model-00002-of-00002.safetensors"
+    net.status = {("GET", shard): 500}
+    line = user.fails("me/tiny")
+    assert line == f"me/tiny:model-00002-of-00002.safetensors: {net.url} answered with HTTP status 500"
+    assert user.named_files() == {}
+    code, _, lines = user.run("me/tiny", "-n", "5")
+    assert code == 1 and "download me/tiny`, found neither" in lines[0]
+    put(net, sharded)
+    net.status = {}
+    net.requests.clear()
+    assert user.run("download", "me/tiny")[0] == 0
+    assert asked(net) == ["model-00002-of-00002.safetensors"]
+    assert user.files() == {f"repositories/me--tiny/{name}": content for name, content in sharded.items()}
+
+
+@needs_huggingface_hub
+@needs_safetensors
+def test_a_killed_download_of_a_folder(user: User, net: Hub, folder: dict[str, bytes]) -> None:
+    put(net, folder)
+    net.breaks, net.holds = {TINY + "model.safetensors": 100}, True
+    running = user.process("download", "me/tiny")
+    assert net.broke.wait(SECONDS)
+    running.kill()
+    running.communicate(timeout=SECONDS)
+    assert user.named_files() == {}
+    net.go.set()
+    assert user.run("download", "me/tiny")[0] == 0
+    assert user.files() == {f"repositories/me--tiny/{name}": content for name, content in folder.items()}
+
+
+@needs_huggingface_hub
+@needs_safetensors
+def test_two_processes_fetch_a_folder_once(user: User, net: Hub, folder: dict[str, bytes]) -> None:
+    put(net, folder)
+    both = [user.process("download", "me/tiny") for _ in range(2)]
+    outputs = {process.communicate(timeout=SECONDS)[0].decode() for process in both}
+    assert outputs == {f"{user.cache}/repositories/me--tiny\n"}
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(asked(net)) == sorted(folder)
+    assert user.files() == {f"repositories/me--tiny/{name}": content for name, content in folder.items()}
+
+
+@needs_huggingface_hub
+@needs_safetensors
+def test_no_place_for_a_folder(user: User, net: Hub, folder: dict[str, bytes]) -> None:
+    """A full disk, and a folder of somebody else under the final name, which stays."""
+    put(net, folder)
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    found = user.python(CATCH + limit + "print(json.dumps(caught('me/tiny')))")
+    assert found[3:5] == [errno.EFBIG, str(user.cache)]
+    assert user.named_files() == {}
+    mine = user.cache / "repositories" / "me--tiny" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    net.requests.clear()
+    assert user.fails("me/tiny") == f"{mine.parent}: expected no folder, or an empty one, found one without config.json"
+    assert (mine.read_text(), net.requests) == ("mine", [])
+    mine.unlink()
+    assert user.run("download", "me/tiny")[0] == 0
+
+
+@needs_huggingface_hub
+@pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
+def test_a_folder_without_a_package(user: User, net: Hub, folder: dict[str, bytes], tmp_path: Path, package: str) -> None:
+    """Before the weights are fetched."""
+    (tmp_path / f"{package}.py").write_text("raise ImportError")
+    user.env["PYTHONPATH"] = str(tmp_path)
+    put(net, folder | {"tokenizer.json": b"{}"})
+    line = user.fails("me/tiny")
+    assert line.startswith("me/tiny:") and f"{package}" in line and "pip install 'llama2c[hf]'" in line
+    assert "model.safetensors" not in asked(net)
+
+
+@needs_huggingface_hub
+def test_a_repository_that_is_not_there(user: User, net: Hub) -> None:
+    expected = f"{net.url} has no such repository, or does not let you read it (HTTP status "
+    assert user.fails("me/none").startswith(f"me/none: {expected}404)")
+    net.status = {("GET", "/api/models/me/secrets"): 401}
+    assert user.fails("me/secrets").startswith(f"me/secrets: {expected}401)")
+    net.status = {("GET", "/api/models/me/busy"): 503}
+    assert user.fails("me/busy") == f"me/busy: {net.url} answered with HTTP status 503"
+    assert user.files() == {}
+
+
+# ---------------------------------------------------------------------------
+# GGUF files
+
+
+@needs_huggingface_hub
+def test_a_gguf_file(user: User, net: Hub) -> None:
+    """In a folder of the repository; nothing is fetched with it."""
+    (content,) = gguf_parts(1)
+    put(net, {"q8/a.gguf": content, "tokenizer.json": b"x"})
+    path = user.cache / "me--tiny" / "q8--a" / "a.gguf"
+    line = f"llama2c: me/tiny:q8/a.gguf: downloaded, {len(content) / 1e6:.1f} MB"
+    assert user.run("download", "me/tiny:q8/a.gguf") == (0, f"{path}\n", [line])
+    assert user.files() == {"me--tiny/q8--a/a.gguf": content}
+    assert asked(net) == ["q8/a.gguf"]
+    net.requests.clear()
+    assert user.run("download", "me/tiny:q8/a.gguf")[2] == ["llama2c: me/tiny:q8/a.gguf: already downloaded"]
+    code = "from llama2c.locate import resolve\nprint(json.dumps(llama2c.Checkpoint.open(resolve('me/tiny:q8/a.gguf')).kind))"
+    assert user.python(code) == "fp32"
+    assert net.requests == []
+
+
+@needs_huggingface_hub
+def test_a_short_name_of_a_gguf_file(user: User, net: Hub) -> None:
+    source = CHATS["smollm2-135m"]
+    (content,) = gguf_parts(1)
+    net.files = {f"/{source.repo_id}/resolve/main/{source.file}": content}
+    assert user.run("download", "smollm2-135m")[:2] == (0, f"{user.cache}/smollm2-135m/{source.file}\n")
+    assert user.files() == {f"smollm2-135m/{source.file}": content}
+
+
+@needs_huggingface_hub
+def test_all_parts_of_a_gguf_file(user: User, net: Hub) -> None:
+    """Without the last there is no model, and what is complete is not fetched again."""
+    parts = {f"q/a-{i + 1:05}-of-00003.gguf": content for i, content in enumerate(gguf_parts(3))}
+    first, second, third = parts
+    put(net, {first: parts[first], second: parts[second]})
+    assert user.fails(f"me/tiny:{first}") == f"me/tiny:{third}: the repository has no such file (HTTP status 404)"
+    assert user.named_files() == {}
+    put(net, parts)
+    net.requests.clear()
+    assert user.run("download", f"me/tiny:{first}")[0] == 0
+    assert asked(net) == [third]
+    assert user.files() == {f"me--tiny/q--a-00001-of-00003/{name[2:]}": content for name, content in parts.items()}
+
+
+@needs_huggingface_hub
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (gguf_parts(1)[0][:-1], "expected "),
+        (gguf_parts(1)[0].replace(b"llama", b"qwen2"), "general.architecture: expected llama"),
+        (POINTER, "expected a checkpoint, found a Git LFS pointer"),
+    ],
+)
+def test_a_gguf_file_that_does_not_open(user: User, net: Hub, content: bytes, line: str) -> None:
+    put(net, {"a.gguf": content})
+    found = user.fails("me/tiny:a.gguf")
+    assert found.startswith("me/tiny:a.gguf: ") and line in found and str(user.cache) not in found
+    assert user.files() == {}
+
+
+# ---------------------------------------------------------------------------
 # two downloads at once
 
 
@@ -232,9 +537,26 @@ def test_the_first_download_fails_and_removes_the_folder(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "param", "message"),
     [
-        (("stories7B",), "model", "stories7B: unknown model; use stories260K, stories15M, stories42M, stories110M, or REPO_ID"),
+        (("stories7B",), "model", "stories7B: unknown model; use stories260K, stories15M, stories42M, stories110M, smollm2"),
         (("",), "model", ": unknown model; use "),
-        (("stories15M", "t.bin"), "tokenizer", "tokenizer: stories15M has a known tokenizer; only REPO_ID:FILE takes"),
+        (("stories15M", "t.bin"), "tokenizer", "tokenizer: stories15M has a known tokenizer; only a checkpoint of llama2.c"),
+        (("me/x", "t.json"), "tokenizer", "tokenizer: me/x has a known tokenizer; only a checkpoint"),
+        (("me/x:a.gguf", "t.json"), "tokenizer", "tokenizer: me/x:a.gguf has a known tokenizer; only a checkpoint"),
+        (
+            ("me/x:model.safetensors",),
+            "model",
+            "me/x:model.safetensors: expected a GGUF file or a checkpoint of llama2.c, found",
+        ),
+        (
+            ("me/x:a-00002-of-00003.gguf",),
+            "model",
+            "me/x:a-00002-of-00003.gguf: expected the first part, with which the others",
+        ),
+        (
+            ("me/x:a-00001-of-00000.gguf",),
+            "model",
+            "me/x:a-00001-of-00000.gguf: expected the first part, with which the others",
+        ),
         (("me/x:a.bin", "/etc/t.bin"), "tokenizer", "tokenizer: expected the path of a file in me/x, found '/etc/t.bin'"),
         (("me/x:a.bin", "../t.bin"), "tokenizer", "tokenizer: expected the path of a file in me/x, found '../t.bin'"),
     ],

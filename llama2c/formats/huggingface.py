@@ -28,6 +28,7 @@ from .naming import Stored, check_tensors, make_config, require
 from .writer import Progress, Rounding, Source, counted, replacing, write_floats
 
 WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # in its place, where the weights are in several files
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Files that belong to a model and that llama2c does not change. Whatever writes a folder from a folder copies them.
 COMPANIONS = (
@@ -161,20 +162,27 @@ def shards(folder: Path) -> list[Path]:
     """The .safetensors files of the model: one, or those that the index names."""
     if exists(folder / WEIGHTS):
         return [folder / WEIGHTS]
-    index = folder / f"{WEIGHTS}.index.json"
+    index = folder / INDEX
     if not exists(index):
         raise not_found(folder, f"expected {WEIGHTS} or {index.name}, found neither")
-    files = read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not files:
-        raise ModelError(f"{index}: expected a weight_map from tensors to files, found none")
     paths = []
-    for file in dict.fromkeys(map(str, files.values())):
-        if Path(file).name != file:  # it would be outside the folder
-            raise ModelError(f"{index}: expected names of files beside it, found {file}")
+    for file in shard_names(index):
         if not exists(folder / file) or (folder / file).is_dir():
             raise not_found(folder, f"expected the shard {file} that {index.name} names, found none")
         paths.append(folder / file)
     return paths
+
+
+def shard_names(index: Path) -> list[str]:
+    """The names of the .safetensors files that an index names. They are beside it, or should be."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise ModelError(f"{index}: expected a weight_map from tensors to files, found none")
+    names = list(dict.fromkeys(map(str, files.values())))
+    for name in names:
+        if Path(name).name != name:  # it would be outside the folder
+            raise ModelError(f"{index}: expected names of files beside it, found {name}")
+    return names
 
 
 def open_safetensors(path: Path, mmap: bool) -> dict[str, Stored]:

@@ -33,6 +33,7 @@ from hub_server import (
 
 import llama2c
 from llama2c import locate
+from llama2c.commands.download import NOTES
 from llama2c.commands.main import main
 from llama2c.downloads import TOKENIZER_SIZE
 
@@ -254,9 +255,12 @@ def test_without_huggingface_hub(user: User, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["stories7B"], "stories7B: unknown model; use stories260K, stories15M, stories42M, stories110M, or REPO_ID:FILE for"),
+        (["stories7B"], "stories7B: unknown model; use stories260K, stories15M, stories42M, stories110M, smollm2-135m, "),
         (["me/tales:../a.bin"], "me/tales:../a.bin: unknown model; use "),
-        (["stories15M", "--tokenizer", "t.bin"], "--tokenizer: stories15M has a known tokenizer; only REPO_ID:FILE takes"),
+        (
+            ["stories15M", "--tokenizer", "t.bin"],
+            "--tokenizer: stories15M has a known tokenizer; only a checkpoint of llama2.c",
+        ),
         (["me/tales:a.bin", "--tokenizer", "../t.bin"], "--tokenizer: expected the path of a file in me/tales, found"),
         ([], "the following arguments are required: MODEL"),
     ],
@@ -326,13 +330,31 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
         "stories110M": "stories110M/stories110M.bin",
         "karpathy/tinyllamas:stories15M.bin": "karpathy--tinyllamas/stories15M/stories15M.bin",
         "me/tales:v1.5/a.b.bin": "me--tales/v1.5--a.b/a.b.bin",
+        "me/tales:q4/a-00001-of-00002.gguf": "me--tales/q4--a-00001-of-00002/a-00001-of-00002.gguf",
+        "smollm2-135m": "smollm2-135m/SmolLM2-135M-Instruct-Q8_0.gguf",
+        "me/tales": "repositories/me--tales",
+        "me/tales-1.1b": "repositories/me--tales-1.1b",
     }.items():
         source = locate.find_hub_model(name)
         assert source is not None
         assert source.path == Path("/models", path)
-        assert source.tokenizer_path == Path("/models", path).with_name("tokenizer.bin")
-    for name in ("stories", "tales:a.bin", "me/tales", "me/tales:", "me/tales:/a", "me/tales:a/..", "../x:a", "a/b/c:d"):
+        if path.endswith(".bin"):
+            assert source.tokenizer_path == Path("/models", path).with_name("tokenizer.bin")
+    others = ("me/a.bin", "me/a.gguf", "./me", "../me", "me/..", "a/b/c", "me/a b", "me/a/")
+    for name in (*others, "stories", "tales:a.bin", "me/tales:", "me/tales:/a", "me/tales:a/..", "../x:a", "a/b/c:d"):
         assert locate.find_hub_model(name) is None, name
+
+
+def test_the_models_to_chat_with() -> None:
+    """Each has a name, a GGUF file in one part, and a folder of its own; the help and the page have them, too."""
+    page = Path(__file__).parents[2].joinpath("docs", "models.md").read_text()
+    assert not locate.STORIES.keys() & locate.CHATS.keys()
+    for name, source in locate.CHATS.items():
+        assert (source.name, source.folder, source.tokenizer) == (name, name, None)
+        assert locate.find_hub_model(f"{source.repo_id}:{source.file}") is not None
+        assert source.is_gguf and source.parts == [source.file] and "/" not in (source.file or "")
+        assert name == name.lower() and name in NOTES
+        assert f"| `{name}` |" in page
 
 
 def test_resolve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -351,6 +373,19 @@ def test_resolve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Path("stories15M").rmdir()
     Path("stories15M").touch()  # a file comes first
     assert locate.resolve("stories15M") == "stories15M"
+
+
+def test_resolve_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A path that is there is a path, with a config.json or without: export reads folders of other programs, too."""
+    monkeypatch.setenv("LLAMA2C_CACHE", str(tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^me/tiny: expected a file, or a model downloaded with `python"):
+        locate.resolve("me/tiny")
+    folder = tmp_path / "models" / "repositories" / "me--tiny"
+    folder.mkdir(parents=True)
+    assert locate.resolve("me/tiny") == folder
+    Path("me/tiny").mkdir(parents=True)
+    assert locate.resolve("me/tiny") == "me/tiny"
 
 
 def test_a_name_that_is_not_downloaded(user: User) -> None:
