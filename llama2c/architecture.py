@@ -95,8 +95,10 @@ LLAMA = Architecture(
     {LLAMA2C: "adjacent", HUGGING_FACE: "halves", PYTORCH: "adjacent", GGUF: "adjacent"},
     {
         HUGGING_FACE: r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq",
+        GGUF: r"blk\.\d+\.attn_rot_embd\.weight",
         PYTORCH: r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs|freqs_cos|freqs_sin|layers\.\d+\.attention\.mask",
     },
 )
+ROPE_FACTORS = "rope_freqs.weight"  # in GGUF alone, and no matrix: what the rotary frequencies are divided by, (head_size / 2,)
 EMBEDDING, CLASSIFIER = LLAMA.tensors["token_embedding_table"], LLAMA.tensors["wcls"]
 NORMS = tuple(tensor.name for tensor in _TENSORS if tensor.is_norm)

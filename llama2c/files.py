@@ -113,7 +113,7 @@ def no_memory(path: str | os.PathLike[str], size: int) -> MemoryError:
 _KINDS = (
     (rb"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded, run `git lfs pull` to get it"),
     (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body)\b", "an HTML page: download the file itself, not its web page"),
-    (rb"GGUF", "a GGUF file, which llama2c does not read: use the Hugging Face folder of the model"),
+    (rb"GGUF", "a GGUF file: give it as the model itself"),
     (rb"lmgg|fmgg|tjgg", "an old GGML file, which llama2c does not read: use the Hugging Face folder of the model"),
     (rb"PK\x03\x04", "a zip file: if torch.save wrote it, run `python -m llama2c export FILE -o model.bin`"),
     (rb"\x80[\x02-\x05][^\x00]", "a pickle: if torch.save wrote it, run `python -m llama2c export FILE -o model.bin`"),
@@ -126,6 +126,6 @@ _KINDS = (
 def recognise(start: bytes) -> str | None:
     """What a file is, by its first START bytes, and what to do with it. None: it is not one of the kinds we know.
 
-    b"GGUF..." -> "a GGUF file, which ...". Ask it only about a file that was refused: a checkpoint may begin with any bytes.
+    b"GGUF..." -> "a GGUF file: ...". Ask it only about a file that was refused: a checkpoint may begin with any bytes.
     """
     return next((words for pattern, words in _KINDS if re.match(pattern, start, re.DOTALL)), None)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import BlockType, dequantize
+from .blocks import BLOCK_TYPES, BlockType, dequantize
 
 Floats: TypeAlias = NDArray[np.float32]
 Raw: TypeAlias = NDArray[Any]  # numbers as they are stored: fp32, fp16, or the bits of bfloat16 as uint16
@@ -133,7 +133,9 @@ Weight: TypeAlias = "Matrix | Layers"
 
 
 def as_weight(raw: Raw, dtype: str) -> Matrix:
-    """The array of stored numbers as a matrix of one of the kinds above."""
+    """The array of stored numbers, or the bytes of rows of a block type of GGUF, as a matrix of one of the kinds above."""
+    if dtype in BLOCK_TYPES:
+        return BlockTensor(BLOCK_TYPES[dtype], raw)
     return BFloat16Tensor(raw) if dtype == "bfloat16" else raw
 
 

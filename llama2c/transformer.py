@@ -122,7 +122,7 @@ class Transformer:
         self.n_threads = decide_n_threads(n_threads, count_weights(checkpoint.config))
         self.observer = observer
         self._model = _kernels.Model(checkpoint.config, checkpoint.weights, checkpoint.rope_pairs)
-        self._frequencies = rotary_frequencies(checkpoint.config)
+        self._frequencies = rotary_frequencies(checkpoint.config, checkpoint.rope_factors)
         self._rope: Floats = np.empty((0, self.config.head_size // 2, 2), np.float32)
         self._free_scratch: list[_kernels.Scratch] = []
         self._rows_per_step = rows_per_step(checkpoint.config, self.n_threads)
@@ -303,11 +303,11 @@ def rows_per_step(config: Config, n_threads: int) -> int:
     return max(MIN_ROWS, min(MAX_ROWS, MAX_WORK * n_threads // count_layer_weights(config)))
 
 
-def rotary_frequencies(config: Config) -> NDArray[np.float64]:
+def rotary_frequencies(config: Config, factors: Sequence[float] | None = None) -> NDArray[np.float64]:
     """theta^(-i / head_size) for even i, (head_size / 2,): radians a position. Su et al. 2021, section 3.2.2.
 
     Computed with decimal arithmetic, which gives the same digits on every machine; the pow of a libm does not. A rope_scaling
-    of the model lowers them.
+    of the model lowers them, and so do `factors`, one for each (Checkpoint.rope_factors).
     """
     with localcontext() as context:
         context.prec = 40
@@ -316,6 +316,8 @@ def rotary_frequencies(config: Config) -> NDArray[np.float64]:
         frequencies = [float(exponent.exp()) for exponent in exponents]
     if config.rope_scaling is not None:
         frequencies = [scale_frequency(frequency, config.rope_scaling) for frequency in frequencies]
+    if factors is not None:
+        frequencies = [frequency / factor for frequency, factor in zip(frequencies, factors, strict=True)]
     return np.array(frequencies)
 
 

@@ -16,13 +16,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import block_reference
 import checkpoints
 import folders
+import gguf_files
 import numpy as np
 import pytest
 
 import llama2c
 from llama2c import _kernels
+from llama2c.blocks import BLOCK_TYPES
 from llama2c.config import Config, RopeScaling
 from llama2c.formats.checkpoint import Checkpoint
 from llama2c.formats.export import export
@@ -33,7 +36,8 @@ from llama2c.transformer import Transformer
 pytestmark = pytest.mark.filterwarnings("ignore:n_threads=. is more than:RuntimeWarning")
 
 # name -> (config, group_size). Sizes of no multiple of 16, heads below, at and above 16, groups below and above 16 a row.
-# fp16 and bf16 are files of version 3; names that begin with folder are folders of Hugging Face.
+# fp16 and bf16 are files of version 3; names that begin with folder are folders of Hugging Face. Each matrix of a GGUF file is of
+# another type: gguf_32 has those with blocks of 32 numbers, gguf_256 all of them.
 MODELS: dict[str, tuple[Config, int | None]] = {
     "fp32": (Config(60, 148, 2, 6, 2, 203, 320), None),
     "fp32_wide_heads": (Config(152, 100, 2, 4, 1, 90, 320), None),
@@ -45,6 +49,8 @@ MODELS: dict[str, tuple[Config, int | None]] = {
     "q8_64": (Config(192, 320, 2, 4, 2, 101, 320), 64),
     "q8_straddling": (Config(64, 172, 2, 8, 4, 203, 320), 64),
     "q8_odd": (Config(60, 148, 2, 6, 2, 203, 320), 12),
+    "gguf_32": (Config(96, 608, 2, 6, 3, 203, 320), 32),
+    "gguf_256": (Config(256, 512, 2, 8, 4, 203, 320), 32),
 }
 needs_safetensors = pytest.mark.skipif(find_spec("safetensors") is None, reason="needs safetensors: pip install '.[hf]'")
 NAMES = [pytest.param(name, marks=needs_safetensors) if name.startswith("folder") else name for name in MODELS]
@@ -60,12 +66,27 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         weights = checkpoints.random_weights(config, np.random.default_rng(config.dim), shared_classifier=config.dim != 152)
         if name.startswith("folder"):
             found[name] = folders.write_model(folder / name, config, weights, bfloat16=name == "folder_bf16")
+        elif name.startswith("gguf"):
+            found[name] = write_blocks(folder / f"{name}.gguf", config, weights, largest=int(name[5:]))
         elif name in HALF_SIZE:
             found[name] = checkpoints.write(folder / f"{name}.bin", config, 3, weights, None, HALF_SIZE[name])
         else:
             version = 0 if group_size is None else 2
             found[name] = checkpoints.write(folder / f"{name}.bin", config, version, weights, group_size)
     return found
+
+
+def write_blocks(path: Path, config: Config, weights: checkpoints.Arrays, largest: int) -> Path:
+    """A GGUF file with random blocks as matrices, of each type in turn whose blocks have no more than `largest` numbers."""
+    file = gguf_files.good(config, weights)
+    types = itertools.cycle(type for type in BLOCK_TYPES.values() if type.n_values <= largest)
+    rng = np.random.default_rng(7)
+    for tensor in file.tensors.values():
+        if len(tensor.shape) == 2:
+            type = next(types)
+            tensor.code, tensor.data = type.code, block_reference.random_rows(type.name, rng, *tensor.shape).tobytes()
+    path.write_bytes(file.pack())
+    return path
 
 
 def tokens_of(name: str, n: int = N_TOKENS, seed: int = 0) -> list[int]:
@@ -261,10 +282,11 @@ def test_generic_is_close(by_level: dict[str, tuple[dict[str, Any], Path]], expe
 
 @pytest.mark.parametrize("level", [level for level in _kernels.levels if level != _kernels.isa])
 def test_every_other_level_passes_the_tests_of_the_kernels(tmp_path: Path, level: str) -> None:
-    """test_kernels has run on the level in use; here it runs on those that would otherwise be compiled and never tried."""
+    """The tests of the kernels have run on the level in use; here they run on those that would be compiled and never tried."""
     root = Path(__file__).parents[1]
     options = ["-q", "-p", "no:cacheprovider", "-c", root / "pyproject.toml", "--rootdir", root]
-    done = run(["-m", "pytest", *options, Path(__file__).with_name("test_kernels.py")], tmp_path, level)
+    files = [Path(__file__).with_name(f"test_kernels{part}.py") for part in ("", "_blocks")]
+    done = run(["-m", "pytest", *options, *files], tmp_path, level)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
 
 

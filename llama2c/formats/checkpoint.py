@@ -1,40 +1,42 @@
-"""A checkpoint as named arrays: views of the mapped file, without a copy. It is a file of llama2.c (v0, v1, v2), our v3, or a
-Hugging Face folder.
+"""A checkpoint as named arrays: views of the mapped file, without a copy. It is a file of llama2.c (v0, v1, v2), our v3, a GGUF
+file, or a Hugging Face folder.
 
-Files are checked here and in layout.py, folders in huggingface.py. This module reads; writer.py writes.
+Our own files are checked here and in layout.py, GGUF in gguf.py, folders in huggingface.py. writer.py writes.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..architecture import CLASSIFIER, EMBEDDING, HUGGING_FACE, LLAMA, LLAMA2C, NORMS
+from ..architecture import CLASSIFIER, EMBEDDING, GGUF, HUGGING_FACE, LLAMA, LLAMA2C, NORMS
 from ..config import Config
 from ..errors import ModelError
 from ..files import recognise, unreadable
 from ..tensors import FLOAT_DTYPES, Floats, QuantizedTensor, Weight, as_weight
+from .content import Content, map_content, open_file, read_content
 from .layout import HEADER_SIZES, Q8_0, ROPE_TABLES, Entry, Layout, header_name, parse_header
 
-SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", Q8_0: "Q8_0"}
+SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", Q8_0: "Q8_0"}  # block types: their names in capitals
+GGUF_MAGIC = b"GGUF"
+NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """An opened checkpoint. `weights` has each tensor under its name, with the shape `layout.tensor_shapes` gives.
 
-    Norms are float32 arrays. Matrices are float32 or float16 arrays, BFloat16Tensor or QuantizedTensor; the layers of a folder
-    are Layers of these, each with a type of its own. All are read-only and C-contiguous. If the classifier is shared,
-    weights["wcls"] is weights["token_embedding_table"].
+    Norms are float32 arrays. Matrices are float32 or float16 arrays, BFloat16Tensor, QuantizedTensor or, in GGUF, BlockTensor;
+    the layers of a folder or of GGUF are Layers of these, each with a type of its own. All are read-only and C-contiguous. If
+    the classifier is shared, weights["wcls"] is weights["token_embedding_table"].
 
     copy and deepcopy return the checkpoint itself, because it is read-only. A pickle contains the path and not the weights.
     Loading it opens the file again, and raises ModelError if the file has another model by then. A checkpoint opened with
@@ -42,68 +44,82 @@ class Checkpoint:
     """
 
     path: str
-    version: int | None  # of the format; None: a Hugging Face folder
+    format: str  # for people: "v0" to "v3", "GGUF" or "Hugging Face folder"
+    version: int | None  # 0 to 3; None: another format
     config: Config
     shared_classifier: bool
-    dtype: str  # of the matrices: "float32", "float16", "bfloat16" or "q8_0"; if there are several, joined by "+"
-    group_size: int | None  # of q8_0, if all matrices have the same
+    dtype: str  # of the matrices: "float32", "float16", "bfloat16", "q8_0", "q4_1", ...; if there are several: "q4_1+q8_0"
+    group_size: int | None  # of the q8_0 of v2 and v3
     rope_pairs: str  # elements of a head that RoPE turns together: "adjacent", 2i and 2i + 1; "halves", i and i + head_size / 2
     weights: dict[str, Weight] = field(repr=False)
+    # The rotary frequencies are divided by these, too, (head_size / 2,). None: by nothing but what config.rope_scaling says.
+    rope_factors: tuple[float, ...] | None = field(default=None, repr=False)
+    metadata: Mapping[str, Any] = field(default_factory=lambda: NO_METADATA, repr=False)  # the keys of a GGUF file
     _mapped: bool = field(default=True, repr=False)  # the weights are the file's bytes, which a pickle can find again
 
     @classmethod
     def open(cls, path: str | bytes | os.PathLike[Any], *, mmap: bool = True) -> Checkpoint:
-        """Open a v0 to v3 file, or a Hugging Face folder with a Llama model. The version is recognised by the content.
+        """Open a v0 to v3 file, a GGUF file (of a split model, the first), or a Hugging Face folder with a Llama model. The
+        format is recognised by the content.
 
         Files are mapped, so that processes share one copy in memory. Do not overwrite a file in use: write a new file and
         rename it. With mmap=False a file is read into memory and may change afterwards.
 
         Raises ModelError (a ValueError) if it is not a valid checkpoint; OSError if a file cannot be read or, for a folder, the
-        package safetensors is missing; MemoryError.
+        package safetensors is missing; MemoryError. Warns (RuntimeWarning) if the context of a GGUF file had to be shortened.
         """
         path = os.fsdecode(path)
         if os.path.isdir(path):
             return cls._of_folder(path, mmap)
         try:
-            with open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
-                found, content = _load(file, mmap)
-            weights = {e.name: _view(content, e) for e in found.entries if e.name != ROPE_TABLES}
-            _check_norms(weights)
+            with open_file(path) as file:
+                start = file.read(max(HEADER_SIZES))
+                if not start.startswith(GGUF_MAGIC):
+                    return cls._of_file(path, file, start, mmap)
         except ValueError as error:
             raise ModelError(f"{path}: {error}") from None
         except OSError as error:
             raise unreadable(error, path) from None
         except MemoryError:
             raise MemoryError(f"{path}: expected memory for its content, found too little") from None
-        if found.shared_classifier:
+        return cls._of_gguf(path, mmap)
+
+    @classmethod
+    def _of_file(cls, path: str, file: FileIO, start: bytes, mmap: bool) -> Checkpoint:
+        found, content = _load(file, start, mmap)
+        weights = {e.name: _view(content, e) for e in found.entries if e.name != ROPE_TABLES}
+        _check_norms(weights)
+        shared, version, pairs = found.shared_classifier, found.version, LLAMA.rope_pairs[LLAMA2C]
+        if shared:
             weights[CLASSIFIER.name] = weights[EMBEDDING.name]
-        shared, dtype, pairs = found.shared_classifier, found.dtype, LLAMA.rope_pairs[LLAMA2C]
-        return cls(path, found.version, found.config, shared, dtype, found.group_size, pairs, weights, mmap)
+        group_size = found.group_size
+        return cls(path, f"v{version}", version, found.config, shared, found.dtype, group_size, pairs, weights, _mapped=mmap)
+
+    @classmethod
+    def _of_gguf(cls, path: str, mmap: bool) -> Checkpoint:
+        from .gguf import open_gguf  # other files need neither this nor what it imports
+
+        found = open_gguf(path, mmap)
+        weights, dtype = _checked(path, found.weights, found.shared_classifier), "+".join(found.dtypes)
+        return cls(
+            path, "GGUF", None, found.config, found.shared_classifier, dtype, None, LLAMA.rope_pairs[GGUF], weights,
+            found.rope_factors, found.metadata, mmap,
+        )  # fmt: skip
 
     @classmethod
     def _of_folder(cls, path: str, mmap: bool) -> Checkpoint:
         from .huggingface import open_folder  # a file needs neither this nor what it imports
 
         found = open_folder(Path(path), mmap)
-        try:
-            _check_norms(found.weights)
-        except ValueError as error:
-            raise ModelError(f"{path}: {error}") from None
-        weights = found.weights
-        if found.shared_classifier:
-            weights[CLASSIFIER.name] = weights[EMBEDDING.name]
-        dtype, pairs = "+".join(found.dtypes), LLAMA.rope_pairs[HUGGING_FACE]
-        return cls(path, None, found.config, found.shared_classifier, dtype, None, pairs, weights, mmap)
-
-    @property
-    def format(self) -> str:
-        """For people: "v2", "Hugging Face folder"."""
-        return "Hugging Face folder" if self.version is None else f"v{self.version}"
+        weights, dtype = _checked(path, found.weights, found.shared_classifier), "+".join(found.dtypes)
+        pairs = LLAMA.rope_pairs[HUGGING_FACE]
+        shared = found.shared_classifier
+        return cls(path, "Hugging Face folder", None, found.config, shared, dtype, None, pairs, weights, _mapped=mmap)
 
     @property
     def kind(self) -> str:
-        """For people, the types of the matrices: "fp32", "bf16", "Q8_0"; if there are several: "bf16+fp32"."""
-        return "+".join(SHORT[dtype] for dtype in self.dtype.split("+"))
+        """For people, the types of the matrices: "fp32", "bf16", "Q8_0"; if there are several: "Q4_1+Q8_0"."""
+        return "+".join(SHORT.get(dtype, dtype.upper()) for dtype in self.dtype.split("+"))
 
     def __copy__(self) -> Checkpoint:
         return self
@@ -119,17 +135,18 @@ class Checkpoint:
 
     @property
     def _identity(self) -> _Identity:
-        return _Identity(self.version, self.config, self.shared_classifier, self.dtype, self.group_size)
+        return _Identity(self.format, self.config, self.shared_classifier, self.dtype, self.group_size, self.rope_factors)
 
 
 class _Identity(NamedTuple):
     """What must be the same when a pickled checkpoint is opened again."""
 
-    version: int | None
+    format: str
     config: Config
     shared_classifier: bool
     dtype: str
     group_size: int | None
+    rope_factors: tuple[float, ...] | None
 
 
 def _reopen(path: str, expected: _Identity) -> Checkpoint:
@@ -139,7 +156,7 @@ def _reopen(path: str, expected: _Identity) -> Checkpoint:
     return found
 
 
-def _view(content: NDArray[np.uint8], entry: Entry) -> Weight:
+def _view(content: Content, entry: Entry) -> Weight:
     """The tensor of `entry` as a view of the file's `content`. Its arrays keep the content alive."""
     if entry.group_size is None:
         return as_weight(np.ndarray(entry.shape, FLOAT_DTYPES[entry.dtype], content, entry.offset), entry.dtype)
@@ -162,22 +179,18 @@ def _check_norms(weights: Mapping[str, Weight]) -> None:
             raise ModelError(f"{name}[{place}]: expected a finite number, found {norm[index]}")
 
 
-# --------------------------------------------------------------------------------------
-# The file
+def _checked(path: str, weights: dict[str, Weight], shared_classifier: bool) -> dict[str, Weight]:
+    """The weights of another program's model with the classifier, if it is shared. ModelError: a norm is not finite."""
+    try:
+        _check_norms(weights)
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from None
+    return weights | {CLASSIFIER.name: weights[EMBEDDING.name]} if shared_classifier else weights
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    # Opening a FIFO would wait for its writer. Opening a terminal could make it the controlling one. `open` sets O_CLOEXEC.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
-
-
-def _load(file: FileIO, use_mmap: bool) -> tuple[Layout, NDArray[np.uint8]]:
-    """Check the kind, the header and the size of `file`, then return its layout and its content (read-only)."""
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):  # `open` has refused directories
-        kind = "FIFO" if stat.S_ISFIFO(status.st_mode) else "device"
-        raise ModelError(f"expected a regular file, found a {kind}")
-    start, size = file.read(max(HEADER_SIZES)), status.st_size
+def _load(file: FileIO, start: bytes, use_mmap: bool) -> tuple[Layout, Content]:
+    """Check the header and the size of `file`, then return its layout and its content. `start`: its first bytes."""
+    size = os.fstat(file.fileno()).st_size
     try:
         found = parse_header(start)
         if size != found.file_size:
@@ -187,26 +200,4 @@ def _load(file: FileIO, use_mmap: bool) -> tuple[Layout, NDArray[np.uint8]]:
         if (other := recognise(start)) is not None:
             raise ModelError(f"expected a checkpoint, found {other}") from None
         raise
-    return found, (_map if use_mmap else _read)(file, found.file_size)
-
-
-def _map(file: FileIO, size: int) -> NDArray[np.uint8]:
-    try:
-        mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    except ValueError:  # mmap checks the size again
-        raise ModelError(f"expected {size} bytes, found fewer: the file shrank while it was opened") from None
-    # frombuffer exports the mapping's buffer, so that the mapping cannot be closed while arrays use it.
-    return np.frombuffer(mapping, np.uint8)
-
-
-def _read(file: FileIO, size: int) -> NDArray[np.uint8]:
-    content = np.empty(size, np.uint8)  # unlike a bytearray, not filled with zeros first
-    file.seek(0)
-    done = 0
-    while done < size:  # one read returns at most 2 GB
-        count = file.readinto(content[done:].data)
-        if not count:
-            raise ModelError(f"expected {size} bytes, found {done}: the file shrank while it was read")
-        done += count
-    content.flags.writeable = False
-    return content
+    return found, (map_content if use_mmap else read_content)(file, found.file_size)

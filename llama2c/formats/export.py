@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..architecture import LLAMA
+from ..architecture import LLAMA, ROPE_FACTORS
 from ..config import Config
 from ..errors import FileError, FolderError, ModelError, RequestError, not_found
 from ..files import exists, file_size, read_json, read_start
@@ -203,6 +203,8 @@ def open_source(source: str | os.PathLike[str]) -> Source:
 def from_file(path: Path) -> Source:
     """A file that llama2c runs. Only the tokenizer.bin beside it says which ids are BOS and EOS: it always has 1 and 2."""
     checkpoint = Checkpoint.open(path)
+    if checkpoint.rope_factors is not None:
+        raise ModelError(f"{path}: {ROPE_FACTORS}: expected the table of Llama 3, or none, because no other format stores one")
     tokenizer = path.with_name(TOKENIZERS[0])
     known = exists(tokenizer)
     settings = {"bos_token_id": 1 if known else None, "eos_token_id": 2 if known else None}

@@ -6,7 +6,7 @@ A Stored tensor is read only when its numbers are asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +23,22 @@ N_ROWS_COMPARED = 256  # of two classifiers, at a time
 class Stored(NamedTuple):
     """A tensor in a file of another program."""
 
-    dtype: str  # one of FLOAT_DTYPES; other types have the name that the file gives them
+    dtype: str  # one of FLOAT_DTYPES or BLOCK_TYPES; other types have the name that the file gives them
     shape: tuple[int, ...]
     raw: Callable[[], Raw]
 
 
-def check_tensors(path: Path, config: Config, format: str, tensors: Mapping[str, Stored], tied: bool) -> bool:
+def check_tensors(
+    path: str | Path,
+    config: Config,
+    format: str,
+    tensors: Mapping[str, Stored],
+    tied: bool,
+    dtypes: Collection[str] = FLOAT_DTYPES,
+) -> bool:
     """Check that the tensors of a model are all there, by their names in `format`; return whether the classifier is shared.
 
-    `tied`: the settings say that the classifier is shared, so it may be missing.
+    `tied`: the settings say that the classifier is shared, so it may be missing. `dtypes`: the types that a tensor may have.
 
     Raises ModelError if a tensor is missing, unknown, or has another shape or type than the config says, or if the classifier
     is said to be tied and has other values than the embedding.
@@ -44,25 +51,27 @@ def check_tensors(path: Path, config: Config, format: str, tensors: Mapping[str,
         shape = tensor.shape_of_one(config)
         for layer in range(tensor.count(config)):
             spelled = tensor.spelled(format, layer)
-            check_tensor(path, spelled, tensors.get(spelled), shape)
+            check_tensor(path, spelled, tensors.get(spelled), shape, dtypes)
             expected.add(spelled)
     computed = LLAMA.computed[format]
     unknown = next((name for name in tensors if name not in expected and not re.fullmatch(computed, name)), None)
     if unknown is not None:
-        raise ModelError(f"{path}: expected the {len(expected)} tensors of a Llama model, found one more: {unknown}")
+        raise ModelError(f"{path}: expected the {len(expected)} tensors of a Llama model, found one more: {shown(unknown)}")
     shared = classifier not in tensors or same_values(tensors[classifier], tensors[embedding])
     if tied and not shared:
         raise ModelError(f"{path}: {classifier}: expected the values of {embedding}, because they are tied, found others")
     return shared
 
 
-def check_tensor(path: Path, name: str, stored: Stored | None, shape: tuple[int, ...]) -> None:
+def check_tensor(
+    path: str | Path, name: str, stored: Stored | None, shape: tuple[int, ...], dtypes: Collection[str] = FLOAT_DTYPES
+) -> None:
     if stored is None:
         raise ModelError(f"{path}: expected a tensor {name}, found none")
     if stored.shape != shape:
         raise ModelError(f"{path}: {name}: expected shape {shape}, found {stored.shape}")
-    if stored.dtype not in FLOAT_DTYPES:
-        *others, last = FLOAT_DTYPES
+    if stored.dtype not in dtypes:
+        *others, last = dtypes
         raise ModelError(f"{path}: {name}: expected {', '.join(others)} or {last}, found {stored.dtype}")
 
 
@@ -81,7 +90,15 @@ def same_values(a: Stored, b: Stored) -> bool:
 # settings
 
 
-def make_config(path: Path, **values: Any) -> Config:
+def shown(value: object) -> str:
+    """A name or a value from a file, for a message: in one line, and not a long one."""
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
+        return "an array"
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def make_config(path: str | Path, **values: Any) -> Config:
     """A Config of values from a file. Raises ModelError that names the file."""
     try:
         return Config(**values)
@@ -89,7 +106,7 @@ def make_config(path: Path, **values: Any) -> Config:
         raise ModelError(f"{path}: {error}") from None
 
 
-def require(path: Path, settings: Mapping[str, Any], keys: Iterable[str]) -> None:
+def require(path: str | Path, settings: Mapping[str, Any], keys: Iterable[str]) -> None:
     missing = next((key for key in keys if settings.get(key) is None), None)
     if missing is not None:
         raise ModelError(f"{path}: expected a setting {missing}, found none")

@@ -320,11 +320,16 @@ INLINE void direct_block(float *out, int64_t out_stride, const q8_rows *x, int64
     }
 }
 
+/* With a single row as a constant, the weights of a chunk never leave the registers. */
 INLINE void matmul_direct(float *out, int64_t out_stride, const q8_rows *x, int64_t rows, const matrix *w, int kind,
                           int64_t first, int64_t n_out, int add, void *scratch) {
-    for (int64_t o = 0; o < n_out; o += 16)
-        direct_block(out + o, out_stride, x, rows, w, kind, first + o, n_out - o < 16 ? (int)(n_out - o) : 16, w->columns, add,
-                     scratch);
+    for (int64_t o = 0; o < n_out; o += 16) {
+        int outs = n_out - o < 16 ? (int)(n_out - o) : 16;
+        if (rows == 1)
+            direct_block(out + o, out_stride, x, 1, w, kind, first + o, outs, w->columns, add, scratch);
+        else
+            direct_block(out + o, out_stride, x, rows, w, kind, first + o, outs, w->columns, add, scratch);
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------- many rows: unpacked tiles */

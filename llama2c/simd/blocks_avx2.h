@@ -270,34 +270,17 @@ INLINE void chunk_products(float *products, float *minimums, int64_t row_stride,
  * 8 bits: int16, interleaved in pairs, [k / 2][output][2]; one vpmaddwd is 8 outputs by 2. */
 enum { TILE_WIDTH = 16, TILE_MOST_ROWS = 4 };
 
-/* The int32 columns of eight rows; column i is written to `to` + i * step bytes. */
-INLINE void transpose8(char *to, int64_t step, const __m256i rows[8]) {
-    __m256i a[8], b[8];
-    UNROLL for (int i = 0; i < 4; i++) {
-        a[2 * i] = _mm256_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
-        a[2 * i + 1] = _mm256_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
-    }
-    UNROLL for (int i = 0; i < 2; i++) {
-        b[4 * i + 0] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
-        b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
-        b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
-        b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        _mm256_storeu_si256((__m256i *)(to + i * step), _mm256_permute2x128_si256(b[i], b[4 + i], 0x20));
-        _mm256_storeu_si256((__m256i *)(to + (4 + i) * step), _mm256_permute2x128_si256(b[i], b[4 + i], 0x31));
-    }
-}
-
 /* Group g of eight outputs, q[output][group], to its place in the tile. `to`: where the first of its bytes or words go. */
 INLINE void pack_group(char *to, int kind, __m256i q[8][8], int g) {
-    __m256i rows[8];
+    __m256i rows[8], columns[8];
     for (int i = 0; i < (is_8_bit(kind) ? 2 : 1); i++) {
         UNROLL for (int o = 0; o < 8; o++) {
             __m128i half = i ? _mm256_extracti128_si256(q[o][g], 1) : _mm256_castsi256_si128(q[o][g]);
             rows[o] = is_8_bit(kind) ? _mm256_cvtepi8_epi16(half) : q[o][g];
         }
-        transpose8(to + i * 8 * 64, 64, rows);
+        transpose8(columns, rows);
+        UNROLL for (int j = 0; j < 8; j++)
+            _mm256_storeu_si256((__m256i *)(to + (8 * i + j) * 64), columns[j]);
     }
 }
 

@@ -4,7 +4,7 @@
  * groups ascending, one accumulator for an output. Where weight groups straddle rows (their size does not divide n), a
  * "group" is each intersection of a weight group and an activation group.
  *
- * A level may have its own quantiser, group_dots, transpose16 and packed kernel (HAVE_...). Integers are exact, so all agree.
+ * A level may have its own quantiser, group_dots, transpose16, add_up_groups and packed kernel (HAVE_...). Integers are exact, so all agree.
  */
 
 INLINE float scale_at(const char *scales, int64_t i) { /* scales may start at any byte */
@@ -125,6 +125,7 @@ INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, cons
 }
 #endif
 
+#ifndef HAVE_ADD_UP_GROUPS
 #ifndef HAVE_TRANSPOSE16
 static void transpose16(float out[16][16], const float *in, int64_t stride) {
     for (int r = 0; r < 16; r++)
@@ -148,6 +149,7 @@ static void add_up_groups(float acc[16], const float *products, int64_t stride, 
     for (int p = 0; p < PARTS; p++)
         reg_store(acc + p * LANES, sums[p]);
 }
+#endif
 
 /* 16 outputs (or the fewer that are left): each weight row is read once, in order. The products of its groups are stored, and
  * added up for all the outputs together, because the order allows only one accumulator for each. */

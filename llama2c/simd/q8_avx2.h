@@ -1,5 +1,6 @@
 /* Q8_0 with the byte and word products of AVX2. */
 #define HAVE_GROUP_DOTS
+#define HAVE_ADD_UP_GROUPS
 #define HAVE_PACKED
 
 /* Weights on the unsigned side as |w|, their sign moved to the activations: |w| <= 128 and |x| <= 127, so the pairwise sums
@@ -27,6 +28,42 @@ INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, cons
         __m256i low = _mm256_hadd_epi32(four[0], four[1]), high = _mm256_hadd_epi32(four[2], four[3]);
         __m256i all = _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
         _mm256_storeu_si256((__m256i *)(isums + g), all);
+    }
+}
+
+/* The columns of eight rows, each in a register: columns[c] = the lanes c of the rows. */
+INLINE void transpose8(__m256i columns[8], const __m256i rows[8]) {
+    __m256i a[8], b[8];
+    UNROLL for (int i = 0; i < 4; i++) {
+        a[2 * i] = _mm256_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+        b[4 * i + 0] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+        b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        columns[i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
+        columns[4 + i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
+    }
+}
+
+/* As in loops_q8.h, eight outputs by eight groups at a time. */
+static void add_up_groups(float acc[16], const float *products, int64_t stride, const float *x_scales, int64_t n_groups) {
+    for (int o = 0; o < 16; o += 8) {
+        __m256 sum = _mm256_setzero_ps();
+        for (int64_t g = 0; g < n_groups; g += 8) {
+            __m256i rows[8], columns[8];
+            UNROLL for (int i = 0; i < 8; i++)
+                rows[i] = _mm256_loadu_si256((const __m256i *)(products + (o + i) * stride + g));
+            transpose8(columns, rows);
+            UNROLL for (int j = 0; j < 8; j++)
+                if (g + j < n_groups)
+                    sum = _mm256_fmadd_ps(_mm256_castsi256_ps(columns[j]), _mm256_set1_ps(x_scales[g + j]), sum);
+        }
+        _mm256_storeu_ps(acc + o, sum);
     }
 }
 

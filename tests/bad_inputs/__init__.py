@@ -6,10 +6,10 @@ worker.py runs the cases, test_bad_inputs.py checks them.
 
 from __future__ import annotations
 
-from . import bodies, calls, files, headers, hf_folders, tokenizers, version3
+from . import bodies, calls, files, gguf, headers, hf_folders, tokenizers, version3
 from .case import Case
 
-MODULES = (headers, bodies, version3, hf_folders, files, tokenizers, calls)
+MODULES = (headers, bodies, version3, gguf, hf_folders, files, tokenizers, calls)
 CASES: dict[str, Case] = {}
 for module in MODULES:
     for each in module.CASES:

@@ -365,7 +365,7 @@ def test_a_content_that_no_memory_takes_names_the_file(tmp_path: Path, monkeypat
     def fail(*_: object) -> None:
         raise MemoryError("Unable to allocate")
 
-    monkeypatch.setattr(module, "_read", fail)
+    monkeypatch.setattr(module, "read_content", fail)
     with pytest.raises(MemoryError, match=r"m\.bin: expected memory for its content, found too little$"):
         Checkpoint.open(tmp_path / "m.bin", mmap=False)
 
