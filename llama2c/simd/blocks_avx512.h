@@ -78,7 +78,7 @@ INLINE __m512i load_large(int kind, const char *b, int i) {
         return bytes_and_or(two_shifts(b + 48 + 32 * i, 0, 4), 15, bytes_and(two_shifts(b + 16, 2 * i - 4, 2 * i - 3), 16));
     case GGUF_Q6_K:
         v = _mm512_loadu_si512(b + 64 * at);
-        return bytes_and_or(_mm512_rorv_epi32(v, _mm512_set1_epi32(4 * j)), 15,
+        return bytes_and_or(j ? _mm512_rorv_epi32(v, _mm512_set1_epi32(4)) : v, 15,
                             bytes_and(two_shifts(b + 128 + 32 * at, 4 * j - 4, 4 * j - 2), 48));
     case GGUF_Q2_K: return bytes_and(two_shifts(b + 16 + 32 * at, 4 * j, 4 * j + 2), 3);
     case GGUF_Q3_K:
