@@ -3,6 +3,7 @@
 
 #define LEVEL avx512
 #define LEVEL_Q8 "q8_avx512.h"
+#define LEVEL_BLOCKS "blocks_avx512.h"
 #define HAVE_FMA
 #define LANES 16
 #define TILE_ROWS 4 /* a matrix tile is TILE_ROWS x TILE_OUTS accumulators, which with their operands fill the registers */
