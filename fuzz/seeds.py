@@ -6,8 +6,12 @@ import json
 import struct
 from pathlib import Path
 
+import checkpoints as checkpoint_files
+import gguf_files
+import numpy as np
 from targets import BASE, MOST_BYTES, pack
 
+from llama2c.config import Config
 from llama2c.formats.layout import parse_header
 
 MAGIC = 0x616B3432
@@ -34,7 +38,27 @@ def checkpoints() -> dict[str, bytes]:
         said |= {"rope_scaling": SCALING if dtype == "bfloat16" else None, "shared_classifier": dtype == "q8_0"}
         said |= {"dtype": dtype, "group_size": 2 if dtype == "q8_0" else None}
         seeds[f"v3_{dtype}"] = fitted(pack_v3(json.dumps(said)))
-    return seeds
+    return seeds | {name: file.pack() for name, file in gguf().items()}
+
+
+def gguf() -> dict[str, gguf_files.File]:
+    """The smallest models in GGUF: of floats, and of every block type. The last has a tokenizer, RoPE factors and a window."""
+    rng = np.random.default_rng(1)
+    files = {}
+    for dtype in ("float32", "float16", "bfloat16"):
+        config = Config(*SIZES)
+        weights = checkpoint_files.random_weights(config, rng, dtype == "float32")
+        files[f"gguf_{dtype}"] = gguf_files.good(config, weights, dtype)
+    for columns in (32, 256):
+        config = Config(columns, columns % 224, 1, 2, 1, 8, 4, head_size=16 if columns == 32 else 2)
+        dtypes = [dtype for dtype, (_, n_values, _, _) in gguf_files.BLOCKS.items() if n_values == columns]
+        file = gguf_files.good(config, checkpoint_files.random_weights(config, rng, False))
+        files[f"gguf_{columns}"] = gguf_files.in_blocks(file, dtypes, rng)
+    file.add("rope_freqs.weight", np.array([2.5]))
+    file.set("general.name", gguf_files.STRING, "é").set("llama.attention.sliding_window", gguf_files.U32, 3)
+    file.set("tokenizer.ggml.tokens", gguf_files.ARRAY, (gguf_files.STRING, ["<unk>", "<s>", "</s>", "a"]))
+    file.set("tokenizer.ggml.scores", gguf_files.ARRAY, (gguf_files.F32, [0.0, 0.0, 0.0, -1.5]))
+    return files
 
 
 def pack_v3(text: str) -> bytes:
@@ -49,7 +73,9 @@ def header_size(data: bytes) -> int:
 
 
 def fitted(data: bytes) -> bytes:
-    """The same header, with a body of the length that it asks for (if short): the given body, repeated."""
+    """The same header, with a body of the length that it asks for (if short): the given body, repeated. GGUF stays as it is."""
+    if data.startswith(b"GGUF"):
+        return data
     try:
         size = parse_header(data[:1024]).file_size
     except Exception:  # the target judges it

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import struct
 import sys
+import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,6 +51,7 @@ def checkpoint(data: bytes, folder: Path) -> str:
         return "not tried"
     path = folder / "model.bin"
     path.write_bytes(data)
+    warnings.simplefilter("ignore", RuntimeWarning)  # a window that is shorter than the context
     try:
         mapped = Checkpoint.open(path)
     except PROMISED as error:
@@ -70,6 +73,7 @@ def checkpoint(data: bytes, folder: Path) -> str:
 def run(mapped: Checkpoint, read: Checkpoint) -> None:
     """The first and the last token in turn: at once, one by one and in a batch, mapped and read, all give the same bits."""
     config = mapped.config
+    values(mapped)
     tokens = [(0, config.vocab_size - 1)[i % 2] for i in range(min(config.seq_len, 4))]
     one, other = Transformer(mapped, n_threads=1), Transformer(read, n_threads=1)
     with np.errstate(all="ignore"):
@@ -81,6 +85,18 @@ def run(mapped: Checkpoint, read: Checkpoint) -> None:
         same("in a batch", batch, whole[[-1, 0]])
         for options in ({"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 3, "min_p": 0.1}):
             draw(whole[-1], options)
+
+
+def values(opened: Checkpoint) -> None:
+    """The keys of GGUF become values when they are asked for: any value, or a refusal."""
+    for key in opened.metadata:
+        try:
+            value = opened.metadata[key]
+        except PROMISED as error:
+            refused(error, Path(opened.path))
+            continue
+        if isinstance(value, Sequence | np.ndarray) and len(list(value)) != len(value):
+            raise FindError(f"expected {len(value)} elements of {key}, found {len(list(value))}")
 
 
 def same(way: str, found: np.ndarray, expected: np.ndarray) -> None:

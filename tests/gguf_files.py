@@ -15,6 +15,22 @@ from checkpoints import Arrays, narrow
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 FORMATS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "B", U64: "Q", I64: "q", F64: "d"}
 CODES = {"float32": 0, "float16": 1, "bfloat16": 30}
+# Block types: their code, the numbers of a block, its bytes, and where its fp16 numbers are.
+BLOCKS = {
+    "q4_0": (2, 32, 18, (0,)),
+    "q4_1": (3, 32, 20, (0, 2)),
+    "q5_0": (6, 32, 22, (0,)),
+    "q5_1": (7, 32, 24, (0, 2)),
+    "q8_0": (8, 32, 34, (0,)),
+    "q2_k": (10, 256, 84, (80, 82)),
+    "q3_k": (11, 256, 110, (108,)),
+    "q4_k": (12, 256, 144, (0, 2)),
+    "q5_k": (13, 256, 176, (0, 2)),
+    "q6_k": (14, 256, 210, (208,)),
+    "iq4_nl": (20, 32, 18, (0,)),
+    "iq4_xs": (23, 256, 136, (0,)),
+    "mxfp4": (39, 32, 17, ()),
+}
 LAYER = {
     "rms_att_weight": "attn_norm",
     "wq": "attn_q",
@@ -129,6 +145,17 @@ def settings(config: Any) -> dict[str, bytes]:
     return packed | {f"llama.{name}": key(f"llama.{name}", F32, number) for name, number in numbers.items()}
 
 
+def random_blocks(dtype: str, shape: tuple[int, int], rng: np.random.Generator) -> bytes:
+    """Rows of blocks, whose bytes are random and whose scales are small."""
+    _, n_values, n_bytes, halves = BLOCKS[dtype]
+    blocks = rng.integers(0, 256, (shape[0] * shape[1] // n_values, n_bytes), np.uint8)
+    for place in halves:
+        blocks[:, place : place + 2] = rng.uniform(0.001, 0.01, len(blocks)).astype("<f2")[:, None].view(np.uint8)
+    if dtype == "mxfp4":
+        blocks[:, 0] = rng.integers(118, 124, len(blocks))
+    return blocks.tobytes()
+
+
 def names(n_layers: int) -> dict[str, tuple[str, int | None]]:
     """Each name of GGUF with llama2c's and the layer."""
     found: dict[str, tuple[str, int | None]] = {f"{part}.weight": (name, None) for name, part in WHOLE.items()}
@@ -143,4 +170,14 @@ def good(config: Any, weights: Arrays, dtype: str = "float32", norms: str = "flo
         if own in weights:
             array = weights[own] if layer is None else weights[own][layer]
             file.add(name, array, norms if array.ndim == 1 else dtype)
+    return file
+
+
+def in_blocks(file: File, dtypes: list[str], rng: np.random.Generator) -> File:
+    """The file with matrices of these types in turn, where their rows are whole blocks; their numbers are random."""
+    matrices = [tensor for tensor in file.tensors.values() if len(tensor.shape) > 1]
+    for i, tensor in enumerate(matrices):
+        code, n_values, _, _ = BLOCKS[dtypes[i % len(dtypes)]]
+        if tensor.shape[1] % n_values == 0:
+            tensor.code, tensor.data = code, random_blocks(dtypes[i % len(dtypes)], (tensor.shape[0], tensor.shape[1]), rng)
     return file

@@ -39,6 +39,7 @@ def test_seeds_are_good(targets: ModuleType, seeds: ModuleType, tmp_path: Path) 
         [
             *(f"v{version}_{kind}" for version in (0, 1, 2) for kind in ("tied", "untied")),
             *(f"v3_{dtype}" for dtype in ("float32", "float16", "bfloat16", "q8_0")),
+            *(f"gguf_{kind}" for kind in ("float32", "float16", "bfloat16", "32", "256")),
         ],
         "runs",
     )
