@@ -1,10 +1,10 @@
 """llama2c: run llama2.c checkpoints from Python, on a CPU, at the speed of the machine.
 
-    import llama2c
+import llama2c
 
-    llama = llama2c.load("stories15M.bin")
-    for piece in llama.stream("Once upon a time"):
-        print(piece.text, end="", flush=True)
+llama = llama2c.load("stories15M.bin")
+for piece in llama.stream("Once upon a time"):
+    print(piece.text, end="", flush=True)
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if not any(_Path(__file__).with_name("_kernels" + suffix).exists() for suffix in
 
 if _TYPE_CHECKING:
     from .config import Config, RopeScaling
+    from .conversion import export
     from .downloads import download
     from .errors import ModelError, RequestError
     from .formats.checkpoint import Checkpoint
-    from .formats.export import export
     from .llama import Completion, Llama, Piece, load
     from .sampler import Sampler
     from .scoring import Score
@@ -59,7 +59,7 @@ _HOMES = {
     "Tokenizer": "text.tokenizer",
     "Transformer": "transformer",
     "download": "downloads",
-    "export": "formats.export",
+    "export": "conversion",
     "load": "llama",
 }
 

@@ -14,6 +14,7 @@ ORDER = (
     "__main__",
     "__init__",
     "commands",
+    "conversion",
     "downloads",
     "llama",
     "scoring",

@@ -27,8 +27,8 @@ import llama2c
 from llama2c import _kernels
 from llama2c.blocks import BLOCK_TYPES
 from llama2c.config import Config, RopeScaling
+from llama2c.conversion import export
 from llama2c.formats.checkpoint import Checkpoint
-from llama2c.formats.export import export
 from llama2c.generation import Sequence, generate
 from llama2c.sampler import Sampler
 from llama2c.transformer import Transformer

@@ -236,7 +236,7 @@ class Part(NamedTuple):
 
 
 def write_folder(folder: Path, source: Source, dtype: str, progress: Progress | None = None) -> tuple[int, Rounding]:
-    """Write a new folder: config.json, model.safetensors, and copies of the source's companions (see COMPANIONS).
+    """Write a new folder: config.json, model.safetensors, and the source's companions.
 
     dtype: float32, float16 or bfloat16, for all matrices; norms are float32. Returns the size in bytes of model.safetensors,
     and the largest rounding error.
@@ -250,11 +250,12 @@ def write_folder(folder: Path, source: Source, dtype: str, progress: Progress | 
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise ExistingFileError(errno.EEXIST, "expected a new or an empty folder, found one that is not", str(folder))
     worst = Rounding(0.0, "")
-    with replacing(folder, size + sum(file_size(path) for path in source.companions)) as unfinished:
+    sizes = [len(file) if isinstance(file, bytes) else file_size(file) for file in source.companions.values()]
+    with replacing(folder, size + sum(sizes)) as unfinished:
         unfinished.mkdir(exist_ok=True)
         (unfinished / CONFIG).write_text(json.dumps(hf_settings(source, dtype), indent=2) + "\n", encoding="ascii")
-        for path in source.companions:
-            (unfinished / path.name).write_bytes(read_file(path))
+        for name, content in source.companions.items():
+            (unfinished / name).write_bytes(content if isinstance(content, bytes) else read_file(content))
         with (unfinished / WEIGHTS).open("wb") as file:
             file.write(start)
             for part in counted(parts, progress):

@@ -39,7 +39,10 @@ class Source:
     shared_classifier: bool
     read: Callable[[str, int], Floats]  # (name, layer) -> (rows, cols), of norms (dim,); fp32, rows in llama2.c's order
     settings: Mapping[str, Any] = field(default_factory=dict)  # what else is known of the model, as config.json has it
-    companions: Sequence[Path] = ()  # its tokenizer and the like, which a folder gets a copy of
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # the same and the tokenizer, as the metadata of GGUF has it
+    # The other files of a folder, by name: a tokenizer and the like. A path is copied.
+    companions: Mapping[str, Path | bytes] = field(default_factory=dict)
+    rope_factors: tuple[float, ...] | None = None  # as in Checkpoint; only GGUF has them
 
     def numbers(self, entry: Entry, i: int) -> Iterator[Floats]:
         """Matrix i of a tensor, for write_checkpoint. A file has the norms of all layers in one matrix."""

@@ -145,12 +145,12 @@ class ModelVocabulary:
         special: Special,
     ) -> None:
         self.size = size
-        self._spaces = spaces
+        self.spaces = spaces
         self._special = special
         self._start = list(special.prefix) or ([] if special.bos_id is None else [special.bos_id])  # an empty text
         self._pieces = compile_pieces(model, spaces)
-        self._added = sorted(added, key=lambda token: -len(token.content))  # so that the longest match wins
-        self._pattern = re.compile("|".join(map(pattern_of, self._added)))
+        self.added = sorted(added, key=lambda token: -len(token.content))  # so that the longest match wins
+        self._pattern = re.compile("|".join(map(pattern_of, self.added)))
         self._bytes: dict[int, bytes] = {}  # of what is not a piece, and of the pieces that have a meaning here
         if added:
             self._bytes = {token.id: b"" if token.special else token.content.encode(errors="replace") for token in added}
@@ -158,7 +158,7 @@ class ModelVocabulary:
 
     def encode(self, text: bytes, bos: bool, eos: bool) -> list[int]:
         """The ids of SentencePiece, and of added tokens. bos: after the prefix; an empty text has at least BOS."""
-        ids = self._split(text) if self._added else self._encode(text, first=True)
+        ids = self._split(text) if self.added else self._encode(text, first=True)
         if bos:
             ids = [*self._special.prefix, *ids] or self._start.copy()
         if eos:
@@ -174,7 +174,7 @@ class ModelVocabulary:
         at = 0
         for match in self._pattern.finditer(decoded):
             ids += self._encode(decoded[at : match.start()].encode(errors="surrogateescape"), first=at == 0)
-            token = self._added[(match.lastindex or 0) - 1]
+            token = self.added[(match.lastindex or 0) - 1]
             if token.id >= self.size:
                 raise RequestError(surplus_message(token.content, token.id, self.size), "text")
             ids.append(token.id)
@@ -183,7 +183,7 @@ class ModelVocabulary:
 
     def _encode(self, text: bytes, first: bool) -> list[int]:
         """The ids of a part of a text, without added tokens. first: the text begins with it."""
-        return self._pieces.encode(self._spaces.prepare(text, first), False, False)
+        return self._pieces.encode(self.spaces.prepare(text, first), False, False)
 
     def piece(self, token: SupportsIndex, after_bos: bool = False) -> bytes:
         index = as_index(token)

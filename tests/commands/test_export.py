@@ -12,7 +12,7 @@ from pathlib import Path
 import checkpoints
 import pytest
 import tokenizer_models
-from exports import CONFIG, needs, random_weights
+from exports import CONFIG, assert_same, needs, opened_weights, random_weights
 
 import llama2c
 from llama2c import Checkpoint, Tokenizer
@@ -84,12 +84,72 @@ def test_command_lines_that_are_wrong(
     assert os.listdir(tmp_path) == ["in"]
 
 
+def test_gguf(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is said: no tokenizer, other types; nothing of a tokenizer beside the file if it is in it."""
+    out = str(tmp_path / "m.gguf")
+    assert cli.main(["export", str(model), "-o", out, "--dtype", "q4_0"]) == 0
+    done = capsys.readouterr()
+    assert done.out == f"{out}\n"
+    said = done.err.splitlines()
+    rounding = llama2c.export(model, tmp_path / "again.gguf", "q4_0").rounding
+    none = "no tokenizer in it, because none of tokenizer.bin, tokenizer.json or tokenizer.model is with"
+    assert said == [
+        f"llama2c: {out}: a GGUF file, q4_0, 0.1 MB",
+        f"llama2c: largest quantisation error: {rounding.error:.3g}, in {rounding.tensor}",
+        f"llama2c: {out}: {none} {model}",
+        f"llama2c: {out}: the number of columns of some matrices is not a multiple of 256: 1 is q8_0 instead of q6_k",
+    ]
+    tokenizer = tokenizer_models.tokenizer_bin(tokenizer_models.pieces(CONFIG.vocab_size))
+    (tmp_path / "t.bin").write_bytes(tokenizer)
+    assert cli.main(["export", str(model), "-o", out, "--dtype", "f32", "-z", f"{tmp_path}/t.bin"]) == 0
+    assert capsys.readouterr().err == f"llama2c: {out}: a GGUF file, float32, 0.3 MB\n"
+    assert Tokenizer.open(out).encode("t") == Tokenizer.open(tmp_path / "t.bin").encode("t")
+    arguments = ["export", out, "-o", f"{tmp_path}/b.bin", "--version", "0", "--tokenizer", f"{tmp_path}/tokenizer.bin"]
+    assert cli.main(arguments) == 0
+    assert_same(opened_weights(tmp_path / "b.bin"), random_weights())
+    assert (tmp_path / "tokenizer.bin").read_bytes() == tokenizer
+
+
+@pytest.mark.parametrize("kind", ["gguf", "file"])
+def test_a_tokenizer_in_the_folder_that_is_written(
+    model: Path, tokenizer_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """The folder has to be new, and the tokenizer.bin is one of its files."""
+    source = model
+    if kind == "gguf":
+        source = tmp_path / "m.gguf"
+        llama2c.export(model, source)
+    arguments = ["export", str(source), "-o", f"{tmp_path}/hf/", "--tokenizer", f"{tmp_path}/hf/tokenizer.bin"]
+    assert cli.main(arguments) == 0
+    expected = {"config.json", "model.safetensors", "tokenizer.bin"}
+    if kind == "gguf":
+        expected |= {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    assert set(os.listdir(tmp_path / "hf")) == expected
+    pieces = tokenizer_models.pieces(CONFIG.vocab_size)
+    assert (tmp_path / "hf" / "tokenizer.bin").read_bytes() == tokenizer_models.tokenizer_bin(pieces)
+    capsys.readouterr()
+    assert cli.main([*arguments[:-1], f"{tmp_path}/hf2/config.json", "-o", f"{tmp_path}/hf2/"]) == 2
+    assert "argument --tokenizer: expected another name, found that of a file of the folder" in capsys.readouterr().err
+    assert not (tmp_path / "hf2").exists()
+
+
 def test_help_and_the_name_in_python() -> None:
     """llama2c.export is the function, whatever has been imported before; the other packages are not needed for the help."""
     code = "import llama2c, sys; from llama2c.commands.main import main; main(['export', '--help']); llama2c.export.__call__; "
     code += "assert not {'torch', 'safetensors', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
-    for word in ("SOURCE", "--out", "--dtype", "--version", "--group-size", "--format", "--tokenizer"):
+    for word in (
+        "SOURCE",
+        "--out",
+        "--dtype",
+        "--version",
+        "--group-size",
+        "--format",
+        "--tokenizer",
+        "-z FILE",
+        "q4_k",
+        "bf16",
+    ):
         assert word in done.stdout
     assert done.stderr == ""
 

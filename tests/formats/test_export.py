@@ -36,8 +36,19 @@ def test_other_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"dtype": "int4"}, "dtype: expected float32 or float16 or bfloat16 or q8_0, found 'int4'"),
-        ({"format": "gguf"}, "format: expected llama2c or hf, found 'gguf'"),
+        (
+            {"dtype": "int4"},
+            "dtype: expected float32, float16, bfloat16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k or q6_k, found 'int4'",
+        ),
+        ({"dtype": "q4_0"}, "dtype: expected float32, float16, bfloat16 or q8_0 for a file of llama2c, found q4_0"),
+        (
+            {"dtype": "q4_k_m", "format": "hf"},
+            "dtype: expected float32, float16 or bfloat16 for a Hugging Face folder, found q4_k",
+        ),
+        ({"format": "onnx"}, "format: expected llama2c, hf or gguf, found 'onnx'"),
+        ({"format": "gguf", "version": 3}, "version: expected None for a GGUF file, found 3"),
+        ({"format": "gguf", "dtype": "q8_0", "group_size": 32}, "group_size: expected None for a GGUF file, found 32"),
+        ({"tokenizer": "t.bin"}, "tokenizer: expected None for a file of llama2c, found t.bin"),
         ({"version": 2}, "version: expected 0 or 1 or 3 for float32, found 2"),
         ({"version": 4}, "version: expected 0 or 1 or 3 for float32, found 4"),
         ({"dtype": "q8_0", "version": 0}, "version: expected 2 or 3 for q8_0, found 0"),
@@ -74,7 +85,21 @@ def model(tmp_path: Path) -> Path:
     return checkpoints.write(tmp_path / "in" / "m.bin", CONFIG, 0, random_weights())
 
 
-@pytest.mark.parametrize("out", ["out.bin", "out/"])
+@pytest.mark.parametrize(("out", "format"), [("a.gguf", "gguf"), ("A.GGUF", "gguf"), ("gguf", "llama2c"), ("a.gguf/", "hf")])
+def test_the_format_that_a_name_means(model: Path, tmp_path: Path, out: str, format: str) -> None:
+    assert llama2c.export(model, f"{tmp_path}/{out}").format == format
+    assert llama2c.export(model, tmp_path / "named.gguf", format="llama2c").version == 0
+
+
+@pytest.mark.parametrize(("name", "other"), [("float32", "f32"), ("float16", "f16"), ("bfloat16", "bf16"), ("q4_k", "q4_k_m")])
+def test_both_names_of_a_type(model: Path, tmp_path: Path, name: str, other: str) -> None:
+    """They write the same bytes; the result has the first."""
+    for dtype in (name, other):
+        assert llama2c.export(model, tmp_path / f"{dtype}.gguf", dtype).dtype == name
+    assert (tmp_path / f"{name}.gguf").read_bytes() == (tmp_path / f"{other}.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("out", ["out.bin", "out/", "out.gguf"])
 def test_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
     """Known before, or found out while writing: then what was written is removed, and what there was is kept."""
     if not out.endswith("/"):
@@ -82,7 +107,7 @@ def test_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     before = sorted(os.listdir(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=123_456))
-        with pytest.raises(OSError, match=r"out(.bin)?: expected 0 MB of free disk, found 0 MB$"):
+        with pytest.raises(OSError, match=r"out(.bin|.gguf)?: expected 0 MB of free disk, found 0 MB$"):
             llama2c.export(model, f"{tmp_path}/{out}")
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -91,13 +116,16 @@ def test_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(convert.Source, "numbers", full)
     monkeypatch.setattr(convert.huggingface, "halved", full)
-    with pytest.raises(OSError, match=r"out(.bin)?: expected a place to write to, found: No space left on device$") as caught:
+    monkeypatch.setattr(convert.gguf_writer, "write_floats", full)
+    with pytest.raises(
+        OSError, match=r"out(.bin|.gguf)?: expected a place to write to, found: No space left on device$"
+    ) as caught:
         llama2c.export(model, f"{tmp_path}/{out}")
     assert caught.value.errno == errno.ENOSPC
     assert sorted(os.listdir(tmp_path)) == before
 
 
-@pytest.mark.parametrize("out", ["out.bin", "out/"])
+@pytest.mark.parametrize("out", ["out.bin", "out/", "out.gguf"])
 def test_an_interrupted_run_leaves_nothing(model: Path, tmp_path: Path, out: str) -> None:
     seen: list[int] = []
 
@@ -112,9 +140,9 @@ def test_an_interrupted_run_leaves_nothing(model: Path, tmp_path: Path, out: str
     assert os.listdir(tmp_path) == ["in"]
 
 
-@pytest.mark.parametrize(("out", "total"), [("out.bin", 19), ("out/", 20)])
+@pytest.mark.parametrize(("out", "total"), [("out.bin", 19), ("out/", 20), ("out.gguf", 20)])
 def test_progress(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, total: int) -> None:
-    """A file has the norms of all layers in one matrix, and v0 has rotary tables: 4 + 7 * 2 + 1; a folder 2 + 9 * 2 tensors."""
+    """A file has the norms of all layers in one matrix, and v0 has rotary tables: 4 + 7 * 2 + 1; others 2 + 9 * 2 tensors."""
     calls: list[tuple[int, int]] = []
     llama2c.export(model, f"{tmp_path}/{out}", progress=lambda done, total: calls.append((done, total)))
     assert calls == [(done, total) for done in range(total + 1)]
@@ -153,13 +181,17 @@ def peak_memory(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("kind", ["fp32", "q8_0", "to a folder", "from q8_0"])
+@pytest.mark.parametrize("kind", ["fp32", "q8_0", "to a folder", "from q8_0", "to GGUF", "to q4_k", "from GGUF"])
 def test_memory(tmp_path: Path, wide: Config, kind: str) -> None:
     version = 2 if kind == "from q8_0" else 0
     path = checkpoints.write(tmp_path / "m.bin", wide, version, random_weights(False, wide), 64 if version else None)
-    out = f"{tmp_path}/hf/" if kind == "to a folder" else f"{tmp_path}/out.bin"
-    llama2c.export(path, f"{tmp_path}/first.bin")  # what is imported once is not counted
-    peak = peak_memory(lambda: llama2c.export(path, out, "q8_0" if kind == "q8_0" else "float32"))
+    if kind == "from GGUF":
+        llama2c.export(path, tmp_path / "m.gguf", "q5_0")
+        path = tmp_path / "m.gguf"
+    out = {"to a folder": "hf/", "to GGUF": "out.gguf", "to q4_k": "out.gguf"}.get(kind, "out.bin")
+    dtype = {"q8_0": "q8_0", "to q4_k": "q4_k"}.get(kind, "float32")
+    llama2c.export(path, f"{tmp_path}/first.gguf", format="gguf")  # what is imported once is not counted
+    peak = peak_memory(lambda: llama2c.export(path, f"{tmp_path}/{out}", dtype))
     assert peak < 4 * 4 * wide.vocab_size * wide.dim
 
 
