@@ -50,8 +50,7 @@ BARS: dict[tuple[str, str, str], float] = {  # (work, model, peer) -> the aim fo
     ("prefill", "110M fp32", "llama.cpp"): 1.0,
     **{("prefill", f"{shape} Q8_0", "llama.cpp"): 2.5 for shape in ("42M", "110M")},
 }
-# Ratios to llama.cpp for GGUF files of a small model (below SMALL weights), by the name of the mix, on machines with AVX-512 and
-# VNNI.
+# Ratios to llama.cpp for GGUF files of a small model (below SMALL weights), by the name of the mix: for AVX-512 with VNNI.
 GGUF_BARS = {
     "decode": {"Q4_0": 1.3, "Q4_1": 2.2, "Q4_K_M": 1.5, "Q8_0": 1.4},
     "prefill": {"Q4_0": 1.5, "Q4_1": 4.0, "Q4_K_M": 2.0, "Q8_0": 2.2},
