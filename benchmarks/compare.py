@@ -267,7 +267,9 @@ class Comparison:
             tokens = ids(12, ours.vocab_size)
             expected, found = ours.logits(tokens), peer.logits(tokens)
             error = float(np.abs(expected - found).max() / np.abs(expected).max())
-            if error < (5e-2 if quantized else 1e-2):  # llama.cpp rounds some values to 16 bits
+            # llama.cpp rounds some values to 16 bits, and of blocks the scales of the activations, which moves single logits.
+            limit = 0.2 if path.suffix == ".gguf" else 5e-2 if quantized else 1e-2
+            if error < limit:
                 yield peer
             else:
                 self.skip(f"{peer.name}, {path.stem}: its logits differ from ours by {error:.2g} of the largest")

@@ -334,41 +334,49 @@ INLINE __m256i broadcast_32(const void *p) {
     return _mm256_set1_epi32(four_bytes);
 }
 
-/* Where the integer sums of group g begin: at less the bias. */
-INLINE __m256i first_sums(int kind, const tile *t, int64_t g, int half, const int16_t *sums) {
+/* Less the bias times the sum of the activations of group g. IN offset: -128 times that sum; sums: of its halves. */
+INLINE __m256i less_bias(int kind, const tile *t, int64_t g, int half, const int32_t *offset, const int16_t *sums) {
     int bias = bias_of(kind);
-    if (bias == 0)
-        return _mm256_setzero_si256();
     if (!has_sub_scales(kind))
-        return _mm256_set1_epi32(-bias * (sums[2 * g] + sums[2 * g + 1]));
+        return _mm256_set1_epi32((*offset >> 7) * bias);
     __m256i biased = _mm256_mullo_epi16(load_256(t->sub_scales + 2 * (g * 16 + 8 * half)), _mm256_set1_epi16((int16_t)-bias));
-    return _mm256_madd_epi16(biased, broadcast_32(sums + 2 * g));
+    return _mm256_madd_epi16(biased, broadcast_32(sums));
 }
 
-/* isum[r][half] += the products of one group, of 2 to 6 bits. */
+/* The sub scales of eight outputs for the pairs of the first 16 values of group g, or of the last 16; 1 in types without. */
+INLINE __m256i pair_scales(const tile *t, int kind, int64_t g, int half, int last) {
+    if (!has_sub_scales(kind))
+        return _mm256_set1_epi16(1);
+    __m256i two = load_256(t->sub_scales + 2 * (g * 16 + 8 * half)); /* one of two neighbours, twice */
+    return last ? _mm256_blend_epi16(two, _mm256_srli_epi32(two, 16), 0x55)
+                : _mm256_blend_epi16(two, _mm256_slli_epi32(two, 16), 0xAA);
+}
+
+/* isum[r][half] = the products of one group, of 2 to 6 bits. Unrolled, GCC would add in another order and spill the products. */
 INLINE void group_of_bytes(__m256i isum[][2], int kind, const tile *t, int64_t g, const int8_t *x, int64_t n, int rows) {
-    const char *packed = t->packed + g * 8 * 64;
     const int safe = safe_pairs(kind);
-    __m256i pairs[TILE_MOST_ROWS][2], times[2];
-    UNROLL for (int j = 0; j < 8; j++) {
-        __m256i w0 = load_256(packed + j * 64), w1 = load_256(packed + j * 64 + 32);
-        UNROLL for (int r = 0; r < rows; r++) {
-            __m256i xv = broadcast_32(x + r * n + 32 * g + 4 * j);
-            __m256i p0 = _mm256_maddubs_epi16(w0, xv), p1 = _mm256_maddubs_epi16(w1, xv);
-            pairs[r][0] = j % safe ? _mm256_add_epi16(pairs[r][0], p0) : p0;
-            pairs[r][1] = j % safe ? _mm256_add_epi16(pairs[r][1], p1) : p1;
-        }
-        if ((j + 1) % safe)
-            continue;
-        UNROLL for (int h = 0; h < 2; h++) {
-            times[h] = _mm256_set1_epi16(1);
-            if (has_sub_scales(kind)) { /* the first of two neighbours twice, or the second */
-                __m256i two = load_256(t->sub_scales + 2 * (g * 16 + 8 * h));
-                times[h] = j < 4 ? _mm256_blend_epi16(two, _mm256_slli_epi32(two, 16), 0xAA)
-                                 : _mm256_blend_epi16(two, _mm256_srli_epi32(two, 16), 0x55);
+    const char *packed = t->packed + g * 8 * 64;
+    const int8_t *xg = x + 32 * g;
+    UNROLL for (int r = 0; r < rows; r++)
+        isum[r][0] = isum[r][1] = _mm256_setzero_si256();
+    NO_UNROLL for (int i = 0; i < 8; i += safe) {
+        __m256i pairs[TILE_MOST_ROWS][2];
+        UNROLL for (int r = 0; r < rows; r++)
+            pairs[r][0] = pairs[r][1] = _mm256_setzero_si256();
+        NO_UNROLL for (int j = 0; j < safe; j++, packed += 64, xg += 4) {
+            __m256i w0 = load_256(packed), w1 = load_256(packed + 32);
+            UNROLL for (int r = 0; r < rows; r++) {
+                __m256i xv = broadcast_32(xg + r * n);
+                pairs[r][0] = _mm256_add_epi16(pairs[r][0], _mm256_maddubs_epi16(w0, xv));
+                pairs[r][1] = _mm256_add_epi16(pairs[r][1], _mm256_maddubs_epi16(w1, xv));
             }
-            UNROLL for (int r = 0; r < rows; r++)
-                isum[r][h] = _mm256_add_epi32(isum[r][h], _mm256_madd_epi16(pairs[r][h], times[h]));
+        }
+        UNROLL for (int h = 0; h < 2; h++) {
+            __m256i scales = pair_scales(t, kind, g, h, i >= 4);
+            UNROLL for (int r = 0; r < rows; r++) {
+                __m256i sum = _mm256_madd_epi16(pairs[r][h], scales);
+                isum[r][h] = safe == 8 ? sum : _mm256_add_epi32(isum[r][h], sum);
+            }
         }
     }
 }
@@ -376,10 +384,13 @@ INLINE void group_of_bytes(__m256i isum[][2], int kind, const tile *t, int64_t g
 /* The same of 8 bits. IN wide: the activations as int16. */
 INLINE void group_of_words(__m256i isum[][2], const tile *t, int64_t g, const int16_t *wide, int64_t n, int rows) {
     const char *packed = t->packed + g * 16 * 64;
-    UNROLL for (int j = 0; j < 16; j++) {
-        __m256i w0 = load_256(packed + j * 64), w1 = load_256(packed + j * 64 + 32);
+    const int16_t *xg = wide + 32 * g;
+    UNROLL for (int r = 0; r < rows; r++)
+        isum[r][0] = isum[r][1] = _mm256_setzero_si256();
+    NO_UNROLL for (int j = 0; j < 16; j++, packed += 64, xg += 2) {
+        __m256i w0 = load_256(packed), w1 = load_256(packed + 32);
         UNROLL for (int r = 0; r < rows; r++) {
-            __m256i xv = broadcast_32(wide + r * n + 32 * g + 2 * j);
+            __m256i xv = broadcast_32(xg + r * n);
             isum[r][0] = _mm256_add_epi32(isum[r][0], _mm256_madd_epi16(w0, xv));
             isum[r][1] = _mm256_add_epi32(isum[r][1], _mm256_madd_epi16(w1, xv));
         }
@@ -401,16 +412,17 @@ INLINE void tile_rows_kind(float acc[][TILE_WIDTH], const tile *t, int kind, con
         widen_activations(wide, values, rows * n);
     for (int64_t g = 0; g < n / 32; g++) {
         __m256i isum[TILE_MOST_ROWS][2];
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int h = 0; h < 2; h++)
-                isum[r][h] = first_sums(kind, t, g, h, x->sums + (row + r) * (n / 16));
         if (is_8_bit(kind))
             group_of_words(isum, t, g, wide, n, rows);
         else
             group_of_bytes(isum, kind, t, g, values, n, rows);
         UNROLL for (int r = 0; r < rows; r++) {
-            __m256 x_scale = _mm256_set1_ps(x->scales[(row + r) * x->n_groups + g]);
+            int64_t at_group = (row + r) * x->n_groups + g;
+            const int16_t *sums = x->sums + 2 * at_group;
+            __m256 x_scale = _mm256_set1_ps(x->scales[at_group]);
             UNROLL for (int h = 0; h < 2; h++) {
+                if (bias_of(kind))
+                    isum[r][h] = _mm256_add_epi32(isum[r][h], less_bias(kind, t, g, h, x->offsets + at_group, sums));
                 int64_t at = g * 16 + 8 * h;
                 float *sum = acc[r] + 8 * h, *less = low[r] + 8 * h;
                 __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(isum[r][h]), _mm256_loadu_ps(t->scales + at));
@@ -420,9 +432,9 @@ INLINE void tile_rows_kind(float acc[][TILE_WIDTH], const tile *t, int kind, con
                 __m256 minimum = _mm256_loadu_ps(t->minimums + at), by = x_scale;
                 if (kind == GGUF_Q2_K)
                     minimum = _mm256_mul_ps(minimum, _mm256_cvtepi32_ps(_mm256_madd_epi16(
-                        load_256(t->sub_minimums + 2 * at), broadcast_32(x->sums + (row + r) * (n / 16) + 2 * g))));
+                        load_256(t->sub_minimums + 2 * at), broadcast_32(sums))));
                 else
-                    by = _mm256_set1_ps(x->scaled_sums[(row + r) * x->n_groups + g]);
+                    by = _mm256_set1_ps(x->scaled_sums[at_group]);
                 _mm256_storeu_ps(less, _mm256_fmadd_ps(minimum, by, _mm256_loadu_ps(less)));
             }
         }

@@ -21,6 +21,7 @@ enum { IN_CACHE = 1 << 17 };  /* bytes of weights below which it does not */
 #define SIZE_OF(type) ((type) == FLOAT32 ? 4 : 2)
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+#define NO_UNROLL _Pragma("GCC unroll 1")
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 #define TEXT_(a) #a
