@@ -338,7 +338,7 @@ INLINE __m256i broadcast_32(const void *p) {
 INLINE __m256i less_bias(int kind, const tile *t, int64_t g, int half, const int32_t *offset, const int16_t *sums) {
     int bias = bias_of(kind);
     if (!has_sub_scales(kind))
-        return _mm256_set1_epi32((*offset >> 7) * bias);
+        return _mm256_mullo_epi32(_mm256_srai_epi32(broadcast_32(offset), 7), _mm256_set1_epi32(bias));
     __m256i biased = _mm256_mullo_epi16(load_256(t->sub_scales + 2 * (g * 16 + 8 * half)), _mm256_set1_epi16((int16_t)-bias));
     return _mm256_madd_epi16(biased, broadcast_32(sums));
 }
