@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from llama2c import _kernels
-from llama2c.tensors import BFloat16Tensor, Layers, QuantizedTensor, as_floats, as_weight, count, halved, paired
+from llama2c.blocks import BLOCK_TYPES
+from llama2c.tensors import BFloat16Tensor, BlockTensor, Layers, QuantizedTensor, as_floats, as_weight, count, halved, paired
 
 RNG = np.random.default_rng(2)
 MATRIX = RNG.normal(size=(6, 8)).astype(np.float32)
@@ -37,7 +38,9 @@ def test_kinds_are_those_of_the_kernels() -> None:
     values, scales = checkpoints.quantize(MATRIX, 4)
     half, bits = MATRIX.astype(np.float16), BFloat16Tensor(checkpoints.narrow(MATRIX, "bfloat16"))
     kinds = [MATRIX.dtype.name, half.dtype.name, bits.kind, QuantizedTensor(values, scales, 4).kind]
-    assert kinds == list(_kernels.KINDS) == ["float32", "float16", "bfloat16", "q8_0"]
+    assert kinds == ["float32", "float16", "bfloat16", "q8_0"]
+    blocks = [BlockTensor(type, np.zeros((1, type.n_bytes), np.uint8)).kind for type in BLOCK_TYPES.values()]
+    assert set(_kernels.KINDS) == {*kinds, *blocks} and len(_kernels.KINDS) == len(kinds) + len(blocks)
 
 
 def test_sizes() -> None:
