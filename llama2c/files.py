@@ -15,6 +15,7 @@ from typing import Any
 from .errors import FileError, ModelError, file_error, not_found
 
 MOST_BYTES = 1 << 31  # a tokenizer.bin counts its bytes in 32 bits, and no other file that is read whole is nearly as large
+GGUF_MAGIC = b"GGUF"  # how a GGUF file begins
 START = 512  # bytes that recognise() needs
 
 
@@ -113,7 +114,7 @@ def no_memory(path: str | os.PathLike[str], size: int) -> MemoryError:
 _KINDS = (
     (rb"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded, run `git lfs pull` to get it"),
     (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body)\b", "an HTML page: download the file itself, not its web page"),
-    (rb"GGUF", "a GGUF file: give it as the model itself"),
+    (GGUF_MAGIC, "a GGUF file: give it as the model itself"),
     (rb"lmgg|fmgg|tjgg", "an old GGML file, which llama2c does not read: use the Hugging Face folder of the model"),
     (rb"PK\x03\x04", "a zip file: if torch.save wrote it, run `python -m llama2c export FILE -o model.bin`"),
     (rb"\x80[\x02-\x05][^\x00]", "a pickle: if torch.save wrote it, run `python -m llama2c export FILE -o model.bin`"),

@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from ..architecture import CLASSIFIER, EMBEDDING, GGUF, HUGGING_FACE, LLAMA, LLAMA2C, NORMS
 from ..config import Config
 from ..errors import ModelError
-from ..files import recognise, unreadable
+from ..files import GGUF_MAGIC, recognise, unreadable
 from ..tensors import FLOAT_DTYPES, Floats, QuantizedTensor, Weight, as_weight
 from .content import Content, map_content, open_file, read_content
 from .layout import HEADER_SIZES, Q8_0, ROPE_TABLES, Entry, Layout, header_name, parse_header
 
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", Q8_0: "Q8_0"}  # block types: their names in capitals
-GGUF_MAGIC = b"GGUF"
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 

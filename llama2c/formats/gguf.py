@@ -12,7 +12,6 @@ import math
 import os
 import struct
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -24,12 +23,11 @@ from ..architecture import CLASSIFIER, EMBEDDING, GGUF, LLAMA, ROPE_FACTORS
 from ..blocks import BLOCK_TYPES
 from ..config import ROPE_THETA, Config, RopeScaling
 from ..errors import ModelError, not_found
-from ..files import exists, unreadable
-from ..tensors import FLOAT_DTYPES, Floats, Layers, Raw, Weight, as_floats, as_weight
+from ..files import GGUF_MAGIC, exists, unreadable
+from ..tensors import FLOAT_DTYPES, Floats, Raw, Weight
 from .content import Content, Load, map_content, open_file, read_content
-from .naming import Stored, check_tensors, make_config, require, shown
+from .naming import Stored, check_tensors, gather, make_config, require, shown
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_ITEMS = 1 << 16  # keys or tensors of a file; a large model has about a thousand of each
 MOST_BYTES = 1 << 30  # of a string; elements of an array
@@ -258,9 +256,9 @@ class Metadata(Mapping[str, Any]):
 def read_keys(path: str, cursor: _Cursor) -> tuple[Metadata, int]:
     """The keys of the file that a cursor is at the start of, and how many tensors follow. Errors do not name the file."""
     magic = bytes(cursor.view[:4])
-    if magic != MAGIC:
-        raise ModelError(f"expected a GGUF file, which begins with {MAGIC!r}, found {magic!r}")
-    cursor.skip(len(MAGIC), "the magic number")
+    if magic != GGUF_MAGIC:
+        raise ModelError(f"expected a GGUF file, which begins with {GGUF_MAGIC!r}, found {magic!r}")
+    cursor.skip(len(GGUF_MAGIC), "the magic number")
     (version,) = cursor.unpack(_U32, "version")
     if version & 0xFFFF == 0:  # 3 in the other order of the bytes
         raise ModelError("expected a little-endian GGUF file, found a big-endian one")
@@ -470,20 +468,7 @@ def _open(path: str, load: Load) -> Model:
     config, factors = with_rope_factors(path, config, tensors.pop(ROPE_FACTORS, None))
     tied = CLASSIFIER.spelled(GGUF) not in tensors
     shared = check_tensors(path, config, GGUF, tensors, tied, (*FLOAT_DTYPES, *BLOCK_TYPES))
-    weights: dict[str, Weight] = {}
-    dtypes: Counter[str] = Counter()
-    for tensor in LLAMA.tensors.values():
-        if tensor is CLASSIFIER and shared:
-            continue
-        places = [tensors[tensor.spelled(GGUF, layer)] for layer in range(tensor.count(config))]
-        parts = [as_weight(place.raw(), place.dtype) for place in places]
-        if tensor.is_norm:
-            norms = np.stack([as_floats(part) for part in parts])
-            norms.flags.writeable = False
-            weights[tensor.name] = norms if tensor.per_layer else norms[0]
-        else:
-            dtypes.update(place.dtype for place in places)
-            weights[tensor.name] = Layers(tuple(parts)) if tensor.per_layer else parts[0]
+    weights, dtypes = gather(config, GGUF, tensors, shared)
     order = tuple(dtype for dtype, _ in dtypes.most_common())
     return Model(config, shared, weights, order, factors, metadata)
 

@@ -18,11 +18,12 @@ import numpy as np
 from ..architecture import CLASSIFIER, EMBEDDING, GGUF, LLAMA, ROPE_FACTORS, Tensor
 from ..blocks import BLOCK_TYPES, LARGE, SMALL, BlockType, dequantize
 from ..errors import ModelError
+from ..files import GGUF_MAGIC
 from ..tensors import Floats
 from .quantize import quantize_blocks
 from .writer import CHUNK, Progress, Rounding, Source, counted, replacing, write_floats
 
-MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
+VERSION, ALIGNMENT = 3, 32
 QUANTIZATION_VERSION = 2  # of the block types; ggml has not changed them since
 FLOAT_CODES = {"float32": 0, "float16": 1, "bfloat16": 30}
 # general.file_type, which says what most matrices are. q4_k is the mix that llama-quantize calls Q4_K_M.
@@ -257,7 +258,7 @@ def name_of(path: Path) -> str:
 
 def header(keys: Mapping[str, Any], parts: Sequence[Part]) -> bytes:
     """Everything before the numbers, padded so that they are aligned."""
-    out = [MAGIC + struct.pack("<IQQ", VERSION, len(parts), len(keys))]
+    out = [GGUF_MAGIC + struct.pack("<IQQ", VERSION, len(parts), len(keys))]
     out += [pack_string(key) + pack_value(value) for key, value in keys.items()]
     offset = 0
     for part in parts:

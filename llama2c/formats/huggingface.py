@@ -23,8 +23,8 @@ from ..config import ROPE_THETA, ROPE_TYPES, Config, RopeScaling
 from ..errors import ExistingFileError, FileError, ModelError, not_found
 from ..files import exists, file_size, no_memory, read_file, read_json, read_start, recognise, unreadable
 from ..locate import CONFIG
-from ..tensors import FLOAT_DTYPES, Layers, Raw, Weight, as_floats, as_weight, halved
-from .naming import Stored, check_tensors, make_config, require
+from ..tensors import FLOAT_DTYPES, Raw, Weight, halved
+from .naming import Stored, check_tensors, gather, make_config, require
 from .writer import Progress, Rounding, Source, counted, replacing, write_floats
 
 WEIGHTS = "model.safetensors"
@@ -58,20 +58,7 @@ def open_folder(folder: Path, mmap: bool = True) -> Folder:
     tensors = read_tensors(folder, mmap)
     tied = settings.get("tie_word_embeddings", CLASSIFIER.spelled(HUGGING_FACE) not in tensors)
     shared = check_tensors(folder, config, HUGGING_FACE, tensors, tied is True)
-    weights: dict[str, Weight] = {}
-    dtypes: dict[str, None] = {}
-    for tensor in LLAMA.tensors.values():
-        if tensor is CLASSIFIER and shared:
-            continue
-        found = [tensors[tensor.spelled(HUGGING_FACE, layer)] for layer in range(tensor.count(config))]
-        parts = [as_weight(stored.raw(), stored.dtype) for stored in found]
-        if tensor.is_norm:
-            norms = np.stack([as_floats(part) for part in parts])
-            norms.flags.writeable = False
-            weights[tensor.name] = norms if tensor.per_layer else norms[0]
-        else:
-            dtypes |= dict.fromkeys(stored.dtype for stored in found)
-            weights[tensor.name] = Layers(tuple(parts)) if tensor.per_layer else parts[0]
+    weights, dtypes = gather(config, HUGGING_FACE, tensors, shared)
     return Folder(config, shared, weights, tuple(dtypes))
 
 

@@ -6,6 +6,7 @@ A Stored tensor is read only when its numbers are asked for.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from ..architecture import CLASSIFIER, EMBEDDING, LLAMA
 from ..config import Config
 from ..errors import ModelError
-from ..tensors import FLOAT_DTYPES, Floats, Raw, as_floats, as_weight
+from ..tensors import FLOAT_DTYPES, Floats, Layers, Raw, Weight, as_floats, as_weight
 
 N_ROWS_COMPARED = 256  # of two classifiers, at a time
 
@@ -73,6 +74,25 @@ def check_tensor(
     if stored.dtype not in dtypes:
         *others, last = dtypes
         raise ModelError(f"{path}: {name}: expected {', '.join(others)} or {last}, found {stored.dtype}")
+
+
+def gather(config: Config, format: str, tensors: Mapping[str, Stored], shared: bool) -> tuple[dict[str, Weight], Counter[str]]:
+    """The checked tensors of a model under llama2c's names, as in Checkpoint.weights, and how many matrices have which type."""
+    weights: dict[str, Weight] = {}
+    dtypes: Counter[str] = Counter()
+    for tensor in LLAMA.tensors.values():
+        if tensor is CLASSIFIER and shared:
+            continue
+        found = [tensors[tensor.spelled(format, layer)] for layer in range(tensor.count(config))]
+        parts = [as_weight(stored.raw(), stored.dtype) for stored in found]
+        if tensor.is_norm:
+            norms = np.stack([as_floats(part) for part in parts])
+            norms.flags.writeable = False
+            weights[tensor.name] = norms if tensor.per_layer else norms[0]
+        else:
+            dtypes.update(stored.dtype for stored in found)
+            weights[tensor.name] = Layers(tuple(parts)) if tensor.per_layer else parts[0]
+    return weights, dtypes
 
 
 def same_values(a: Stored, b: Stored) -> bool:

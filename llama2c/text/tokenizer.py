@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
 from ..errors import ModelError, RequestError, not_found
-from ..files import read_file, read_start
+from ..files import GGUF_MAGIC, read_file, read_start
 from ..locate import tokenizer_in, tokenizer_names
 from . import _bpe
 from .vocabulary import BOS, EOS, UNK, ChatTemplate, Special, Vocabulary
@@ -144,7 +144,7 @@ class Tokenizer:
 
 def _read(path: str, vocab_size: int | None) -> tuple[Vocabulary, Special | None]:
     """The vocabulary and the special tokens of a file, by its content and the ending of its name. Errors: those of open."""
-    if read_start(path).startswith(b"GGUF"):
+    if read_start(path).startswith(GGUF_MAGIC):
         from ..formats.gguf import read_metadata  # most models need neither this nor the modules below
 
         return _read_metadata(path, read_metadata(path), vocab_size)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ModelError, not_found
-from ..files import read_file, read_json, read_start
+from ..files import GGUF_MAGIC, read_file, read_json, read_start
 from ..locate import tokenizer_in, tokenizer_names
 from .sentencepiece import BYTE, CONTROL, N_BYTES, TEXT, UNKNOWN, UNUSED, USER, ModelPiece
 from .settings import short, token_names
@@ -55,7 +55,7 @@ def describe(path: Path, vocab_size: int) -> Metadata:
             raise not_found(path, f"expected {tokenizer_names()} in this folder, found none")
         path = found
     try:
-        if read_start(path).startswith(b"GGUF"):
+        if read_start(path).startswith(GGUF_MAGIC):
             return from_gguf(path, vocab_size)
         if path.suffix == ".json":
             return from_json(path, vocab_size)
