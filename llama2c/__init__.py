@@ -93,7 +93,7 @@ def build_info() -> dict[str, object]:
         "isa": _kernels.isa,
         "openmp": _kernels.openmp,
         "compiler": _kernels.compiler,
-        "n_threads": threads.decide_n_threads(None, n_weights=_sys.maxsize),
+        "n_threads": threads.decide_n_threads(None, n_weights=_sys.maxsize).n_threads,
     }
 
 

@@ -73,7 +73,7 @@ def load(
     path       also the name of a downloaded model: "stories15M"; a file of that name comes first. None: the small model that
                comes with llama2c
     tokenizer  a path; None: the one in a GGUF file, else the one that find_tokenizer finds
-    n_threads  None: OMP_NUM_THREADS, else the cores this process may use, fewer for tiny models
+    n_threads  None: OMP_NUM_THREADS, else what is fastest now, up to the number of cores this process may use
     mmap       False reads the checkpoint into memory instead of mapping it
     ModelError or OSError, one line: a file is missing, broken or does not fit the other.
     """

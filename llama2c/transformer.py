@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from operator import index
+from time import perf_counter
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -21,7 +22,7 @@ from ._kernels import MAX_WORK, count_layer_weights
 from .config import Config, RopeScaling
 from .errors import RequestError, check_int
 from .formats.checkpoint import Checkpoint
-from .threads import decide_n_threads
+from .threads import SMALL_MODEL, Tuners, decide_n_threads
 
 Floats: TypeAlias = "NDArray[np.float32]"
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
@@ -30,6 +31,7 @@ PlannedStep: TypeAlias = "tuple[list[Part], list[int], Sequence[int]]"  # parts,
 
 MAX_ROWS = 256  # rows of one step: enough that reading the weights is a small part of the work
 MIN_ROWS = 32  # with fewer rows, reading the weights takes longer than computing
+READING = 16  # reading a weight from memory costs about what using it so many times does
 
 
 class KVCache:
@@ -108,7 +110,8 @@ class Transformer:
     """A model ready to run. Any number of threads may use one at once, each with caches of its own.
 
     checkpoint  its weights stay mapped and are shared, never copied
-    n_threads   None: OMP_NUM_THREADS, else the cores this process may use, fewer for a tiny model
+    n_threads   None: OMP_NUM_THREADS, else up to the number of cores this process may use: a step runs on fewer where that is
+                faster now, because other programs use the cores or the model is small. The attribute is the largest number
     observer    None, or is called after each step with an ObservedStep. That computes the logits of all rows, which is slower;
                 the results are the same. May be set later
 
@@ -119,7 +122,13 @@ class Transformer:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self._n_threads_wanted = n_threads
-        self.n_threads = decide_n_threads(n_threads, count_weights(checkpoint.config))
+        n_weights = count_weights(checkpoint.config)
+        self.threads = decide_n_threads(n_threads, n_weights)
+        self.n_threads = self.threads.n_threads
+        self._tuners: Tuners | None = None
+        if self.threads.adapts:
+            self._tuners = Tuners(self.n_threads, 1 if n_weights < SMALL_MODEL else self.n_threads)
+        self._attention = 2 * self.config.n_layers * self.config.n_heads * self.config.head_size / n_weights
         self.observer = observer
         self._model = _kernels.Model(checkpoint.config, checkpoint.weights, checkpoint.rope_pairs)
         self._frequencies = rotary_frequencies(checkpoint.config, checkpoint.rope_factors)
@@ -219,8 +228,24 @@ class Transformer:
             scratch = self._free_scratch.pop()
         except IndexError:
             scratch = _kernels.Scratch()
-        self._model.run(scratch, parts, rope, logit_rows, logits, trace, self.n_threads)
+        if self._tuners is None:
+            self._model.run(scratch, parts, rope, logit_rows, logits, trace, self.n_threads)
+        else:
+            n_rows, work = self._size_of(parts)
+            tuner = self._tuners.for_step(n_rows)
+            n_threads, start = tuner.n_threads, perf_counter()
+            self._model.run(scratch, parts, rope, logit_rows, logits, trace, n_threads)
+            now = perf_counter()
+            tuner.note(n_threads, work, now - start, now)
         self._free_scratch.append(scratch)
+
+    def _size_of(self, parts: list[Part]) -> tuple[int, float]:
+        """The number of rows of a step, and about how much work it is. 1 is the work of using each weight once."""
+        n_rows, work = 0, float(READING)
+        for ids, position, _ in parts:
+            n_rows += len(ids)
+            work += len(ids) * (1 + position * self._attention)
+        return n_rows, work
 
     def _observed_step(
         self, parts: list[Part], numbers: list[int], rope: Floats, logit_rows: Sequence[int], logits: Floats

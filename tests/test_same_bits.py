@@ -14,6 +14,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import block_reference
@@ -149,6 +150,31 @@ def test_threads_and_cuts(paths: dict[str, Path], expected: dict[str, np.ndarray
         assert_same(np.concatenate(found), expected[name][:n])
     for n in (1, 2, 3, 8, 17, N_TOKENS):
         assert_same(transformer.forward(tokens[:n], transformer.new_cache()), expected[name][n - 1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_number_of_threads_may_change_from_step_to_step(
+    monkeypatch: pytest.MonkeyPatch, paths: dict[str, Path], expected: dict[str, np.ndarray], name: str
+) -> None:
+    """As it does where nobody has asked for a number and other programs come and go."""
+    used = []
+
+    class Restless:
+        """Takes another number for each step."""
+
+        n_threads = property(lambda self: 1 + len(used) % 3)
+
+        def note(self, n_threads: int, work: float, seconds: float, now: float) -> None:
+            used.append(n_threads)
+
+    transformer, tokens = open_model(paths, name), tokens_of(name)
+    tuners = SimpleNamespace(for_step=lambda n_rows: Restless())
+    monkeypatch.setattr(transformer, "_tuners", tuners)
+    cache = transformer.new_cache()
+    sizes = [1, 1, 1, 1, 5, 7, 11]
+    found = [transformer.forward(tokens[sum(sizes[:i]) :][:size], cache, logits=None) for i, size in enumerate(sizes)]
+    assert_same(np.concatenate(found), expected[name][: sum(sizes)])
+    assert used == [1, 2, 3, 1, 2, 3, 1]
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])

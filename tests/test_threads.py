@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from llama2c import build_info, threads
-from llama2c.threads import MOST, SMALL_MODEL, available_cores, cgroup_quota, decide_n_threads
+from llama2c.threads import MOST, TINY_MODEL, Tuner, Tuners, available_cores, cgroup_quota, decide_n_threads
 
-LARGE = 10 * SMALL_MODEL
+LARGE = 10 * TINY_MODEL
 
 
 @pytest.fixture(autouse=True)
@@ -22,23 +24,23 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_default_is_all_cores_and_one_for_a_tiny_model() -> None:
-    assert decide_n_threads(None, LARGE) == 8
-    assert decide_n_threads(None, SMALL_MODEL) == 8
-    assert decide_n_threads(None, SMALL_MODEL - 1) == 1
+    assert decide_n_threads(None, LARGE) == (8, "cores")
+    assert decide_n_threads(None, TINY_MODEL) == (8, "cores")
+    assert decide_n_threads(None, TINY_MODEL - 1) == (1, "tiny model")
 
 
 @pytest.mark.parametrize(("text", "expected"), [("2", 2), ("3,2", 3), (" 4 ", 4), ("1", 1), ("5, 1", 5)])
 def test_the_environment_is_obeyed_for_tiny_models_too(monkeypatch: pytest.MonkeyPatch, text: str, expected: int) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert decide_n_threads(None, LARGE) == expected
-    assert decide_n_threads(None, 1) == expected
+    assert decide_n_threads(None, LARGE) == (expected, "OMP_NUM_THREADS")
+    assert decide_n_threads(None, 1) == (expected, "OMP_NUM_THREADS")
 
 
 @pytest.mark.parametrize("text", ["", "  "])
 def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert decide_n_threads(None, LARGE) == 8
-    assert decide_n_threads(None, 1) == 1
+    assert decide_n_threads(None, LARGE) == (8, "cores")
+    assert decide_n_threads(None, 1) == (1, "tiny model")
 
 
 @pytest.mark.parametrize(
@@ -56,13 +58,13 @@ def test_a_wrong_variable_is_refused(monkeypatch: pytest.MonkeyPatch, text: str,
     monkeypatch.setenv("OMP_NUM_THREADS", text)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         decide_n_threads(None, LARGE)
-    assert decide_n_threads(3, LARGE) == 3  # an explicit number comes first
+    assert decide_n_threads(3, LARGE) == (3, "n_threads")  # an explicit number comes first
 
 
 def test_an_explicit_number_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert decide_n_threads(5, LARGE) == 5
-    assert decide_n_threads(8, 1) == 8
+    assert decide_n_threads(5, LARGE) == (5, "n_threads")
+    assert decide_n_threads(8, 1) == (8, "n_threads")
 
 
 @pytest.mark.parametrize("wrong", [0, -1, MOST + 1])
@@ -79,27 +81,192 @@ def test_anything_but_an_integer_is_a_type_error(wrong: object) -> None:
 
 def test_more_than_the_cores_is_allowed_but_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(RuntimeWarning, match="^n_threads=9 is more than the 8 cores here"):
-        assert decide_n_threads(9, LARGE) == 9
+        assert decide_n_threads(9, LARGE) == (9, "n_threads")
     monkeypatch.setenv("OMP_NUM_THREADS", "12,2")
     with pytest.warns(RuntimeWarning, match="^OMP_NUM_THREADS=12 is more than the 8 cores here"):
-        assert decide_n_threads(None, LARGE) == 12
+        assert decide_n_threads(None, LARGE) == (12, "OMP_NUM_THREADS")
     monkeypatch.setattr(threads, "available_cores", lambda: 1)
     with pytest.warns(RuntimeWarning, match="^n_threads=2 is more than the 1 core here"):
-        assert decide_n_threads(2, LARGE) == 2
+        assert decide_n_threads(2, LARGE) == (2, "n_threads")
 
 
 def test_a_build_without_openmp_runs_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "openmp", False)
-    assert decide_n_threads(None, LARGE) == 1
-    assert decide_n_threads(1, LARGE) == 1
+    assert decide_n_threads(None, LARGE) == (1, "no OpenMP")
+    assert decide_n_threads(1, LARGE) == (1, "n_threads")
     with pytest.warns(RuntimeWarning, match="^n_threads=4: this build has no OpenMP"):
-        assert decide_n_threads(4, LARGE) == 1
+        assert decide_n_threads(4, LARGE) == (1, "no OpenMP")
 
 
 def test_build_info_has_the_number_for_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_info()["n_threads"] == 8
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert build_info()["n_threads"] == 3
+
+
+def test_only_a_number_that_nobody_asked_for_adapts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decide_n_threads(None, LARGE).adapts
+    assert str(decide_n_threads(None, LARGE)) == "up to 8"
+    assert not decide_n_threads(8, LARGE).adapts
+    assert not decide_n_threads(None, 1).adapts
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert not decide_n_threads(None, LARGE).adapts
+    assert str(decide_n_threads(None, LARGE)) == "8"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(threads, "available_cores", lambda: 1)
+    assert not decide_n_threads(None, LARGE).adapts
+
+
+# ---------------------------------------------------------------------------------------------- how many are fastest now
+
+Machine = Callable[[int, float, random.Random], tuple[float, float]]  # threads, time -> seconds of a step, of processor time
+
+
+def idle(steps: dict[int, float]) -> Machine:
+    """A machine of our own. steps: threads -> seconds of a step; it varies by a tenth."""
+
+    def step(n_threads: int, now: float, random: random.Random) -> tuple[float, float]:
+        seconds = steps[n_threads] * (1 + 0.1 * abs(random.gauss(0, 1)))
+        return seconds, n_threads * seconds
+
+    return step
+
+
+def busy(steps: dict[int, float]) -> Machine:
+    """Two cores, one of them used by another program: two threads share the other, or wait for milliseconds."""
+
+    def step(n_threads: int, now: float, random: random.Random) -> tuple[float, float]:
+        if n_threads == 1:
+            seconds = steps[1] * (1 + 0.05 * abs(random.gauss(0, 1)))
+            return seconds, seconds
+        stall = random.choice([0.004, 0.008, 0.016]) if random.random() < steps[2] / 0.004 else 0.0
+        seconds = max(steps[2], 2 * steps[1] * random.random()) + stall
+        return seconds, seconds
+
+    return step
+
+
+def simulate(
+    machine: Machine, tuner: Tuner, seconds: float, start: float = 0.0, seed: int = 1
+) -> tuple[float, dict[int, float]]:
+    """Steps per second, and the seconds on each number of threads."""
+    numbers = random.Random(seed)
+    now, steps, spent = start, 0, dict.fromkeys([1, 2, 4, 8, 16], 0.0)
+    while now < start + seconds:
+        n_threads = tuner.n_threads
+        took, ran = machine(n_threads, now, numbers)
+        now += took
+        CPU[0] += ran
+        steps += 1
+        spent[n_threads] += took
+        tuner.note(n_threads, 1.0, took, now)
+    return steps / (now - start), spent
+
+
+CPU = [0.0]  # the processor time of the simulated process
+
+
+def make_tuner(most: int, start: int | None = None) -> Tuner:
+    return Tuner(most, start or most, lambda: CPU[0])
+
+
+def best_rate(machine: Machine, seconds: float, counts: Sequence[int] = (1, 2), seed: int = 1) -> float:
+    """Steps per second of the best fixed number of threads."""
+    return max(fixed(machine, n_threads, seconds, seed) for n_threads in counts)
+
+
+def fixed(machine: Machine, n_threads: int, seconds: float, seed: int) -> float:
+    numbers, now, steps = random.Random(seed), 0.0, 0
+    while now < seconds:
+        now += machine(n_threads, now, numbers)[0]
+        steps += 1
+    return steps / now
+
+
+# Seconds of a step on one thread and on two: stories of 1.7 million weights, the bundled model, 15M, SmolLM2, 1.1 billion.
+MODELS = {
+    "1.7M": {1: 0.22e-3, 2: 0.13e-3},
+    "bundled": {1: 0.27e-3, 2: 0.29e-3},
+    "15M": {1: 5.6e-3, 2: 3.3e-3},
+    "135M": {1: 18e-3, 2: 10.6e-3},
+    "1.1B": {1: 0.3, 2: 0.16},
+}
+STARTS = [("1.7M", 1), ("bundled", 1), ("15M", 2), ("135M", 2), ("1.1B", 2)]  # a small model begins on one thread
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("name", "start"), STARTS)
+def test_an_idle_machine_loses_little_to_trials(name: str, seed: int, start: int) -> None:
+    seconds = 30.0 if name == "1.1B" else 1.0
+    rate, spent = simulate(idle(MODELS[name]), make_tuner(2, start), seconds, seed=seed)
+    assert rate > 0.97 * best_rate(idle(MODELS[name]), seconds, seed=seed)
+    assert (spent[1] > spent[2]) == (name == "bundled")
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("name", "start"), STARTS)
+def test_beside_a_busy_process_one_thread_is_found(name: str, seed: int, start: int) -> None:
+    seconds = 30.0 if name == "1.1B" else 2.0
+    rate, _ = simulate(busy(MODELS[name]), make_tuner(2, start), seconds, seed=seed)
+    assert rate > 0.9 * best_rate(busy(MODELS[name]), seconds, seed=seed)
+
+
+def test_a_neighbour_that_comes_and_goes() -> None:
+    quiet, loud = idle(MODELS["15M"]), busy(MODELS["15M"])
+    tuner = make_tuner(2)
+    before, _ = simulate(quiet, tuner, 3.0)
+    during, spent = simulate(loud, tuner, 3.0, start=3.0)
+    after, _ = simulate(quiet, tuner, 6.0, start=6.0)
+    assert before > 0.97 * best_rate(quiet, 3.0)
+    assert during > 0.9 * best_rate(loud, 3.0)
+    assert spent[1] > 10 * spent[2]
+    assert after > 0.8 * best_rate(quiet, 6.0)  # it takes a while until it tries two again
+    assert tuner.n_threads == 2
+
+
+def test_the_best_of_many_cores_is_found() -> None:
+    steps = {1: 8e-3, 2: 4.2e-3, 4: 2.4e-3, 8: 2.7e-3, 16: 4e-3}
+    rate, spent = simulate(idle(steps), make_tuner(16), 2.0)
+    assert max(spent, key=spent.__getitem__) == 4
+    assert rate > 0.95 * fixed(idle(steps), 4, 2.0, seed=1)
+    growing = {1: 8e-3, 2: 4e-3, 4: 2e-3, 8: 1e-3, 16: 0.5e-3}
+    rate, spent = simulate(idle(growing), make_tuner(16, start=1), 2.0)
+    assert max(spent, key=spent.__getitem__) == 16
+
+
+def test_other_kinds_of_steps_follow_where_programs_take_cores() -> None:
+    tuners = Tuners(2, 2, lambda: CPU[0])
+    decode, few, prompt = tuners.for_step(1), tuners.for_step(8), tuners.for_step(128)
+    assert len({decode, few, prompt}) == 3
+    assert tuners.for_step(2) is tuners.for_step(15) is few
+    assert tuners.for_step(16) is prompt
+    simulate(busy(MODELS["15M"]), decode, 0.25)
+    assert (decode.n_threads, few.n_threads, prompt.n_threads) == (1, 1, 1)
+    simulate(idle(MODELS["15M"]), decode, 5.0, start=0.25)
+    assert (decode.n_threads, few.n_threads, prompt.n_threads) == (2, 2, 2)
+
+
+def test_other_kinds_of_steps_do_not_follow_a_model_that_is_too_small() -> None:
+    tuners = Tuners(2, 2, lambda: CPU[0])
+    simulate(idle(MODELS["bundled"]), tuners.for_step(1), 0.5)
+    assert [tuners.for_step(n).n_threads for n in (1, 2, 100)] == [1, 2, 2]
+
+
+def test_what_came_before_a_pause_does_not_count() -> None:
+    tuner = make_tuner(2)
+    now = 0.0
+    for _ in range(50):  # steps that look as if another program used a core, each after a pause: no window is ever full
+        now += 1.0
+        tuner.note(2, 1.0, 0.015, now)
+        CPU[0] += 0.015
+        assert tuner.n_threads == 2
+
+
+def test_a_step_on_another_number_than_the_present_one_is_not_counted() -> None:
+    tuner = make_tuner(2)
+    for i in range(100):
+        tuner.note(1, 1.0, 0.01, i * 0.01)
+    assert tuner.n_threads == 2
 
 
 # ---------------------------------------------------------------------------------------------- cores

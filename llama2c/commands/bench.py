@@ -28,7 +28,7 @@ from ..errors import RequestError
 from ..formats.checkpoint import Checkpoint
 from ..locate import resolve
 from ..tensors import count
-from ..threads import available_cores
+from ..threads import Threads, available_cores
 from ..transformer import Transformer
 from .terminal import Parser, UsageError, markdown_table, progress, put, say
 
@@ -85,7 +85,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     add("-n", "--generate", type=numbers(0), default=[64], metavar="N", help="tokens to write (tg); 0: none (default 64)")
     add("-d", "--depth", type=numbers(0), default=[0], metavar="N", help="tokens in the cache before each test (default 0)")
     add("-b", "--batch", type=numbers(1), default=[1], metavar="N", help="sequences that share each step (default 1)")
-    add("-t", "--threads", type=numbers(1), metavar="N", help="default: OMP_NUM_THREADS, or all cores, fewer for a tiny model")
+    add("-t", "--threads", type=numbers(1), metavar="N", help="default: OMP_NUM_THREADS, else what is fastest, up to all cores")
     add("-r", "--rounds", type=number(1), default=5, metavar="N", help="runs of each test, after a warm-up (default 5)")
     add("-o", "--output", choices=("md", "csv", "json"), default="md", help="format of the results (default md)")
     add("--sweep-threads", action="store_true", help="try 1 thread up to all cores; print the best as a line to export")
@@ -164,7 +164,7 @@ class Result:
     model: str
     size: int  # bytes of the weights
     params: int
-    threads: int
+    threads: Threads
     test: str
     rates: list[float] = field(default_factory=list)  # tokens per second of all sequences together, one for each round
     bandwidths: list[float] = field(default_factory=list)  # bytes per second, in the same rounds
@@ -187,7 +187,8 @@ class Result:
             "model": self.model,
             "size": self.size,
             "params": self.params,
-            "threads": self.threads,
+            "threads": self.threads.n_threads,
+            "adapts": self.threads.adapts,
             "test": self.test,
             "t/s": statistics.mean(self.rates),
             "sd": self.sd,
@@ -206,13 +207,13 @@ def measure(checkpoint: Checkpoint, tests: list[Work], thread_counts: Sequence[i
     for threads in thread_counts:
         transformer = Transformer(checkpoint, threads)
         for test in tests:
-            result = Result(name, size, params, transformer.n_threads, test.name)
+            result = Result(name, size, params, transformer.threads, test.name)
             if test.kind == "tg":
                 result.bytes_per_token = read_per_token(checkpoint, test)
             runs.append((result, Runner(transformer, test)))
     order = [(round_, *run) for round_ in range(rounds + 1) for run in runs]
     for round_, result, runner in progress(order, len(order), "run"):
-        rate, bandwidth = runner.rate(), read_bandwidth(memory, result.threads)
+        rate, bandwidth = runner.rate(), read_bandwidth(memory, result.threads.n_threads)
         if round_:
             result.rates.append(rate)
             result.bandwidths.append(bandwidth)
@@ -301,7 +302,7 @@ def best_threads(results: list[Result]) -> int:
     best = {name: max(statistics.median(r.rates) for r in results if r.test == name) for name in {r.test for r in results}}
     scores: dict[int, list[float]] = {}
     for result in results:
-        scores.setdefault(result.threads, []).append(statistics.median(result.rates) / best[result.test])
+        scores.setdefault(result.threads.n_threads, []).append(statistics.median(result.rates) / best[result.test])
     means = {threads: statistics.mean(values) for threads, values in scores.items()}
     return min(threads for threads, mean in means.items() if mean >= 0.98 * max(means.values()))
 
@@ -358,7 +359,7 @@ class MarkdownWriter:
             rate = f"{statistics.mean(r.rates):.2f} ± {r.sd:.2f}"
             median = f"{statistics.median(r.rates):.2f}"
             self.table.append((r.model, size, params, str(r.threads), r.test, rate, median, share))
-            self.bandwidths.setdefault((r.model, r.threads), []).extend(r.bandwidths)
+            self.bandwidths.setdefault((r.model, r.threads.n_threads), []).extend(r.bandwidths)
 
     def end(self) -> None:
         i = self.info

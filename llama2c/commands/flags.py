@@ -68,7 +68,7 @@ FLAGS = (
     Flag("-z", "--tokenizer", "FILE", str, "default: the one in a GGUF file or beside the model, or tokenizer.bin here"),
     Flag("-m", "--mode", "MODE", _mode, "generate or chat (default generate)"),
     Flag("-y", "--system-prompt", "TEXT", str, "in chat: the system prompt (default: asks for one)"),
-    Flag("", "--threads", "N", _integer, "default: OMP_NUM_THREADS, else the number of cores, fewer for tiny models"),
+    Flag("", "--threads", "N", _integer, "default: OMP_NUM_THREADS, else what is fastest now, up to all cores"),
     Flag("", "--trace", "FILE", str, "write what passes through the model, to compare implementations (see below)"),
     Flag("-v", "--verbose", "", str, "print the model's shape, threads, instruction set and speeds on stderr"),
     Flag("", "--version", "", str, "print the version"),

@@ -67,7 +67,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     add("text", metavar="TEXT_FILE", help="a file, read as bytes; - reads stdin, for pipes too")
     add("-z", "--tokenizer", metavar="FILE", help="default: the one in a GGUF file or beside MODEL, or tokenizer.bin here")
     add("--stride", type=integer, metavar="N", help="tokens from one window to the next (default: half the context)")
-    add("--threads", type=integer, metavar="N", help="default: OMP_NUM_THREADS, or all cores, fewer for a tiny model")
+    add("--threads", type=integer, metavar="N", help="default: OMP_NUM_THREADS, or what is fastest now, up to all cores")
     add("--against", metavar="OTHER", help="another model to compare, with the same tokenizer")
     add("-o", "--output", choices=("md", "json"), default="md", help="format of the results (default md)")
     return parser.parse_intermixed_args(argv)

@@ -44,7 +44,7 @@ def describe(llama: Llama, seed: int) -> None:
     """--verbose: what runs, and how."""
     checkpoint, c = llama.transformer.checkpoint, llama.transformer.config
     groups = "" if checkpoint.group_size is None else f" in groups of {checkpoint.group_size}"
-    say(f"version {__version__}, instruction set {_kernels.isa}, threads: {llama.transformer.n_threads}")
+    say(f"version {__version__}, instruction set {_kernels.isa}, threads: {llama.transformer.threads}")
     say(f"model: {checkpoint.path}, format {checkpoint.format}, {checkpoint.kind}{groups}")
     shape = ", ".join(f"{name} {getattr(c, name)}" for name in (*DIMENSIONS, "head_size"))
     say(f"shape: {shape}, classifier {'' if checkpoint.shared_classifier else 'not '}shared")

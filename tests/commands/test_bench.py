@@ -22,7 +22,7 @@ from llama2c.commands import bench
 from llama2c.commands.bench import Result, Runner, Work
 from llama2c.commands.main import main
 from llama2c.commands.terminal import UsageError
-from llama2c.threads import available_cores
+from llama2c.threads import Threads, available_cores
 
 CONFIG = Config(dim=32, hidden_dim=48, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=40, seq_len=64)
 
@@ -177,18 +177,22 @@ def test_sizes(models: dict[str, Path]) -> None:
 
 
 def test_figures() -> None:
-    result = Result("m", 100, 25, 2, "tg4", [10.0, 20.0, 60.0], [1000.0, 1000.0, 4000.0], 50.0)
+    result = Result("m", 100, 25, Threads(2, "n_threads"), "tg4", [10.0, 20.0, 60.0], [1000.0, 1000.0, 4000.0], 50.0)
     figures = result.figures()
     assert (figures["t/s"], figures["median"], figures["bandwidth"]) == (30, 20, 1000)
     assert figures["sd"] == pytest.approx(26.4575, abs=1e-4)
     assert figures["share"] == 0.75  # the median of 0.5, 1, 0.75
-    assert Result("m", 100, 25, 2, "pp4", [1.0], [1.0]).figures()["share"] is None
-    assert Result("m", 100, 25, 2, "pp4", [1.0], [1.0]).sd == 0
+    assert Result("m", 100, 25, Threads(2, "n_threads"), "pp4", [1.0], [1.0]).figures()["share"] is None
+    assert Result("m", 100, 25, Threads(2, "n_threads"), "pp4", [1.0], [1.0]).sd == 0
 
 
 def test_best_threads_is_the_fewest_within_two_percent() -> None:
     def results(**speeds: list[float]) -> list[Result]:
-        return [Result("m", 1, 1, n, test, [v]) for test, values in speeds.items() for n, v in enumerate(values, 1)]
+        return [
+            Result("m", 1, 1, Threads(n, "n_threads"), test, [v])
+            for test, values in speeds.items()
+            for n, v in enumerate(values, 1)
+        ]
 
     assert bench.best_threads(results(tg=[50.0, 90.0, 100.0, 98.0])) == 3
     assert bench.best_threads(results(tg=[50.0, 99.0, 100.0, 98.0])) == 2
