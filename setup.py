@@ -159,7 +159,7 @@ setup(
             Extension(
                 "llama2c._kernels",
                 ["llama2c/_kernels.pyx", *REGIONS],
-                depends=[*HEADERS, *SOURCES, "llama2c/team.h"],
+                depends=[*HEADERS, *SOURCES, "llama2c/team.h", "llama2c/system.h"],
                 extra_compile_args=[*COMPILE, *PLAIN],
                 extra_link_args=[*LINK],
                 **NUMPY,

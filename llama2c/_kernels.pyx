@@ -76,6 +76,7 @@ cdef extern from "team.h" nogil:
     const int LLAMA2C_OPENMP
     const char *LLAMA2C_COMPILER
     void *aligned_alloc "llama2c_alloc" (size_t size)
+    void aligned_free "llama2c_free" (void *memory)
 
     # Some versions of Cython give a prange `nowait` and others do not: every wait between two phases is a call of meet().
     ctypedef struct llama2c_barrier:
@@ -740,8 +741,8 @@ cdef class Scratch:
     cdef void *scores
 
     def __dealloc__(self):
-        free(self.block)
-        free(self.scores)
+        aligned_free(self.block)
+        aligned_free(self.scores)
 
     cdef int reserve(self, const Forward *model, int64_t rows, int64_t n_threads, int64_t positions) except -1:
         """Make room for `rows` rows, `n_threads` threads and attention over `positions` positions."""
@@ -751,7 +752,7 @@ cdef class Scratch:
         if positions > self.positions:
             positions = max(positions, 2 * self.positions, 64)
             positions = (positions + 15) // 16 * 16
-            free(self.scores)
+            aligned_free(self.scores)
             self.positions = 0
             self.scores = aligned_alloc(self.n_threads * QUERY_TILE * positions * sizeof(float))
             if self.scores == NULL:
@@ -767,7 +768,7 @@ cdef class Scratch:
         memset(&arena, 0, sizeof(arena))
         memcpy(&self.forward, model, sizeof(Forward))
         lay_out(&self.forward, &arena, rows, n_threads)
-        free(self.block)
+        aligned_free(self.block)
         self.rows = self.n_threads = 0
         self.block = aligned_alloc(arena.used)
         if self.block == NULL:
@@ -811,7 +812,7 @@ cdef class Model:
     cdef object keep_alive
 
     def __dealloc__(self):
-        free(self.layers)
+        aligned_free(self.layers)
 
     def __init__(self, config, weights, rope_pairs="adjacent"):
         cdef Forward *f = &self.forward
@@ -844,7 +845,7 @@ cdef class Model:
         for name in shapes:
             if weights[name].shape[0] != f.n_layers:
                 raise ValueError(f"{name}: expected {f.n_layers} layers, found {weights[name].shape[0]}")
-        free(self.layers)
+        aligned_free(self.layers)
         f.layers = self.layers = <Layer *>aligned_alloc(f.n_layers * sizeof(Layer))
         if self.layers == NULL:
             raise MemoryError(f"not enough memory for the table of {f.n_layers} layers")
@@ -1046,7 +1047,7 @@ def matmul(float[:, ::1] out not None, const float[:, ::1] x not None, w not Non
         raise MemoryError(f"not enough memory for {parts} x {scratch} bytes of packed weights")
     for part in prange(parts, nogil=True, num_threads=team, schedule="static"):
         multiply(&out[0, 0], m.rows, &x[0, 0], &xq, n_rows, &m, part, parts, False, packs + part * scratch)
-    free(packs)
+    aligned_free(packs)
 
 
 def quantize(const float[:, ::1] x not None, group_size):
