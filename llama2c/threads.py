@@ -10,8 +10,8 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from time import process_time
-from typing import NamedTuple
+from time import perf_counter, process_time
+from typing import ClassVar, NamedTuple
 
 from ._kernels import bound_cores, openmp
 from .errors import RequestError, check_int
@@ -76,16 +76,22 @@ CLEARLY_SLOWER = 0.85  # of the speed before
 FASTER = 1.05  # a trial has to be so much faster to win
 SHARE = 1 / 64  # of the time may be lost in trials
 FREE = 0.01  # seconds that the first trial may lose at once
-PATIENCE = 4  # lost trials in a row make the next one wait longer, up to so many times
+PATIENCE = 4  # lost trials of fewer threads in a row make the next one wait longer, up to so many times
 TAKEN = 0.8  # of their time: threads that ran for less had to wait for a core
 FEW_ROWS = 15  # the most rows of a step that reads weights more than it computes
 
 
 class Tuners:
-    """A Tuner for each kind of steps: for one row, few and many, other numbers of threads may be the fastest."""
+    """A Tuner for each kind of steps: for one row, few and many, other numbers of threads may be the fastest.
+
+    Steps that threads of Python make at the same time, with any model, share the cores.
+    """
+
+    _running: ClassVar[set[object]] = set()  # a mark for each step of this process that is being made
 
     def __init__(self, most: int, start: int, cpu_clock: Callable[[], float] = process_time) -> None:
         """Arguments as in Tuner."""
+        self._most = most
         self._all = [Tuner(most, start, cpu_clock) for _ in range(3)]
         for tuner in self._all:
             tuner._peers = [peer for peer in self._all if peer is not tuner]
@@ -93,6 +99,19 @@ class Tuners:
     def for_step(self, n_rows: int) -> Tuner:
         """The Tuner for a step of so many rows."""
         return self._all[0 if n_rows == 1 else 1 if n_rows <= FEW_ROWS else 2]
+
+    def run(self, step: Callable[[int], object], n_rows: int, work: float) -> None:
+        """Make a step of so many rows and so much work: call step(n_threads), timed. work is as in Tuner.note."""
+        tuner = self.for_step(n_rows)
+        self._running.add(step)
+        try:
+            n_threads = min(tuner.n_threads, max(1, self._most // len(self._running)))
+            start = perf_counter()
+            step(n_threads)
+            now = perf_counter()
+        finally:
+            self._running.discard(step)
+        tuner.note(n_threads, work, now - start, now)
 
 
 class Tuner:
@@ -116,7 +135,7 @@ class Tuner:
         self._cpu_clock = cpu_clock
         self._rate = 0.0  # work per second with the settled number; 0: not known yet
         self._fewer = True  # what to try next: fewer or more
-        self._lost = 0  # trials in a row
+        self._lost = 0  # trials of fewer threads, in a row
         self._contended = False
         self._next_trial = self._soonest = self._last = -1.0
         self._awake = False  # whether the threads of a trial have made a step
@@ -124,7 +143,7 @@ class Tuner:
 
     def note(self, n_threads: int, work: float, seconds: float, now: float) -> None:
         """A step of so much work on `n_threads` threads has taken so long. work: in any unit; now: seconds of any clock."""
-        if n_threads != self.n_threads:  # another thread of Python has decided in the meantime
+        if n_threads != self.n_threads:  # other threads of Python are making steps
             return
         if now - seconds > self._last + WINDOW:  # after a pause; what came before it says little
             self._last = now
@@ -200,9 +219,9 @@ class Tuner:
     def _lose(self, now: float) -> None:
         """Go back. Time for the next trial is when what this one has cost is a small share of the time."""
         cost = max(self._seconds - self._work / self._rate, TASTE)
-        self._next_trial = now + cost / SHARE * min(2**self._lost, PATIENCE)
+        self._next_trial = now + cost / SHARE * (min(2**self._lost, PATIENCE) if self._fewer else 1)
         self._soonest = now + 8 * cost
-        self._lost += 1
+        self._lost += self._fewer
         self._fewer = not self._fewer
         self.n_threads = self._settled
         self._begin(now)

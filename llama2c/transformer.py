@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from functools import partial
 from operator import index
-from time import perf_counter
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -231,12 +231,8 @@ class Transformer:
         if self._tuners is None:
             self._model.run(scratch, parts, rope, logit_rows, logits, trace, self.n_threads)
         else:
-            n_rows, work = self._size_of(parts)
-            tuner = self._tuners.for_step(n_rows)
-            n_threads, start = tuner.n_threads, perf_counter()
-            self._model.run(scratch, parts, rope, logit_rows, logits, trace, n_threads)
-            now = perf_counter()
-            tuner.note(n_threads, work, now - start, now)
+            step = partial(self._model.run, scratch, parts, rope, logit_rows, logits, trace)
+            self._tuners.run(step, *self._size_of(parts))
         self._free_scratch.append(scratch)
 
     def _size_of(self, parts: list[Part]) -> tuple[int, float]:

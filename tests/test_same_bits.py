@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,17 +160,12 @@ def test_the_number_of_threads_may_change_from_step_to_step(
     """As it does where nobody has asked for a number and other programs come and go."""
     used = []
 
-    class Restless:
-        """Takes another number for each step."""
-
-        n_threads = property(lambda self: 1 + len(used) % 3)
-
-        def note(self, n_threads: int, work: float, seconds: float, now: float) -> None:
-            used.append(n_threads)
+    def run(step: Callable[[int], None], n_rows: int, work: float) -> None:
+        used.append(1 + len(used) % 3)
+        step(used[-1])
 
     transformer, tokens = open_model(paths, name), tokens_of(name)
-    tuners = SimpleNamespace(for_step=lambda n_rows: Restless())
-    monkeypatch.setattr(transformer, "_tuners", tuners)
+    monkeypatch.setattr(transformer, "_tuners", SimpleNamespace(run=run))
     cache = transformer.new_cache()
     sizes = [1, 1, 1, 1, 5, 7, 11]
     found = [transformer.forward(tokens[sum(sizes[:i]) :][:size], cache, logits=None) for i, size in enumerate(sizes)]

@@ -252,6 +252,28 @@ def test_other_kinds_of_steps_do_not_follow_a_model_that_is_too_small() -> None:
     assert [tuners.for_step(n).n_threads for n in (1, 2, 100)] == [1, 2, 2]
 
 
+def test_steps_that_are_made_at_the_same_time_share_the_cores() -> None:
+    tuners, others, used = Tuners(8, 8), Tuners(8, 8), []
+
+    def inner(n_threads: int) -> None:
+        used.append(n_threads)
+
+    def outer(n_threads: int) -> None:
+        used.append(n_threads)
+        others.run(inner, 1, 1.0)  # of another model, as another thread of Python would make it
+        with pytest.raises(KeyboardInterrupt):
+            tuners.run(interrupted, 1, 1.0)
+
+    def interrupted(n_threads: int) -> None:
+        used.append(n_threads)
+        raise KeyboardInterrupt
+
+    tuners.run(outer, 1, 1.0)
+    assert used == [8, 4, 4]
+    tuners.run(inner, 1, 1.0)
+    assert used[-1] == 8  # an interrupted step does not count for ever
+
+
 def test_what_came_before_a_pause_does_not_count() -> None:
     tuner = make_tuner(2)
     now = 0.0
