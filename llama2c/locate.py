@@ -78,7 +78,7 @@ NAMES = STORIES | CHATS
 REPOSITORIES = "repositories"  # the folder of the cache for Hugging Face folders
 _REPO = re.compile(r"[a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*", re.ASCII)
 _FILE = re.compile(r"[^\s:\\]+", re.ASCII)
-_FILE_ENDINGS = (".bin", GGUF, ".safetensors", ".pt", ".pth", ".json", ".model")  # a/b.bin is a path and no repository
+FILE_ENDINGS = (".bin", GGUF, ".safetensors", ".pt", ".pth", ".json", ".model")  # a/b.bin is a path and no repository
 
 
 def cache_folder() -> Path:
@@ -106,7 +106,7 @@ def find_hub_model(name: str) -> HubModel | None:
         return None
     repository = repo_id.replace("/", "--")
     if not colon:
-        is_path = repo_id.endswith(_FILE_ENDINGS)
+        is_path = repo_id.endswith(FILE_ENDINGS)
         return None if is_path else HubModel(name, f"{REPOSITORIES}/{repository}", repo_id, None)
     if _FILE.fullmatch(file) is None or any(
         part in ("", ".", "..") for part in file.split("/")
