@@ -136,6 +136,24 @@ def resolve(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     return source.path
 
 
+def downloaded() -> list[str]:
+    """The names of the models in the cache, as resolve takes them: those of NAMES, then repositories and files of others.
+
+    OSError: the cache cannot be read, or has no place.
+    """
+    cache = cache_folder()
+    found = [name for name, model in NAMES.items() if os.path.exists(model.path)]
+    configs = sorted(cache.glob(f"{REPOSITORIES}/*--*/{CONFIG}"))
+    names = [config.parent.name.replace("--", "/", 1) for config in configs]
+    for path in sorted(cache.glob("*--*/*/*")):
+        folder = path.parent.name.replace("--", "/")  # of big/a.bin it is big--a
+        names.append(f"{path.parent.parent.name.replace('--', '/', 1)}:{folder}{path.suffix}")
+        model = find_hub_model(names[-1])
+        if model is None or model.path != path:  # a tokenizer, a later part of a model
+            names.pop()
+    return found + names
+
+
 TOKENIZERS = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")  # the order of the search
 # In a Hugging Face folder: a tokenizer.bin that was written there has neither the chat template nor the added tokens.
 HF_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")

@@ -61,7 +61,7 @@ examples:
 def make_parser() -> Parser:
     parser = Parser(
         prog="python -m llama2c export",
-        description="Turn a model into a file for llama2c, and where possible for the C programs, a GGUF file, or a folder.",
+        description="Turn a model into a checkpoint of llama2c, a GGUF file or a folder.",
         epilog=NOTES,
     )
     add = parser.add_argument

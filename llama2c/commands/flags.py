@@ -83,7 +83,7 @@ FLAGS = (
     Flag("", "--repetition-penalty", "R", _number, "above 1, repeated tokens are less likely (default 1)"),
     Flag("", "--stop", "TEXT", utf8, "end before this text; may be given several times", repeats=True),
     Flag("-s", "--seed", "S", _integer, "same seed, same text; 0: from the clock (default 0)"),
-    Flag("-n", "--steps", "N", _integer, "positions; 0: the context (default 256; an answer: 0)"),
+    Flag("-n", "--steps", "N", _integer, "positions; 0: the context (default 256; answers: 0)"),
     Flag("", "--context", "N", _integer, "at most N positions, for less memory (default: all)"),
     Flag("-i", "--prompt", "TEXT", str, "how a story or chat begins; - reads all of stdin"),
     Flag("-z", "--tokenizer", "FILE", str, "default: the one in the model, beside it, or here"),
@@ -100,7 +100,7 @@ BY_NAME = {name: flag for flag in FLAGS for name in (flag.short, flag.long) if n
 FLAG_OF_PARAM = {flag.field: flag.long for flag in FLAGS if flag.field != "prompt"} | {"n_threads": "--threads"}
 
 USAGE = """\
-usage: python -m llama2c [MODEL] [flags]             a story, or with -m chat a chat
+usage: python -m llama2c [MODEL] [flags]             a story, or a chat (-m chat)
        python -m llama2c MODEL [flags] "QUESTION"    the answer of a chat model
        python -m llama2c VERB ...                    VERB --help explains it"""
 ABOUT = """\
