@@ -142,16 +142,17 @@ def downloaded() -> list[str]:
     OSError: the cache cannot be read, or has no place.
     """
     cache = cache_folder()
-    found = [name for name, model in NAMES.items() if os.path.exists(model.path)]
-    configs = sorted(cache.glob(f"{REPOSITORIES}/*--*/{CONFIG}"))
-    names = [config.parent.name.replace("--", "/", 1) for config in configs]
+    others = [(config.parent.name, "", config.parent) for config in sorted(cache.glob(f"{REPOSITORIES}/*--*/{CONFIG}"))]
     for path in sorted(cache.glob("*--*/*/*")):
-        folder = path.parent.name.replace("--", "/")  # of big/a.bin it is big--a
-        names.append(f"{path.parent.parent.name.replace('--', '/', 1)}:{folder}{path.suffix}")
-        model = find_hub_model(names[-1])
-        if model is None or model.path != path:  # a tokenizer, a later part of a model
-            names.pop()
-    return found + names
+        file = path.parent.name.replace("--", "/") + path.suffix  # of big/a.bin the folder is big--a
+        others.append((path.parent.parent.name, f":{file}", path))
+    found = [name for name, model in NAMES.items() if os.path.exists(model.path)]
+    for repository, file, path in others:
+        name = repository.replace("--", "/", 1) + file
+        model = find_hub_model(name)
+        if model is not None and model.path == path:  # not a tokenizer, or a later part of a model
+            found.append(name)
+    return found
 
 
 TOKENIZERS = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")  # the order of the search

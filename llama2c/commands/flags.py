@@ -100,9 +100,9 @@ BY_NAME = {name: flag for flag in FLAGS for name in (flag.short, flag.long) if n
 FLAG_OF_PARAM = {flag.field: flag.long for flag in FLAGS if flag.field != "prompt"} | {"n_threads": "--threads"}
 
 USAGE = """\
-usage: python -m llama2c [MODEL] [flags]             a story, or a chat (-m chat)
-       python -m llama2c MODEL [flags] "QUESTION"    the answer of a chat model
-       python -m llama2c VERB ...                    VERB --help explains it"""
+usage: python -m llama2c [MODEL] [flags]            a story, or a chat (-m chat)
+       python -m llama2c MODEL [flags] "QUESTION"   the answer of a chat model
+       python -m llama2c VERB ...                   VERB --help explains it"""
 ABOUT = """\
 MODEL is a file, a Hugging Face folder, or the name of a downloaded model; the
 default is the small model that comes with llama2c. QUESTION "-" reads stdin."""

@@ -5,7 +5,6 @@ Says nothing about the name of a file or folder that exists, or of a model that 
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 from collections.abc import Iterable, Sequence
@@ -42,6 +41,8 @@ def guess(argv: Sequence[str], verbs: Iterable[str]) -> str | None:
         return f"{word}: there is no such verb or file; {MEANT[word].format(model=model)}"
     if len(word.split()) > 1:
         return f"{word}: there is no such file; to continue a text: python -m llama2c -i {shlex.quote(word)}"
+    import difflib  # most command lines are right
+
     names = {name.lower(): name for name in (*verbs, *NAMES)}
     near = difflib.get_close_matches(word.lower(), names, n=1)
     if not near:

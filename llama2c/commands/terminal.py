@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -46,9 +45,11 @@ class Parser(argparse.ArgumentParser):
 
 def hint(word: str, flags: Collection[str]) -> str:
     """Where to find the right flag: "--temp" -> "did you mean --temperature? --help lists the flags"."""
+    import difflib  # most command lines have no such error
+
     word = word.partition("=")[0]
     longer = [flag for flag in flags if flag.startswith(word)] if word.startswith("--") and len(word) > 2 else []
-    near = longer or difflib.get_close_matches(word, flags, n=1)
+    near = longer or difflib.get_close_matches(word, flags if word.strip("-") else (), n=1)
     return f"did you mean {near[0]}? --help lists the flags" if near else "--help lists the flags"
 
 
