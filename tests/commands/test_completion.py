@@ -202,6 +202,7 @@ def test_another_shell(command: Command) -> None:
 
 def test_names_of_models_come_without_numpy(place: Path) -> None:
     """Each Tab asks for them."""
-    code = "import sys; from llama2c.commands.main import main; main(['completion', '--models']); assert 'numpy' not in sys.modules"
+    code = "import sys; from llama2c.commands.main import main; main(['completion', '--models']); "
+    code += "assert 'numpy' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=SECONDS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "stories15M\nme/tales\n", "")
