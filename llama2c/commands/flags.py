@@ -77,13 +77,13 @@ class Flag(NamedTuple):
 
 FLAGS = (
     Flag("-t", "--temperature", "T", _number, "0 takes the likeliest token (default 1.0)"),
-    Flag("-p", "--top-p", "P", _number, "draw from the likeliest that make up P (default 0.9)"),
+    Flag("-p", "--top-p", "P", _number, "draw from the likeliest that sum to P (default 0.9)"),
     Flag("", "--top-k", "K", _integer, "draw from the K likeliest; 0: from all (default 0)"),
     Flag("", "--min-p", "P", _number, "skip those below P times the likeliest (default 0)"),
-    Flag("", "--repetition-penalty", "R", _number, "above 1, repeated tokens are less likely (default 1)"),
+    Flag("", "--repetition-penalty", "R", _number, "above 1 avoids repeated tokens (default 1)"),
     Flag("", "--stop", "TEXT", utf8, "end before this text; may be given several times", repeats=True),
     Flag("-s", "--seed", "S", _integer, "same seed, same text; 0: from the clock (default 0)"),
-    Flag("-n", "--steps", "N", _integer, "positions; 0: the context (default 256; answers: 0)"),
+    Flag("-n", "--steps", "N", _integer, "positions; 0: the context (default 256, answers 0)"),
     Flag("", "--context", "N", _integer, "at most N positions, for less memory (default: all)"),
     Flag("-i", "--prompt", "TEXT", str, "how a story or chat begins; - reads all of stdin"),
     Flag("-z", "--tokenizer", "FILE", str, "default: the one in the model, beside it, or here"),
@@ -177,7 +177,7 @@ def _place(arguments: Arguments, words: list[str]) -> None:
 
 def help_text(verbs: Mapping[str, str]) -> str:
     """The help. verbs: name -> what it does."""
-    flags = [f"  {flag.short or '  '} {f'{flag.long} {flag.value}':22} {flag.help}\n" for flag in FLAGS]
+    flags = [f"  {flag.short or '  '} {f'{flag.long} {flag.value}':23} {flag.help}\n" for flag in FLAGS]
     lines = [f"  {name:11} {help}\n" for name, help in verbs.items()]
     return f"{USAGE}\n\n{ABOUT}\n\n{''.join(flags)}\nverbs:\n{''.join(lines)}\n{NOTES}"
 
