@@ -214,7 +214,7 @@ class Llama:
         sequence = self.sequence(chat_ids(self.tokenizer, messages, template_options, now), **options)
         pieces = _pieces(self._steps(sequence), sequence.n_prompt)
         if self.tokenizer.chat_template is None:
-            pieces = _without_first_space(pieces)
+            pieces = without_first_space(pieces)
         return pieces if stream else _completion(pieces, sequence)
 
     def score(self, text: str | bytes, *, stride: int | None = None) -> Score:
@@ -260,7 +260,8 @@ def _pieces(steps: Iterator[Step], prompt_tokens: int) -> Iterator[Piece]:
         )  # fmt: skip
 
 
-def _without_first_space(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def without_first_space(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The pieces of a reply in the form of Llama 2, without the one space that it begins with."""
     started = False
     for piece in pieces:
         if not started and piece.text:

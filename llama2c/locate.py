@@ -78,7 +78,7 @@ NAMES = STORIES | CHATS
 REPOSITORIES = "repositories"  # the folder of the cache for Hugging Face folders
 _REPO = re.compile(r"[a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*", re.ASCII)
 _FILE = re.compile(r"[^\s:\\]+", re.ASCII)
-_FILE_ENDINGS = (".bin", GGUF, ".safetensors", ".pt", ".pth", ".json", ".model")  # a/b.bin is a path and no repository
+FILE_ENDINGS = (".bin", GGUF, ".safetensors", ".pt", ".pth", ".json", ".model")  # a/b.bin is a path and no repository
 
 
 def cache_folder() -> Path:
@@ -106,7 +106,7 @@ def find_hub_model(name: str) -> HubModel | None:
         return None
     repository = repo_id.replace("/", "--")
     if not colon:
-        is_path = repo_id.endswith(_FILE_ENDINGS)
+        is_path = repo_id.endswith(FILE_ENDINGS)
         return None if is_path else HubModel(name, f"{REPOSITORIES}/{repository}", repo_id, None)
     if _FILE.fullmatch(file) is None or any(
         part in ("", ".", "..") for part in file.split("/")
@@ -134,6 +134,25 @@ def resolve(model: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
         command = f"python -m llama2c download {model}"
         raise not_found(model, f"expected a file, or a model downloaded with `{command}`, found neither")
     return source.path
+
+
+def downloaded() -> list[str]:
+    """The names of the models in the cache, as resolve takes them: those of NAMES, then repositories and files of others.
+
+    OSError: the cache cannot be read, or has no place.
+    """
+    cache = cache_folder()
+    others = [(config.parent.name, "", config.parent) for config in sorted(cache.glob(f"{REPOSITORIES}/*--*/{CONFIG}"))]
+    for path in sorted(cache.glob("*--*/*/*")):
+        file = path.parent.name.replace("--", "/") + path.suffix  # of big/a.bin the folder is big--a
+        others.append((path.parent.parent.name, f":{file}", path))
+    found = [name for name, model in NAMES.items() if os.path.exists(model.path)]
+    for repository, file, path in others:
+        name = repository.replace("--", "/", 1) + file
+        model = find_hub_model(name)
+        if model is not None and model.path == path:  # not a tokenizer, or a later part of a model
+            found.append(name)
+    return found
 
 
 TOKENIZERS = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")  # the order of the search

@@ -116,12 +116,12 @@ def command(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
         ("fifo", "fifo: expected a regular file, found a FIFO"),
         ("good.bin -z fifo", "fifo: expected a regular file, found a special file"),
         ("good.bin -z story.txt", "story.txt: token 0: expected a length"),
-        (f"good.bin -s {2**64}", f"seed: expected an integer from 0 to {2**64 - 1}"),
-        ("good.bin -t nan", "temperature: expected a finite number"),
-        ("good.bin -t inf", "temperature: expected a finite number"),
-        ("good.bin -p nan", "top_p: expected a number from 0 to 1"),
-        ("good.bin --threads 0", "n_threads: expected an integer from 1 to 1024, found 0"),
-        ("good.bin --threads 1000000", "n_threads: expected an integer from 1 to 1024, found 1000000"),
+        (f"good.bin -s {2**64}", f"--seed: expected an integer from 0 to {2**64 - 1}"),
+        ("good.bin -t nan", "--temperature: expected a finite number"),
+        ("good.bin -t inf", "--temperature: expected a finite number"),
+        ("good.bin -p nan", "--top-p: expected a number from 0 to 1"),
+        ("good.bin --threads 0", "--threads: expected an integer from 1 to 1024, found 0"),
+        ("good.bin --threads 1000000", "--threads: expected an integer from 1 to 1024, found 1000000"),
     ],
 )
 def test_the_command_tells_of_bad_inputs_in_one_line(tmp_path: Path, arguments: str, words: str) -> None:

@@ -125,6 +125,15 @@ def test_the_chat_of_the_readme(folder: Path, smollm2: Path) -> None:
     assert printed == re.sub(r"^User: .*\n", "User: ", talk, flags=re.MULTILINE) + "User: \n"
 
 
+def test_the_answer_of_the_command_line(folder: Path, smollm2: Path) -> None:
+    (folder / "smollm2.gguf").symlink_to(smollm2)
+    shown = "".join(content for kind, content in blocks("docs/command-line.md") if kind == "console")
+    sessions = re.findall(r"^\$ (.*smollm2\.gguf.*)\n((?:(?!\$ ).*\n)*)", shown, re.MULTILINE)
+    assert sessions
+    for command, output in sessions:
+        assert run(command, folder).stdout == output, command
+
+
 def commands(word: str) -> list[str]:
     """The command lines in ```sh blocks that begin with `word`, each once. Those of training/README.md take too long."""
     pages = [page for page in PAGES if page != "training/README.md"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2c.locate import BUNDLED, find_tokenizer, resolve, tokenizer_in
+from llama2c.locate import BUNDLED, cache_folder, downloaded, find_hub_model, find_tokenizer, resolve, tokenizer_in
 
 NAMES = ("tokenizer.bin", "tokenizer.json", "tokenizer.model")
 
@@ -79,3 +79,31 @@ def test_a_name_that_is_a_broken_link(folder: Path) -> None:
     assert str(caught.value) == f"stories15M: expected a file, or a model downloaded with {command}, found neither"
     assert resolve(None) == BUNDLED
     assert resolve("elsewhere.bin") == "elsewhere.bin"
+
+
+def test_downloaded_models(folder: Path) -> None:
+    """As resolve takes them. Tokenizers, later parts, and what no name stands for are not listed."""
+    assert downloaded() == []  # there is no cache folder
+    names = ["stories15M", "smollm2-135m", "me/tales", "you/far--away", "me/tales:a.bin", "me/tales:big/b.gguf"]
+    names.append("x/y:m-00001-of-00002.gguf")
+    for name in names:
+        model = find_hub_model(name)
+        assert model is not None
+        model.path.parent.mkdir(parents=True, exist_ok=True)
+        if model.file is None:
+            model.path.mkdir()
+            (model.path / "config.json").touch()
+        else:
+            model.path.touch()
+            model.path.with_name("tokenizer.bin").touch()
+    cache = cache_folder()
+    (cache / "x--y" / "m-00001-of-00002" / "m-00002-of-00002.gguf").touch()
+    (cache / "stories42M").mkdir()  # a download that broke off
+    (cache / "repositories" / ".me--other").mkdir()
+    (cache / "repositories" / ".me--other" / "config.json").touch()
+    for odd in ("a b", "$(x)"):
+        (cache / "me--tales" / odd).mkdir()
+        (cache / "me--tales" / odd / "c.bin").touch()
+    found = downloaded()
+    assert sorted(found) == sorted(names)
+    assert all(os.path.exists(resolve(name)) for name in found)

@@ -73,7 +73,7 @@ def numbers(least: int) -> Callable[[str], list[int]]:
     return convert
 
 
-def parse(argv: Sequence[str]) -> Namespace:
+def make_parser() -> Parser:
     parser = Parser(
         prog="python -m llama2c bench",
         description="Measure how many tokens per second a model reads and writes here.",
@@ -89,7 +89,11 @@ def parse(argv: Sequence[str]) -> Namespace:
     add("-r", "--rounds", type=number(1), default=5, metavar="N", help="runs of each test, after a warm-up (default 5)")
     add("-o", "--output", choices=("md", "csv", "json"), default="md", help="format of the results (default md)")
     add("--sweep-threads", action="store_true", help="try 1 thread up to all cores; print the best as a line to export")
-    options = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    options = make_parser().parse_intermixed_args(argv)
     options.models = options.models or [None]
     if options.sweep_threads and options.threads:
         raise UsageError("argument --sweep-threads: cannot be used together with -t/--threads")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 
 from ..generation import Sequence, count_common, generate
 from ..llama import Llama
@@ -13,7 +14,13 @@ from .terminal import put
 
 
 def chat(
-    llama: Llama, sampler: Sampler, prompt: bytes | None, system: bytes | None, n_positions: int, verbose: bool
+    llama: Llama,
+    sampler: Sampler,
+    prompt: bytes | None,
+    system: bytes | None,
+    n_positions: int,
+    verbose: bool,
+    stop: Collection[str] = (),
 ) -> None:
     """Ask and answer, all in one cache, until `n_positions` are filled or the input ends.
 
@@ -48,6 +55,7 @@ def chat(
                 max_length=n_positions,
                 max_tokens=None,
                 stop_tokens=conversation.end_ids,
+                stop=tuple(stop),
                 text_stream=functools.partial(tokenizer.text_stream, errors="ignore"),
             )
         else:
@@ -60,7 +68,9 @@ def chat(
             put("\n")
         if verbose:
             tell_speed(timing)
-        conversation.answer(timing.tokens)
+        by_string = timing.finish_reason == "stop" and timing.tokens[-1] not in conversation.end_ids
+        eos = [] if tokenizer.eos_id is None or not by_string else [tokenizer.eos_id]
+        conversation.answer(timing.tokens + eos)  # what was drawn stays, also where a stop string cut the text
         if len(sequence.ids) >= n_positions:
             break
     put("\n")

@@ -34,8 +34,7 @@ examples:
 """
 
 
-def run(argv: Sequence[str]) -> None:
-    """Downloads the model that the command line names, unless it is there already, and prints its path."""
+def make_parser() -> Parser:
     parser = Parser(
         prog="python -m llama2c download",
         description="Download a model from the Hugging Face hub, and its tokenizer.",
@@ -47,7 +46,12 @@ def run(argv: Sequence[str]) -> None:
         metavar="FILE",
         help="of a checkpoint of llama2.c: a .bin, .json or .model file of the same repository (default: that of Llama 2)",
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Downloads the model that the command line names, unless it is there already, and prints its path."""
+    options = make_parser().parse_args(argv)
     try:
         source = find_source(options.model, options.tokenizer)
     except RequestError as error:

@@ -21,23 +21,32 @@ from .terminal import Parser, UsageError, progress, say
 NOTES = """\
 SOURCE is one of
     a file that llama2c runs (v0 to v3, GGUF), or the name of a downloaded model
-    a Hugging Face folder of the Llama architecture: config.json and .safetensors (pip install 'llama2c[hf]')
-    ckpt.pt of llama2.c's trainer, or Meta's folder with params.json and consolidated.*.pth (pip install torch)
+    a Hugging Face folder of the Llama architecture (pip install 'llama2c[hf]')
+    ckpt.pt of llama2.c's trainer, or Meta's folder with params.json and
+        consolidated.*.pth (pip install torch)
 
 OUT is
-    FILE.gguf: a GGUF file, for llama.cpp and the programs built on it, with the tokenizer and the chat template in it
-    FOLDER/: a Hugging Face folder. If SOURCE is one too, or a GGUF file, it has its tokenizer, chat template and settings
-    another file: one for llama2c. The C programs read versions 0 to 2. Version 3 is written for models that those cannot store:
-    --dtype float16 or bfloat16, another RoPE base, scaled positions, another epsilon or head size
+    FILE.gguf: a GGUF file, for llama.cpp and the programs built on it, with the
+        tokenizer and the chat template in it
+    FOLDER/: a Hugging Face folder. If SOURCE is one too, or a GGUF file, it has
+        its tokenizer, chat template and settings
+    another file: one for llama2c. The C programs read versions 0 to 2. Version
+        3 is written for what those cannot store: float16 and bfloat16, another
+        RoPE base, scaled positions, another epsilon or head size
 
 TYPE is one of
     float32, float16, bfloat16   or f32, f16, bf16
-    q8_0                         for files: 8 bits, with a scale for each group of values
-    q4_0, q4_1, q5_0, q5_1       for GGUF: 4 or 5 bits with a scale for 32 values; _1 with a minimum, too
-    q4_k, q6_k                   for GGUF: blocks of 256 values; q4_k is the mix that llama-quantize calls Q4_K_M
-Next to 4 and 5 bits the classifier has q6_k. Rows that are not a multiple of a block get another type, and a message says so.
+    q8_0                         for files: 8 bits, a scale for each group
+    q4_0, q4_1, q5_0, q5_1       for GGUF: 4 or 5 bits, a scale for 32 values;
+                                 those with _1 have a minimum, too
+    q4_k, q6_k                   for GGUF: blocks of 256 values; q4_k is the mix
+                                 that llama-quantize calls Q4_K_M
+Next to 4 and 5 bits the classifier has q6_k. Rows that are not a multiple of a
+block get another type, and a message says so.
 
 stdout gets the path of what was written; messages go to stderr.
+
+examples:
     python -m llama2c export stories15M -o stories15M_q8.bin --dtype q8_0
     python -m llama2c export TinyLlama/ -o tiny.bin --tokenizer tokenizer.bin
     python -m llama2c export Llama-3.2-1B/ -o llama.gguf --dtype q4_k
@@ -49,10 +58,10 @@ stdout gets the path of what was written; messages go to stderr.
 # the command line
 
 
-def parse(argv: Sequence[str]) -> Namespace:
+def make_parser() -> Parser:
     parser = Parser(
         prog="python -m llama2c export",
-        description="Turn a model into a file for llama2c, and where possible for the C programs, a GGUF file, or a folder.",
+        description="Turn a model into a checkpoint of llama2c, a GGUF file or a folder.",
         epilog=NOTES,
     )
     add = parser.add_argument
@@ -67,7 +76,11 @@ def parse(argv: Sequence[str]) -> Namespace:
     add("-z", dest="source_tokenizer", metavar="FILE", help="the tokenizer for a GGUF file (default: that of SOURCE)")
     what = "also write this tokenizer.bin, from the tokenizer.model beside SOURCE or from the GGUF file"
     add("--tokenizer", metavar="FILE", help=what)
-    options = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    options = make_parser().parse_args(argv)
     if options.dtype is None:
         options.dtype = Q8_0 if options.version == 2 else "float32"
     if options.tokenizer is not None and os.path.abspath(options.tokenizer) == os.path.abspath(options.out):

@@ -1,12 +1,13 @@
-"""The flags of a story or a chat: one table, from which the command line is parsed and the help is printed."""
+"""The flags of a story, a chat or an answer: one table, from which the command line is parsed and the help is printed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .terminal import UsageError, say
+from ..errors import check_int
+from .terminal import UsageError, hint, say, utf8
 
 
 @dataclass(slots=True)
@@ -14,10 +15,16 @@ class Arguments:
     """What the command line asks for, with the defaults of run.c."""
 
     model: str = ""
+    question: str | None = None  # "-": all of stdin
     temperature: float = 1.0
     top_p: float = 0.9
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: list[str] = field(default_factory=list)
     seed: int = 0
     steps: int | None = None  # None: not given
+    context: int | None = None  # None: that of the model
     prompt: str | None = None
     tokenizer: str | None = None
     mode: str = "generate"
@@ -43,9 +50,12 @@ def _integer(text: str) -> int:
         raise UsageError(f"expected an integer, found {text!r}") from None
 
 
+MODES = ("generate", "chat")
+
+
 def _mode(text: str) -> str:
-    if text not in ("generate", "chat"):
-        raise UsageError(f"expected generate or chat, found {text!r}")
+    if text not in MODES:
+        raise UsageError(f"expected {' or '.join(MODES)}, found {text!r}")
     return text
 
 
@@ -57,86 +67,118 @@ class Flag(NamedTuple):
     value: str
     convert: Callable[[str], Any]
     help: str
+    repeats: bool = False  # each use adds a value to a list
+
+    @property
+    def field(self) -> str:
+        """Of Arguments: "--top-p" -> "top_p"."""
+        return self.long[2:].replace("-", "_")
 
 
 FLAGS = (
-    Flag("-t", "--temperature", "T", _number, "0 takes the likeliest token; higher values vary more (default 1.0)"),
-    Flag("-p", "--top-p", "P", _number, "draw from the likeliest tokens that make up P; 0 or 1: from all (default 0.9)"),
-    Flag("-s", "--seed", "S", _integer, "the same seed gives the same story (default 0: from the clock)"),
-    Flag("-n", "--steps", "N", _integer, "positions, including those of the prompt; 0: the whole context (default 256)"),
-    Flag("-i", "--prompt", "TEXT", str, "how the story begins, in chat the first message; - reads all of stdin"),
-    Flag("-z", "--tokenizer", "FILE", str, "default: the one in a GGUF file or beside the model, or tokenizer.bin here"),
+    Flag("-t", "--temperature", "T", _number, "0 takes the likeliest token (default 1.0)"),
+    Flag("-p", "--top-p", "P", _number, "draw from the likeliest that sum to P (default 0.9)"),
+    Flag("", "--top-k", "K", _integer, "draw from the K likeliest; 0: from all (default 0)"),
+    Flag("", "--min-p", "P", _number, "skip those below P times the likeliest (default 0)"),
+    Flag("", "--repetition-penalty", "R", _number, "above 1 avoids repeated tokens (default 1)"),
+    Flag("", "--stop", "TEXT", utf8, "end before this text; may be given several times", repeats=True),
+    Flag("-s", "--seed", "S", _integer, "same seed, same text; 0: from the clock (default 0)"),
+    Flag("-n", "--steps", "N", _integer, "positions; 0: the context (default 256, answers 0)"),
+    Flag("", "--context", "N", _integer, "at most N positions, for less memory (default: all)"),
+    Flag("-i", "--prompt", "TEXT", str, "how a story or chat begins; - reads all of stdin"),
+    Flag("-z", "--tokenizer", "FILE", str, "default: the one in the model, beside it, or here"),
     Flag("-m", "--mode", "MODE", _mode, "generate or chat (default generate)"),
-    Flag("-y", "--system-prompt", "TEXT", str, "in chat: the system prompt (default: asks for one)"),
-    Flag("", "--threads", "N", _integer, "default: OMP_NUM_THREADS, else what is fastest now, up to all cores"),
-    Flag("", "--trace", "FILE", str, "write what passes through the model, to compare implementations (see below)"),
-    Flag("-v", "--verbose", "", str, "print the model's shape, threads, instruction set and speeds on stderr"),
+    Flag("-y", "--system-prompt", "TEXT", str, "the system prompt of a chat or an answer"),
+    Flag("", "--threads", "N", _integer, "default: OMP_NUM_THREADS, else the fastest number"),
+    Flag("", "--trace", "FILE", str, "write what passes through the model, to compare"),
+    Flag("-v", "--verbose", "", str, "print shape, threads, instruction set and speeds"),
     Flag("", "--version", "", str, "print the version"),
     Flag("-h", "--help", "", str, "print this help"),
 )
 BY_NAME = {name: flag for flag in FLAGS for name in (flag.short, flag.long) if name}
+# The arguments of the API that a flag gives a value to, and its name.
+FLAG_OF_PARAM = {flag.field: flag.long for flag in FLAGS if flag.field != "prompt"} | {"n_threads": "--threads"}
 
-USAGE = "usage: python -m llama2c [MODEL] [flags]\n       python -m llama2c VERB ... (VERB --help explains it)"
+USAGE = """\
+usage: python -m llama2c [MODEL] [flags]            a story, or a chat (-m chat)
+       python -m llama2c MODEL [flags] "QUESTION"   the answer of a chat model
+       python -m llama2c VERB ...                   VERB --help explains it"""
 ABOUT = """\
-Run a Llama model: print a story, or chat. MODEL is a file, a Hugging Face folder, or the name of a
-downloaded model; without one, the small model that comes with llama2c tells a story."""
+MODEL is a file, a Hugging Face folder, or the name of a downloaded model; the
+default is the small model that comes with llama2c. QUESTION "-" reads stdin."""
 NOTES = """\
-stdout has the story only; speed, warnings and errors go to stderr. The exit code is 0, 1 after an error, 2 for
-a wrong command line, 130 after Ctrl-C.
-
---trace writes lines of fields separated by tabs ("-": to stderr). For each position and layer, the norm and the
-mean of the residual stream after attention, then after the feed-forward:
-    layer  position  token  layer  norm  mean  norm  mean
-and for each position the five likeliest next tokens with their logits:
-    top    position  token  id  logit  id  logit  ...
+stdout gets only the text. docs/command-line.md has more about all of this.
 
 examples:
-    python -m llama2c
-    python -m llama2c -i "The little dog"
-    python -m llama2c download stories15M
-    python -m llama2c stories15M
-    python -m llama2c stories15M.bin -t 0.8 -n 256 -s 42 -i "One day, Lily met a Shoggoth"
-    printf 'Once upon a time' | python -m llama2c stories15M.bin -i - --threads 2
-    python -m llama2c llama2_7b_chat.bin -m chat -y "You are a pirate"
+  python -m llama2c -i "The little dog"
+  python -m llama2c download smollm2-135m
+  python -m llama2c smollm2-135m "What is the capital of France?"
 """
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """The flags and the one model file, in any order. UsageError: something else.
+    """The flags, the model and the question, in any order; after "--" there are no flags. UsageError: something else.
 
     As in run.c, a flag takes the argument after it as its value, whatever that looks like (`-t -1`, `-i -x`). argparse
     refuses such values.
     """
     arguments = Arguments()
+    words: list[str] = []
     rest = iter(argv)
     for word in rest:
         name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
         flag = BY_NAME.get(name)
-        if flag is None:
-            if word.startswith("-"):
-                raise UsageError(f"Unknown flag: {word} (--help lists the flags)")
-            if arguments.model:
-                raise UsageError(f"Expected one model, found two: {arguments.model} and {word}")
-            arguments.model = word
-            continue
-        if not flag.value and equals:
-            raise UsageError(f"{name}: takes no value, found {value!r}")
-        if flag.value and not equals:
-            following = next(rest, None)
-            if following is None:
-                raise UsageError(f"{name}: needs a value")
-            value = following
-        try:
-            setattr(arguments, flag.long[2:].replace("-", "_"), flag.convert(value) if flag.value else True)
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from None
+        if word == "--":
+            words += rest
+        elif flag is None and word.startswith("-") and (word != "-" or not words):  # "-" may only be the question
+            raise UsageError(f"Unknown flag: {word} ({hint(word, BY_NAME)})")
+        elif flag is None:
+            words.append(word)
+        else:
+            _take(arguments, flag, name, value if equals else None, rest)
+    _place(arguments, words)
     return arguments
 
 
-def help_text(verbs: dict[str, str]) -> str:
+def _take(arguments: Arguments, flag: Flag, name: str, value: str | None, rest: Iterator[str]) -> None:
+    """Give a flag its value: the one that was written with "=", or else the next of the rest."""
+    if not flag.value:
+        if value is not None:
+            raise UsageError(f"{name}: takes no value, found {value!r}")
+        setattr(arguments, flag.field, True)
+        return
+    if value is None:
+        value = next(rest, None)
+    if value is None:
+        raise UsageError(f"{name}: needs a value")
+    try:
+        converted = flag.convert(value)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    if flag.repeats:
+        getattr(arguments, flag.field).append(converted)
+    else:
+        setattr(arguments, flag.field, converted)
+
+
+def _place(arguments: Arguments, words: list[str]) -> None:
+    """The words that are no flags: a model, and a question."""
+    if len(words) > 2:
+        raise UsageError(f"Expected a model and a question, found a third word: {words[2]} (put the question in quotes)")
+    if len(words) == 2:
+        if arguments.prompt is not None:
+            raise UsageError("-i/--prompt: cannot be used together with a question")
+        if not words[0]:
+            raise UsageError("Expected a model before the question, found an empty word")
+        arguments.question = words[1]
+    if words:
+        arguments.model = words[0]
+
+
+def help_text(verbs: Mapping[str, str]) -> str:
     """The help. verbs: name -> what it does."""
     flags = [f"  {flag.short or '  '} {f'{flag.long} {flag.value}':23} {flag.help}\n" for flag in FLAGS]
-    lines = [f"  {name:26} {help}\n" for name, help in verbs.items()]
+    lines = [f"  {name:11} {help}\n" for name, help in verbs.items()]
     return f"{USAGE}\n\n{ABOUT}\n\n{''.join(flags)}\nverbs:\n{''.join(lines)}\n{NOTES}"
 
 
@@ -152,12 +194,20 @@ def adjust(arguments: Arguments) -> None:
         arguments.seed += 2**64  # no warning: every seed is as good as another
 
 
-def count_positions(steps: int | None, seq_len: int) -> int:
-    """How many positions to fill: as many as --steps asks for, at most the context; a warning if that is not what was asked."""
+def choose_context(context: int | None, seq_len: int) -> int:
+    """The most positions to use: --context, or those of the model. RequestError: more than the model has, or none."""
+    return seq_len if context is None else check_int("context", context, 1, seq_len)
+
+
+def count_positions(steps: int | None, context: int, default: int = 256) -> int:
+    """How many positions to fill: as many as --steps asks for (0: the context), at most the context.
+
+    default: for None, where the flag was not given. A warning if the result is not what was asked for.
+    """
     if steps is None:
-        return min(256, seq_len)
+        steps = min(default, context)
     if steps < 0:
         say(f"warning: --steps {steps} is below 0: using 0, the whole context")
-    elif steps > seq_len:
-        say(f"warning: --steps {steps} is more than the context: using {seq_len}")
-    return min(steps, seq_len) if steps > 0 else seq_len
+    elif steps > context:
+        say(f"warning: --steps {steps} is more than the context: using {context}")
+    return min(steps, context) if steps > 0 else context

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from .. import __version__
-from .flags import help_text, parse
-from .run import run
-from .terminal import UsageError, describe_error, put, say
+from .flags import FLAG_OF_PARAM, Arguments, help_text, parse
+from .guess import guess
+from .terminal import UsageError, describe_error, named_as, put, say
 
 INTERRUPTED = 130  # the exit codes a shell gives for SIGINT and SIGPIPE
 PIPE_CLOSED = 141
@@ -26,10 +27,11 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "bench": Verb("bench", "measure how many tokens a second a model reads and writes here"),
+    "bench": Verb("bench", "measure how many tokens a second a model reads and writes"),
+    "completion": Verb("completion", "print a script that completes llama2c in bash, zsh or fish"),
     "download": Verb("download", "fetch a model from the Hugging Face hub, with its tokenizer"),
-    "perplexity": Verb("perplexity", "measure how likely a model finds a text, and compare two models"),
-    "export": Verb("export", "convert weights to a file for llama2c, quantise them, or convert them back"),
+    "export": Verb("export", "convert or quantise a model, from and to GGUF too"),
+    "perplexity": Verb("perplexity", "measure how likely a model finds a text, compare two models"),
 }
 
 
@@ -52,22 +54,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         except BrokenPipeError:
             return PIPE_CLOSED
-        except (OSError, ValueError, MemoryError) as error:
+        except (ImportError, OSError, ValueError, MemoryError) as error:
             say(f"error: {describe_error(error)}")
             return 1
 
 
 def start(argv: Sequence[str]) -> None:
-    """Do what the command line says: the verb that the first argument names, or else a story."""
+    """Do what the command line says: the verb that the first argument names, or else a story, a chat or an answer.
+
+    `help` is --help, and `help VERB` is VERB --help, unless there is a file of that name.
+    """
+    if argv and argv[0] == "help" and not os.path.lexists("help"):
+        argv = [*argv[1:], "--help"]
     if argv and argv[0] in VERBS:
         module = importlib.import_module(f"llama2c.commands.{VERBS[argv[0]].module}")
         with contextlib.suppress(SystemExit):  # argparse has printed the help it was asked for
             module.run(argv[1:])
         return
-    arguments = parse(argv)
+    arguments = understand(argv)
     if arguments.help:
         put(help_text({name: verb.help for name, verb in VERBS.items()}))
     elif arguments.version:
         put(f"llama2c {__version__}\n")
     else:
-        run(arguments)
+        from .run import run  # loads NumPy, which nothing above needs
+
+        with named_as(FLAG_OF_PARAM):
+            run(arguments)
+
+
+def understand(argv: Sequence[str]) -> Arguments:
+    """What the flags say. UsageError: as parse, but first of all about the first word, if that was probably meant otherwise."""
+    meant = guess(argv, VERBS)
+    try:
+        arguments = parse(argv)
+    except UsageError as error:
+        raise UsageError(meant or str(error)) from None
+    if meant and not (arguments.help or arguments.version):
+        raise UsageError(meant)
+    return arguments

@@ -23,8 +23,10 @@ from ..formats.checkpoint import Checkpoint
 from ..llama import load
 from ..locate import resolve
 from ..scoring import Chunk, Rows, Score, choose_stride, pick_logprobs, plan_chunks, read_chunks, scored_ids
+from ..text.tokenizer import Tokenizer
 from ..transformer import Floats, Transformer
-from .terminal import Parser, markdown_table, progress, put
+from .flags import choose_context
+from .terminal import Parser, markdown_table, named_as, progress, put
 
 NOTES = """\
 Perplexity is exp(-mean ln p) over the tokens of the text. The lower it is, the
@@ -33,6 +35,12 @@ tokenizer; bits per byte compares any. BOS is fed first and is not counted.
 A text longer than the context is read in windows that begin --stride tokens
 apart. Each token is counted once, with at least context - stride + 1 tokens
 before it. A small stride is slower and gives each token more of the text.
+A smaller --context needs less memory, and compares models that have different
+ones.
+
+-o tsv prints a line for each token: its position in the text (from 1), its id,
+ln p, and its text, in which "\\t", "\\n", "\\r" and "\\\\" stand for characters and
+"\\x09" for a byte. --against adds OTHER's ln p and the KL of that position.
 
 --against shows what other weights cost, for example 8-bit ones. KL is the mean
 over the tokens of KL(MODEL || OTHER), the Kullback-Leibler divergence of the
@@ -42,7 +50,7 @@ Both models are given the shorter of their contexts.
 
 examples:
     python -m llama2c perplexity stories15M.bin story.txt
-    python -m llama2c perplexity stories15M.bin story.txt -o json
+    python -m llama2c perplexity stories15M.bin story.txt -o tsv
     python -m llama2c perplexity stories15M.bin story.txt \\
         --against stories15M_q80.bin
     python -m llama2c -s 42 | python -m llama2c perplexity -
@@ -56,7 +64,7 @@ def integer(text: str) -> int:
         raise ArgumentTypeError(f"expected an integer, found {text!r}") from None
 
 
-def parse(argv: Sequence[str]) -> Namespace:
+def make_parser() -> Parser:
     parser = Parser(
         prog="python -m llama2c perplexity",
         description="Measure how likely a model finds a text: its perplexity.",
@@ -66,16 +74,23 @@ def parse(argv: Sequence[str]) -> Namespace:
     add("model", nargs="?", metavar="MODEL", help="file or name of a model (default: the small model of llama2c)")
     add("text", metavar="TEXT_FILE", help="a file, read as bytes; - reads stdin, for pipes too")
     add("-z", "--tokenizer", metavar="FILE", help="default: the one in a GGUF file or beside MODEL, or tokenizer.bin here")
+    add("--context", type=integer, metavar="N", help="tokens of a window (default: the context of the model)")
     add("--stride", type=integer, metavar="N", help="tokens from one window to the next (default: half the context)")
     add("--threads", type=integer, metavar="N", help="default: OMP_NUM_THREADS, or what is fastest now, up to all cores")
     add("--against", metavar="OTHER", help="another model to compare, with the same tokenizer")
-    add("-o", "--output", choices=("md", "json"), default="md", help="format of the results (default md)")
-    return parser.parse_intermixed_args(argv)
+    add("-o", "--output", choices=("md", "json", "tsv"), default="md", help="format of the results (default md)")
+    return parser
 
 
 def run(argv: Sequence[str]) -> None:
     """Reads the text with one model or two, and prints the results."""
-    options = parse(argv)
+    options = make_parser().parse_intermixed_args(argv)
+    with named_as({"context": "--context", "stride": "--stride", "n_threads": "--threads"}):
+        read(options)
+
+
+def read(options: Namespace) -> None:
+    """What run does, with the options."""
     llama = load(options.model, options.tokenizer, options.threads)
     transformers = [llama.transformer]
     if options.against is not None:
@@ -84,12 +99,15 @@ def run(argv: Sequence[str]) -> None:
         if found != vocab_size:
             expected = f"expected {vocab_size} tokens as {llama.transformer.checkpoint.path} has"
             raise ModelError(f"{options.against}: {expected}, found {found}")
-    context = min(transformer.config.seq_len for transformer in transformers)
+    context = choose_context(options.context, min(transformer.config.seq_len for transformer in transformers))
     stride = choose_stride(options.stride, context)
     text = read_text(options.text)
     ids = scored_ids(llama.tokenizer, text)
     results = [Result(name_of(transformer.checkpoint), transformer) for transformer in transformers]
     measure(results, ids, plan_chunks(len(ids), context, stride))
+    if options.output == "tsv":
+        print_tokens(llama.tokenizer, ids[1:], results)
+        return
     info = {"tokens": len(ids) - 1, "bytes": len(text), "context": context, "stride": stride}
     WRITERS[options.output](info, [result.figures(tuple(ids), len(text)) for result in results])
 
@@ -194,6 +212,35 @@ def print_markdown(info: dict[str, Any], results: list[dict[str, Any]]) -> None:
 
 def print_json(info: dict[str, Any], results: list[dict[str, Any]]) -> None:
     put(json.dumps({"info": info, "results": results}, indent=1) + "\n")
+
+
+def print_tokens(tokenizer: Tokenizer, ids: Sequence[int], results: Sequence[Result]) -> None:
+    """A line of names, then one for each token, with fields separated by tabs. Nine digits are enough to get a float32 back."""
+    columns = [map(str, range(1, len(ids) + 1)), map(str, ids), digits(results[0].logprobs)]
+    names = ["position", "token", "logprob"]
+    if len(results) > 1:
+        columns += [digits(results[1].logprobs), digits(results[1].kl)]
+        names += ["other_logprob", "kl"]
+    columns.append(map(escaped, map(tokenizer.piece, ids)))
+    for fields in ([*names, "text"], *zip(*columns, strict=True)):
+        put("\t".join(fields) + "\n")
+
+
+def digits(values: Sequence[float]) -> Iterator[str]:
+    return (f"{value:.9g}" for value in values)
+
+
+ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+
+
+def escaped(piece: bytes) -> str:
+    """The bytes of a token on one line: b"a\\n\\xc3" -> "a\\\\n\\\\xc3". Replacing the escapes gives the bytes back."""
+    text = piece.decode(errors="surrogateescape")
+    return "".join(ESCAPES.get(letter) or (letter if letter.isprintable() else hexadecimal(letter)) for letter in text)
+
+
+def hexadecimal(letter: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode(errors="surrogateescape"))
 
 
 WRITERS: dict[str, Callable[[dict[str, Any], list[dict[str, Any]]], None]] = {"md": print_markdown, "json": print_json}

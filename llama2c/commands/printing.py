@@ -58,6 +58,11 @@ def print_steps(steps: Iterator[Step], n_prompt: int) -> Timing:
 
 def tell_speed(timing: Timing) -> None:
     """Print both speeds on stderr."""
-    say(f"prompt: {timing.n_prompt} tokens, {timing.n_prompt / max(timing.prompt_seconds, 1e-9):.1f} tok/s")
-    if timing.n_made > 0:
-        say(f"generation: {timing.n_made} tokens, {timing.rate:.1f} tok/s")
+    tell_rates(timing.n_prompt, timing.n_prompt / max(timing.prompt_seconds, 1e-9), timing.n_made, timing.rate)
+
+
+def tell_rates(n_prompt: int, prompt_rate: float, n_made: int, rate: float) -> None:
+    """The same from the numbers of tokens, those of the prompt and those made after the first one, and tokens a second."""
+    say(f"prompt: {n_prompt} tokens, {prompt_rate:.1f} tok/s")
+    if n_made > 0:
+        say(f"generation: {n_made} tokens, {rate:.1f} tok/s")

@@ -1,4 +1,4 @@
-"""A story or a chat, as the flags ask for. Prints what run.c prints, as it is made."""
+"""A story, a chat or an answer, as the flags ask for. Stories and chats are what run.c prints, as it is made."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ from .. import __version__, _kernels
 from ..config import DIMENSIONS
 from ..generation import Sequence, generate
 from ..llama import Llama, load
-from ..sampler import Sampler
+from ..sampler import Sampler, SamplerOptions
+from ..text.stops import StopStrings
+from .answer import answer, read_question
 from .chat import chat
-from .flags import Arguments, adjust, count_positions
+from .flags import Arguments, adjust, choose_context, count_positions
 from .printing import SILENT, print_steps, stdin, tell_speed
 from .terminal import put, say
 from .trace import TraceWriter, open_trace
 
 
 def run(arguments: Arguments) -> None:
-    """Load what the flags name, then generate or chat."""
+    """Load what the flags name, then generate, chat or answer. What can be checked before the model is loaded comes first."""
     adjust(arguments)
     seed = arguments.seed or time_ns()
-    sampler = Sampler(arguments.temperature, arguments.top_p, seed=seed)
+    options = sampling(arguments, seed)
+    sampler = Sampler(**options)
+    StopStrings(arguments.stop)
+    if arguments.question is not None:
+        arguments.question = read_question(arguments.question)
     llama = load(arguments.model or None, arguments.tokenizer, arguments.threads)
+    context = choose_context(arguments.context, llama.transformer.config.seq_len)
     prompt = None if arguments.prompt is None else os.fsencode(arguments.prompt)
     if arguments.prompt == "-":
         prompt = stdin().read()
@@ -32,12 +39,27 @@ def run(arguments: Arguments) -> None:
             llama.transformer.observer = TraceWriter(stack.enter_context(open_trace(arguments.trace)))
         if arguments.verbose:
             describe(llama, seed)
-        n_positions = count_positions(arguments.steps, llama.transformer.config.seq_len)
+        if arguments.question is not None:
+            answer(llama, arguments, options, context)
+            return
+        n_positions = count_positions(arguments.steps, context)
         if arguments.mode == "chat":
             system = None if arguments.system_prompt is None else os.fsencode(arguments.system_prompt)
-            chat(llama, sampler, prompt, system, n_positions, arguments.verbose)
+            chat(llama, sampler, prompt, system, n_positions, arguments.verbose, arguments.stop)
         else:
-            story(llama, sampler, prompt or b"", n_positions, arguments.verbose)
+            story(llama, sampler, prompt or b"", n_positions, context, arguments.stop, arguments.verbose)
+
+
+def sampling(arguments: Arguments, seed: int) -> SamplerOptions:
+    """How tokens are drawn."""
+    return {
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "top_k": arguments.top_k,
+        "min_p": arguments.min_p,
+        "repetition_penalty": arguments.repetition_penalty,
+        "seed": seed,
+    }
 
 
 def describe(llama: Llama, seed: int) -> None:
@@ -54,8 +76,10 @@ def describe(llama: Llama, seed: int) -> None:
     say(f"seed: {seed}")
 
 
-def story(llama: Llama, sampler: Sampler, prompt: bytes, n_positions: int, verbose: bool) -> None:
-    """Print the text of the prompt and what follows it, up to `n_positions`."""
+def story(
+    llama: Llama, sampler: Sampler, prompt: bytes, n_positions: int, context: int, stop: list[str], verbose: bool
+) -> None:
+    """Print the text of the prompt and what follows it, up to a stop string or `n_positions`. The prompt must fit `context`."""
     transformer, tokenizer = llama.transformer, llama.tokenizer
     ids = tokenizer.encode(prompt)
     text_stream = tokenizer.text_stream(errors="ignore")
@@ -63,9 +87,10 @@ def story(llama: Llama, sampler: Sampler, prompt: bytes, n_positions: int, verbo
         ids,
         sampler,
         vocab_size=transformer.config.vocab_size,
-        max_length=transformer.config.seq_len,
+        max_length=context,
         max_tokens=max(0, n_positions - len(ids) + 1),
         stop_tokens=tokenizer.end_ids,
+        stop=stop,
         text_stream=lambda _: text_stream,  # which has the prompt: a character may begin there and end in the first token
     )
     cache = transformer.new_cache(n_positions)

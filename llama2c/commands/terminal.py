@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: output, messages, tables, progress bars, and the parser of their flags."""
+"""What the verbs of the command line share: output, messages, tables, progress, and the parser of their flags."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
+from ..errors import RequestError
+
 T = TypeVar("T")
+EVERY = 10.0  # seconds between two lines about progress
 
 
 class UsageError(Exception):
@@ -17,13 +21,58 @@ class UsageError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that keeps the line breaks of `epilog`, and raises UsageError where argparse would exit."""
+    """An argparse parser that keeps the line breaks of `epilog`, and raises UsageError where argparse would exit.
+
+    `actions` has what add_argument has made, --help first.
+    """
 
     def __init__(self, **options: Any) -> None:
+        self.actions: list[argparse.Action] = []
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
 
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        self.actions.append(super().add_argument(*names, **options))
+        return self.actions[-1]
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+        unknown = message.startswith("unrecognized arguments: -")
+        raise UsageError(f"{message} ({hint(message.split()[2], self.flags)})" if unknown else message)
+
+    @property
+    def flags(self) -> list[str]:
+        return [name for action in self.actions for name in action.option_strings]
+
+
+def hint(word: str, flags: Collection[str]) -> str:
+    """Where to find the right flag: "--temp" -> "did you mean --temperature? --help lists the flags"."""
+    import difflib  # most command lines have no such error
+
+    word = word.partition("=")[0]
+    longer = [flag for flag in flags if flag.startswith(word)] if word.startswith("--") and len(word) > 2 else []
+    near = longer or difflib.get_close_matches(word, flags if word.strip("-") else (), n=1)
+    return f"did you mean {near[0]}? --help lists the flags" if near else "--help lists the flags"
+
+
+@contextlib.contextmanager
+def named_as(flags: Mapping[str, str]) -> Iterator[None]:
+    """Calls an argument that the API refuses by its flag: {"top_k": "--top-k"} -> "--top-k: expected an integer ..."."""
+    try:
+        yield
+    except RequestError as error:
+        flag = flags.get(error.param or "")
+        if flag is None:
+            raise
+        raise RequestError(flag + str(error).removeprefix(error.param or ""), error.param) from None
+
+
+def utf8(word: str | bytes, name: str = "") -> str:
+    """A word of the command line, or bytes of stdin, read as UTF-8 in any locale. UsageError: it is not UTF-8."""
+    data = os.fsencode(word)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        found = f"expected valid UTF-8, found byte 0x{data[error.start]:02X} at index {error.start}"
+        raise UsageError(f"{name}: {found}" if name else found) from None
 
 
 # ---------------------------------------------------------------------------
@@ -64,7 +113,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 # ---------------------------------------------------------------------------
-# progress bars, drawn by tqdm if it is installed, and only if stderr is a terminal
+# progress: bars of tqdm if stderr is a terminal and it is installed, else a line now and then
 
 
 def find_tqdm() -> Any:
@@ -78,21 +127,42 @@ def find_tqdm() -> Any:
     return tqdm
 
 
+class Lines:
+    """Says on stderr how far the work is, at most once in EVERY seconds, and not before the first EVERY have passed."""
+
+    def __init__(self) -> None:
+        self._next = monotonic() + EVERY
+
+    def __call__(self, line: str) -> None:
+        now = monotonic()
+        if now >= self._next:
+            self._next = now + EVERY
+            say(line)
+
+
 def progress(items: Iterable[T], total: int, unit: str) -> Iterable[T]:
-    """The same items, with a bar on stderr that counts them as they are taken."""
+    """The same items, with a bar or lines on stderr that count them as they are taken."""
     tqdm = find_tqdm()
     if tqdm is None:
-        return items
+        return with_lines(items, total, unit)
     bar: Iterable[T] = tqdm(items, total=total, unit=unit, leave=False, dynamic_ncols=True)
     return bar
 
 
+def with_lines(items: Iterable[T], total: int, unit: str) -> Iterator[T]:
+    lines = Lines()
+    for done, item in enumerate(items):
+        lines(f"{unit} {done} of {total}")
+        yield item
+
+
 @contextlib.contextmanager
-def byte_bar() -> Iterator[Callable[[int, int | None, str], None] | None]:
-    """A callback progress(done, total, name) that draws a bar of bytes for one file after the other; None: no bar is drawn."""
+def byte_bar() -> Iterator[Callable[[int, int | None, str], None]]:
+    """A callback progress(done, total, name), in bytes, that shows a bar or lines for one file after the other."""
     tqdm = find_tqdm()
     if tqdm is None:
-        yield None
+        lines = Lines()
+        yield lambda done, total, name: lines(f"{name}: {done / 1e6:.1f}{f' of {total / 1e6:.1f}' if total else ''} MB")
         return
     with contextlib.ExitStack() as last:  # the bar on the screen
         bar, drawn = None, ""

@@ -1,4 +1,4 @@
-"""--trace: writes down what passes through a model, step by step. flags.NOTES has the format."""
+"""--trace: writes down what passes through a model, step by step. docs/command-line.md has the format."""
 
 from __future__ import annotations
 

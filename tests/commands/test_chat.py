@@ -13,11 +13,15 @@ import checkpoints
 import numpy as np
 import pytest
 from command_line import (
+    BOS,
+    EOS,
+    PIECES,
     SECONDS,
     TALKER,
     Coins,
     Command,
     expected_chat,
+    ids_of,
     printable,
     process,
 )
@@ -111,3 +115,24 @@ def test_stdin_is_read_as_it_comes(model: Path) -> None:
     assert read.startswith(b"Assistant: ")
     running.communicate(timeout=SECONDS)
     assert running.returncode == 0
+
+
+def test_a_stop_string_ends_a_reply(command: Command, talker: tuple[Path, checkpoints.Arrays]) -> None:
+    """The next turn follows it, after the end token that the model did not draw; the context may be a smaller one."""
+    path, _ = talker
+    chat = (path, "-m", "chat", "-t", "0", "-y", "", "--trace", "trace")
+    (reply,) = command(*chat, "-i", "hi", "--context", "40").out.removeprefix(b"Assistant: ").splitlines()[:1]
+    stop = reply[4:6].decode()
+    first = reply[: reply.index(stop.encode())]
+    assert len(first) > 1
+    result = command(*chat, "--stop", stop, "--stop", "#", "--context", "60", stdin=b"hi\nho\n")
+    assert result.out.startswith(b"User: Assistant: " + first + b"\nUser: Assistant: ")
+    ids = [int(line.split("\t")[2]) for line in Path("trace").read_text().splitlines() if line.startswith("top")]
+    begin = ids_of(b"[INST] hi [/INST]")
+    again = ids[len(begin) :].index(BOS) + len(begin)
+    assert ids[: len(begin)] == begin and ids[again - 1] == EOS
+    following = ids_of(b"[INST] ho [/INST]")
+    assert ids[again : again + len(following)] == following
+    drawn = b"".join(PIECES[id] for id in ids[len(begin) : again - 1])
+    assert drawn.startswith(first) and len(drawn) <= len(first) + 3
+    assert len(ids) <= 60

@@ -28,7 +28,8 @@ from command_line import (
 )
 
 from llama2c import Transformer, __version__
-from llama2c.commands.main import main
+from llama2c.commands.flags import FLAGS
+from llama2c.commands.main import VERBS, main
 from llama2c.config import DIMENSIONS
 
 # ---------------------------------------------------------------------------
@@ -41,9 +42,24 @@ def test_help(command: Command) -> None:
         assert (result.code, result.err) == (0, "")
     for flag in "-t -p -s -n -i -z -m -y --threads --trace -v --version -h".split():
         assert re.search(rf"^ *{flag} ", result.out.decode(), re.MULTILINE)
-    for flag in "temperature top-p seed steps prompt tokenizer mode system-prompt verbose help".split():
-        assert f" --{flag} " in result.out.decode()
-    assert max(map(len, result.out.splitlines())) <= 120
+    for flag in FLAGS:
+        assert re.search(rf"^  ..? +{flag.long} ", result.out.decode(), re.MULTILINE), flag.long
+    for verb in VERBS:
+        assert re.search(rf"^  {verb} +\w", result.out.decode(), re.MULTILINE), verb
+    assert command("help") == command("help", "model.bin") == result
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_the_help_fits_a_terminal(command: Command, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = command(*filter(None, [verb, "--help"]))
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.decode().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert 10 < len(lines) <= (64 if verb else 42)
+    assert any(f"llama2c {verb}" in line for line in lines[lines.index("examples:") + 1 :])
+    if verb:
+        assert command("help", verb) == result
 
 
 def test_version(command: Command) -> None:
@@ -127,12 +143,20 @@ def test_bad_tokenizer(command: Command, model: Path, content: Callable[[bytes],
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-t", "nan"], "temperature: expected a finite number of at least 0, found nan"),
-        (["-t", "inf"], "temperature: expected a finite number of at least 0, found inf"),
-        (["-p", "nan"], "top_p: expected a number from 0 to 1, found nan"),
-        (["-s", str(2**64)], f"seed: expected an integer from 0 to {2**64 - 1}, found {2**64}"),
-        (["-s", str(-(2**64))], f"seed: expected an integer from 0 to {2**64 - 1}, found -{2**64}"),
-        (["--threads", "0"], "n_threads: expected an integer from 1 to 1024, found 0"),
+        (["-t", "nan"], "--temperature: expected a finite number of at least 0, found nan"),
+        (["-t", "inf"], "--temperature: expected a finite number of at least 0, found inf"),
+        (["-p", "nan"], "--top-p: expected a number from 0 to 1, found nan"),
+        (["-s", str(2**64)], f"--seed: expected an integer from 0 to {2**64 - 1}, found {2**64}"),
+        (["-s", str(-(2**64))], f"--seed: expected an integer from 0 to {2**64 - 1}, found -{2**64}"),
+        (["--threads", "0"], "--threads: expected an integer from 1 to 1024, found 0"),
+        (["--top-k", "-1"], "--top-k: expected an integer of at least 0, found -1"),
+        (["--min-p", "1.5"], "--min-p: expected a number from 0 to 1, found 1.5"),
+        (["--min-p", "nan"], "--min-p: expected a number from 0 to 1, found nan"),
+        (["--repetition-penalty", "0"], "--repetition-penalty: expected a finite number above 0, found 0.0"),
+        (["--repetition-penalty", "inf"], "--repetition-penalty: expected a finite number above 0, found inf"),
+        (["--stop", "a", "--stop", ""], "--stop: expected a string of at least one character, found an empty one"),
+        (["--context", "0"], "--context: expected an integer from 1 to 64, found 0"),
+        (["--context", "65"], "--context: expected an integer from 1 to 64, found 65"),
     ],
 )
 def test_bad_values(command: Command, model: Path, flags: list[str], message: str) -> None:

@@ -20,7 +20,7 @@ from reference import Reference, log_softmax, windowed_logits
 
 import llama2c
 from llama2c import Config
-from llama2c.commands import perplexity
+from llama2c.commands import perplexity, terminal
 from llama2c.commands.main import main
 from llama2c.locate import BUNDLED
 
@@ -242,6 +242,68 @@ def test_mean_and_error() -> None:
 
 
 # ---------------------------------------------------------------------------
+# windows, and token by token
+
+
+@pytest.mark.parametrize(("context", "stride"), [(1, None), (7, None), (7, 2), (24, None)])
+def test_smaller_windows(command: Command, models: Models, context: int, stride: int | None) -> None:
+    flags = ["--context", str(context), *([] if stride is None else ["--stride", str(stride)])]
+    found = figures(command("one.bin", "story.txt", "-o", "json", *flags))
+    stride = stride or max(1, context // 2)
+    assert (found["info"]["context"], found["info"]["stride"]) == (context, stride)
+    ids = llama2c.Tokenizer.open(TOKENIZER).encode(STORY)
+    logprobs = log_softmax(windowed_logits(models.reference("one"), ids, context, stride))[range(len(ids) - 1), ids[1:]]
+    assert found["results"][0]["perplexity"] == pytest.approx(np.exp(-logprobs.mean()), rel=1e-5)
+
+
+def test_the_same_windows_for_models_of_two_contexts(command: Command) -> None:
+    """The longer one with --context is the shorter one, as they have the same weights."""
+    for_shorter = figures(command("one.bin", "story.txt", "-o", "json"))
+    for_longer = figures(command("longer.bin", "story.txt", "-o", "json", "--context", "24"))
+    assert for_longer["info"] == for_shorter["info"]
+    assert for_longer["results"][0]["perplexity"] == for_shorter["results"][0]["perplexity"]
+
+
+def lines_of(result: Result) -> list[list[str]]:
+    assert (result.code, result.err) == (0, "")
+    return [line.split("\t") for line in result.out.removesuffix("\n").split("\n")]
+
+
+def unescaped(text: str) -> bytes:
+    """Done with a regular expression, unlike what is tested."""
+    short = {"t": b"\t", "n": b"\n", "r": b"\r", "\\": b"\\"}
+    parts = re.split(r"\\(x[0-9a-f]{2}|[tnr\\])", text)
+    odd = [short.get(part) or bytes([int(part[1:], 16)]) for part in parts[1::2]]
+    return b"".join(a.encode() + b for a, b in zip(parts[::2], [*odd, b""], strict=True))
+
+
+def test_a_line_a_token(command: Command) -> None:
+    header, *rows = lines_of(command("one.bin", "story.txt", "-o", "tsv", "--stride", "5"))
+    score = llama2c.load("one.bin").score(STORY, stride=5)
+    assert header == ["position", "token", "logprob", "text"]
+    assert [int(row[0]) for row in rows] == list(range(1, len(score.tokens)))
+    assert [int(row[1]) for row in rows] == list(score.tokens[1:])
+    assert [float(np.float32(row[2])) for row in rows] == list(score.logprobs)
+    assert "".join(row[3] for row in rows) == f" {STORY}"  # the tokenizer puts a space before it
+
+
+def test_a_line_a_token_of_any_bytes(command: Command) -> None:
+    text = "a\tb\r\n\\n żółw\u2028\x00\x85\xa0🐢".encode() + b"\xff\xe4"
+    _, *rows = lines_of(command("one.bin", "-", "-o", "tsv", stdin=text))
+    assert b"".join(unescaped(row[3]) for row in rows) == b" " + text
+    assert all(letter.isprintable() for row in rows for letter in row[3])
+    assert perplexity.escaped("é\\\n".encode() + b"\xc3") == "é\\\\\\n\\xc3"
+
+
+def test_a_line_a_token_of_two_models(command: Command) -> None:
+    header, *rows = lines_of(command("one.bin", "story.txt", "--against", "near.bin", "-o", "tsv"))
+    assert header == ["position", "token", "logprob", "other_logprob", "kl", "text"]
+    found = figures(command("one.bin", "story.txt", "--against", "near.bin", "-o", "json"))["results"]
+    assert [float(np.float32(row[3])) for row in rows] == list(llama2c.load("near.bin").score(STORY).logprobs)
+    assert np.mean([float(row[4]) for row in rows]) == pytest.approx(found[1]["kl"], rel=1e-7)
+
+
+# ---------------------------------------------------------------------------
 # errors
 
 
@@ -254,6 +316,11 @@ def test_mean_and_error() -> None:
         (["one.bin", "story.txt", "--threads", "1.5"], "argument --threads: expected an integer, found '1.5'"),
         (["one.bin", "story.txt", "-o", "csv"], "argument -o/--output: invalid choice: 'csv'"),
         (["one.bin", "story.txt", "--against"], "argument --against: expected one argument"),
+        (["one.bin", "story.txt", "--context", "2k"], "argument --context: expected an integer, found '2k'"),
+        (
+            ["one.bin", "story.txt", "--agianst=a"],
+            "unrecognized arguments: --agianst=a (did you mean --against? --help lists the flags)",
+        ),
     ],
 )
 def test_wrong_command_lines(command: Command, arguments: list[str], message: str) -> None:
@@ -273,11 +340,17 @@ def test_wrong_command_lines(command: Command, arguments: list[str], message: st
         (["one.bin", "fifo"], "fifo: expected a regular file, found a special file"),
         (["one.bin", "empty.txt"], "empty.txt: the text is empty"),
         (["one.bin", "-"], "stdin: the text is empty"),
-        (["one.bin", "story.txt", "--stride", "0"], "stride: expected an integer from 1 to 24, found 0"),
-        (["one.bin", "story.txt", "--stride", "25"], "stride: expected an integer from 1 to 24, found 25"),
+        (["one.bin", "story.txt", "--stride", "0"], "--stride: expected an integer from 1 to 24, found 0"),
+        (["one.bin", "story.txt", "--stride", "25"], "--stride: expected an integer from 1 to 24, found 25"),
+        (["one.bin", "story.txt", "--stride", "9", "--context", "8"],
+         "--stride: expected an integer from 1 to 8, found 9"),
+        (["one.bin", "story.txt", "--context", "0"], "--context: expected an integer from 1 to 24, found 0"),
+        (["one.bin", "story.txt", "--context", "25"], "--context: expected an integer from 1 to 24, found 25"),
+        (["longer.bin", "story.txt", "--context", "25", "--against", "one.bin"],
+         "--context: expected an integer from 1 to 24, found 25"),
         (["longer.bin", "story.txt", "--stride", "25", "--against", "one.bin"],
-         "stride: expected an integer from 1 to 24, found 25"),
-        (["one.bin", "story.txt", "--threads", "0"], "n_threads: expected an integer from 1 to 1024, found 0"),
+         "--stride: expected an integer from 1 to 24, found 25"),
+        (["one.bin", "story.txt", "--threads", "0"], "--threads: expected an integer from 1 to 1024, found 0"),
         (["one.bin", "story.txt", "-z", "absent.bin"],
          "absent.bin: expected a readable file, found: No such file or directory"),
         (["one.bin", "story.txt", "--against", "absent.bin"],
@@ -324,7 +397,16 @@ def test_a_bar_on_a_terminal(command: Command, monkeypatch: pytest.MonkeyPatch) 
     assert re.search(r"/\d+ \[.*chunk", stream.getvalue())
 
 
-@pytest.mark.parametrize("output", ["md", "json"])
+def test_lines_without_a_terminal(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**6, 6))
+    monkeypatch.setattr(terminal, "monotonic", lambda: next(clock))
+    result = command("one.bin", "story.txt", "--stride", "4")
+    n_chunks = math.ceil((len(llama2c.load("one.bin").score(STORY).tokens) - 1 - 24) / 4) + 1
+    expected = [f"llama2c: chunk {done} of {n_chunks}" for done in range(1, n_chunks, 2)]
+    assert len(expected) > 3 and result.err.splitlines() == expected
+
+
+@pytest.mark.parametrize("output", ["md", "json", "tsv"])
 def test_any_locale(models: Models, output: str) -> None:
     """The table has a plus-minus sign, which stdout need not be able to encode."""
     env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}

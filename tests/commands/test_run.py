@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import numpy as np
@@ -28,7 +29,8 @@ from command_line import (
     write_model,
 )
 
-from llama2c import __version__, build_info
+import llama2c
+from llama2c import Transformer, __version__, build_info
 from llama2c.commands import printing, run
 from llama2c.threads import available_cores
 
@@ -120,6 +122,67 @@ def test_seed_0_is_the_clock(command: Command, model: Path, monkeypatch: pytest.
     monkeypatch.setattr(run, "time_ns", lambda: 77)
     assert command(model).out == command(model, "-s", "0").out == command(model, "-s", "77").out
     assert "seed: 77\n" in command(model, "-v").err
+
+
+# ---------------------------------------------------------------------------
+# what C lacks
+
+
+def test_what_c_lacks_is_off(command: Command, model: Path) -> None:
+    off = ("--top-k", "0", "--min-p", "0", "--repetition-penalty", "1", "--context", "64")
+    assert command(model, "-s", "5", *off).out == command(model, "-s", "5").out
+
+
+def test_one_candidate_is_the_likeliest(command: Command, model: Path, weights: checkpoints.Arrays) -> None:
+    greedy = expected_story(weights, b"once", 40)
+    for flags in (["--top-k", "1"], ["--min-p", "1"], ["--top-k=1", "--min-p=0.5"]):
+        assert command(model, "-i", "once", "-n", "40", "-s", "5", *flags).out == greedy
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 2}, {"min_p": 0.2}, {"repetition_penalty": 1.5}, {"top_k": 5, "min_p": 0.1, "repetition_penalty": 0.8}],
+)
+def test_sampling_is_that_of_the_api(command: Command, model: Path, options: dict[str, float]) -> None:
+    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    plain = command(model, "-i", "once", "-n", "40", "-s", "5").out
+    told = command(model, "-i", "once", "-n", "40", "-s", "5", *flags).out
+    n_prompt = len(ids_of(b"once"))
+    text: Any = llama2c.load(model).generate("once", max_tokens=41 - n_prompt, seed=5, **options).text
+    assert printable(told) == printable(f"once{text}\n".encode()) != printable(plain)
+
+
+def test_stop_strings(command: Command, model: Path) -> None:
+    """The text ends before the first of them; the prompt does not count."""
+    story = command(model, "-t", "0", "-i", "once", "-n", "40").out.decode()
+    made = story.removeprefix("once")
+    late, early = made[-8:-4], made[8:11]
+    assert made.find(late) > made.find(early) > 0
+    for stop in ([early], [late, early], ["once", early], [early, "#" * 50]):
+        flags = [word for text in stop for word in ("--stop", text)]
+        assert command(model, "-t", "0", "-i", "once", "-n", "40", *flags).out.decode() == f"once{made[: made.find(early)]}\n"
+    assert command(model, "-t", "0", "-i", "once", "-n", "40", "--stop", "once").out.decode() == story
+
+
+def test_a_smaller_context(command: Command, model: Path, weights: checkpoints.Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    new_cache = Transformer.new_cache
+
+    def spy(transformer: Transformer, max_length: int | None = None) -> Any:
+        sizes.append(max_length)
+        return new_cache(transformer, max_length)
+
+    monkeypatch.setattr(Transformer, "new_cache", spy)
+    for flags, n in ([], 20), (["-n", "0"], 20), (["-n", "7"], 7):
+        result = command(model, "-t", "0", "-i", "once", "--context", "20", *flags)
+        assert result.out == expected_story(weights, b"once", n)
+        assert "warning" not in result.err
+        assert sizes.pop() == n
+    warned = command(model, "-t", "0", "--context", "20", "-n", "21")
+    assert warned.err.startswith("llama2c: warning: --steps 21 is more than the context: using 20\n")
+    assert command(model, "--context", "5", "-i", "once") == (
+        1, b"", "llama2c: error: prompt: expected 1 to 5 tokens (the context), found 6\n"
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------
@@ -296,7 +359,7 @@ def test_a_quantised_model_tells_a_story(command: Command, shared: Path, name: s
 def test_an_instruction_set_that_is_not_there(tmp_path: Path) -> None:
     """Found while the package is imported, and still one line."""
     environment = {**os.environ, "LLAMA2C_ISA": "abacus"}
-    done = subprocess.run([sys.executable, "-m", "llama2c", "--version"], cwd=tmp_path, env=environment, capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "llama2c", "-n", "1"], cwd=tmp_path, env=environment, capture_output=True)
     assert done.returncode == 1
     assert done.stdout == b""
     assert re.fullmatch(rb"llama2c: error: LLAMA2C_ISA: expected one of .*generic.*, found 'abacus'\n", done.stderr)

@@ -12,7 +12,19 @@ from typing import Any
 
 import pytest
 
-from llama2c.commands.terminal import Parser, UsageError, byte_bar, describe_error, markdown_table, progress, put, say
+from llama2c.commands import terminal
+from llama2c.commands.terminal import (
+    Parser,
+    UsageError,
+    byte_bar,
+    describe_error,
+    markdown_table,
+    named_as,
+    progress,
+    put,
+    say,
+    utf8,
+)
 from llama2c.errors import ModelError, RequestError, file_error, not_found
 
 
@@ -77,6 +89,38 @@ def test_parser_raises() -> None:
         parser.parse_args(["--number", "x"])
 
 
+def test_unknown_flags_of_a_verb() -> None:
+    parser = Parser()
+    parser.add_argument("-n", "--number", type=int)
+    assert [action.dest for action in parser.actions] == ["help", "number"]
+    for word, near in (("--nubmer", "did you mean --number? "), ("--x", ""), ("-q", "")):
+        with pytest.raises(UsageError) as error:
+            parser.parse_args([word, "1"])
+        assert str(error.value) == f"unrecognized arguments: {word} 1 ({near}--help lists the flags)"
+    with pytest.raises(UsageError, match=r"^unrecognized arguments: more$"):
+        parser.parse_args(["more"])
+
+
+def test_an_argument_is_called_by_its_flag() -> None:
+    for error, message in (
+        (RequestError("top_k: expected 1", "top_k"), "--top-k: expected 1"),
+        (RequestError("seed: expected 1", "seed"), "seed: expected 1"),
+        (RequestError("top_k of no one"), "top_k of no one"),
+    ):
+        with pytest.raises(RequestError) as caught, named_as({"top_k": "--top-k"}):
+            raise error
+        assert (str(caught.value), caught.value.param) == (message, error.param)
+
+
+def test_words_are_utf8_in_any_locale() -> None:
+    assert utf8("żółw") == utf8("żółw".encode()) == "żółw"
+    assert utf8(os.fsdecode("żółw".encode())) == "żółw"
+    with pytest.raises(UsageError, match=r"^stdin: expected valid UTF-8, found byte 0xE4 at index 2$"):
+        utf8(b"ab\xe4", "stdin")
+    with pytest.raises(UsageError, match=r"^expected valid UTF-8, found byte 0xFF at index 0$"):
+        utf8("\udcff")
+
+
 def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tqdm", reason="needs tqdm")
     for stream, drawn in ((Terminal(), True), (io.StringIO(), False)):
@@ -91,7 +135,6 @@ def test_byte_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     with byte_bar() as show:
-        assert show is not None
         for call in ((0, 2_000_000, "a.bin"), (1_000_000, 2_000_000, "a.bin"), (2_000_000, 2_000_000, "a.bin"), (0, None, "t")):
             show(*call)
     drawn = [line for line in stream.getvalue().split("\r") if line.strip()]
@@ -101,8 +144,8 @@ def test_byte_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("with_tqdm", [True, False])
-def test_no_bars(monkeypatch: pytest.MonkeyPatch, with_tqdm: bool) -> None:
-    """Without a terminal, and on one without tqdm."""
+def test_lines_instead_of_bars(monkeypatch: pytest.MonkeyPatch, with_tqdm: bool) -> None:
+    """Without a terminal, and on one without tqdm: at most one in ten seconds, and none in the first ten."""
     real = builtins.__import__
 
     def refuse(name: str, *rest: Any, **named: Any) -> Any:
@@ -114,10 +157,35 @@ def test_no_bars(monkeypatch: pytest.MonkeyPatch, with_tqdm: bool) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
     if not with_tqdm:
         monkeypatch.setattr(builtins, "__import__", refuse)
+    clock = 100.0
+    monkeypatch.setattr(terminal, "monotonic", lambda: clock)
+    taken = []
+    for letter in progress(iter("abcdefg"), 7, "run"):  # each takes four seconds
+        taken.append(letter)
+        clock += 4
+    assert "".join(taken) == "abcdefg"
+    assert stream.getvalue() == "llama2c: run 3 of 7\nllama2c: run 6 of 7\n"
+    with byte_bar() as show:
+        for done, total, name in ((0, 7, "a"), (1, 7, "a"), (2, 7, "a.bin"), (0, None, "t"), (0.1, None, "t")):
+            show(int(done * 1e6), total and total * 10**6, name)
+            clock += 5
+    assert stream.getvalue().splitlines()[2:] == ["llama2c: a.bin: 2.0 of 7.0 MB", "llama2c: t: 0.1 MB"]
+
+
+def test_quick_work_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
     assert list(progress(iter("abc"), 3, "run")) == ["a", "b", "c"]
     with byte_bar() as show:
-        assert show is None
+        show(0, 5, "a.bin")
+        show(5, 5, "a.bin")
     assert stream.getvalue() == ""
+
+
+def test_no_lines_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 60))
+    monkeypatch.setattr(terminal, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(progress(iter("abc"), 3, "run")) == ["a", "b", "c"]
 
 
 def test_markdown_table() -> None:
