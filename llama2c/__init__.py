@@ -14,18 +14,19 @@ __version__ = "0.1.0"
 import importlib as _importlib
 import importlib.machinery as _machinery
 import sys as _sys
+import warnings as _warnings
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 # In a source checkout this folder comes before the installed package (`python -m` puts the working directory first), but has no
 # compiled modules unless they were built in place. It then steps aside: every module is taken from the installed package.
+_stale: str | None = None  # says that the sources here are not those of the installed package
 if not any(_Path(__file__).with_name("_kernels" + suffix).exists() for suffix in _machinery.EXTENSION_SUFFIXES):
+    from . import checkout as _checkout
+
     _here = _Path(__file__).resolve().parent
-    _places = [place for place in _sys.path if _Path(place or ".").resolve() != _here.parent]
-    _installed = _machinery.PathFinder.find_spec("llama2c", _places)
-    if _installed is None or _installed.submodule_search_locations is None:
-        raise ImportError(f"{_here} holds the source of llama2c, which is not compiled: run `pip install .` in {_here.parent}")
-    __path__ = list(_installed.submodule_search_locations)
+    __path__ = _checkout.find_installed(_here)
+    _stale = _checkout.stale_message(_here, _Path(__path__[0]))
 
 if _TYPE_CHECKING:
     from .config import Config, RopeScaling
@@ -67,9 +68,18 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'llama2c' has no attribute {name!r}")
+    _warn_if_stale()
     value: object = getattr(_importlib.import_module(f"llama2c.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _warn_if_stale() -> None:
+    """Warns once if an edit of these sources has no effect, because the installed package is another one."""
+    global _stale
+    message, _stale = _stale, None
+    if message is not None:
+        _warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def __dir__() -> list[str]:

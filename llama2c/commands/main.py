@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .. import __version__
+from .. import __version__, _warn_if_stale
 from .flags import help_text, parse
 from .run import run
 from .terminal import UsageError, describe_error, put, say
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if sys.stdout is None:
                 raise OSError("stdout: expected an open file, found it closed")
+            _warn_if_stale()
             start(sys.argv[1:] if argv is None else argv)
             return 0
         except UsageError as error:
