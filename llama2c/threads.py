@@ -34,6 +34,20 @@ def decide_n_threads(n_threads: int | None, n_weights: int) -> int:
     return wanted
 
 
+def explain_n_threads(n_weights: int) -> str:
+    """Why decide_n_threads(None, n_weights) gives the number that it gives, in words: "OMP_NUM_THREADS=2"."""
+    if os.environ.get("OMP_NUM_THREADS", "").strip():
+        return f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"
+    if not openmp:
+        return "this build has no OpenMP"
+    if n_weights < SMALL_MODEL:
+        return f"a model of less than {SMALL_MODEL:,} weights"
+    quota = cgroup_quota()
+    if quota is not None and round(quota) <= available_cores():
+        return f"the CPU quota of the control group, {quota:g} cores"
+    return "the cores that OpenMP has bound its threads to" if bound_cores() else "the cores that this process may use"
+
+
 def _from_environment(text: str) -> int:
     """The first number of OMP_NUM_THREADS, which may be a list with one for each level: "4,2" -> 4."""
     try:

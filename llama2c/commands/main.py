@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from .. import __version__, _warn_if_stale
 from .flags import help_text, parse
-from .run import run
 from .terminal import UsageError, describe_error, put, say
 
 INTERRUPTED = 130  # the exit codes a shell gives for SIGINT and SIGPIPE
@@ -30,6 +29,7 @@ VERBS = {
     "download": Verb("download", "fetch a model from the Hugging Face hub, with its tokenizer"),
     "perplexity": Verb("perplexity", "measure how likely a model finds a text, and compare two models"),
     "export": Verb("export", "convert weights to a file for llama2c, quantise them, or convert them back"),
+    "doctor": Verb("doctor", "say what a bug report needs: build, machine, packages, settings, and what does not work"),
 }
 
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         except BrokenPipeError:
             return PIPE_CLOSED
-        except (OSError, ValueError, MemoryError) as error:
+        except (OSError, ValueError, MemoryError, ImportError) as error:
             say(f"error: {describe_error(error)}")
             return 1
 
@@ -71,4 +71,6 @@ def start(argv: Sequence[str]) -> None:
     elif arguments.version:
         put(f"llama2c {__version__}\n")
     else:
+        from .run import run  # the verb doctor also helps where the compiled modules cannot be loaded
+
         run(arguments)
