@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -25,6 +25,12 @@ class AsArray:
     """What the types below share: NumPy makes an fp32 array of them, np.asarray(tensor). It is a new one each time."""
 
     __slots__ = ()
+
+    @overload
+    def __array__(self, dtype: None = None, copy: bool | None = None) -> Floats: ...
+
+    @overload
+    def __array__(self, dtype: DTypeLike, copy: bool | None = None) -> Raw: ...
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Raw:
         """The numbers in fp32, or converted from there to `dtype`. ValueError: copy=False, since there is nothing to share."""

@@ -45,7 +45,7 @@ class KVCache:
 
     def _allocate(self, shape: tuple[int, int, int, int]) -> None:
         """Keys and values of `shape`: (n_layers, n_kv_heads, max_length, head_size)."""
-        self.max_length = shape[2]
+        self.max_length: int = shape[2]
         try:  # not filled: the system provides the memory page by page, as it is written
             self._buffer = _kernels.KVBuffer(np.empty(shape, np.float32), np.empty(shape, np.float32))
         except (MemoryError, ValueError):
@@ -117,9 +117,9 @@ class Transformer:
 
     def __init__(self, checkpoint: Checkpoint, n_threads: int | None = None, observer: Observer | None = None) -> None:
         self.checkpoint = checkpoint
-        self.config = checkpoint.config
+        self.config: Config = checkpoint.config
         self._n_threads_wanted = n_threads
-        self.n_threads = decide_n_threads(n_threads, count_weights(checkpoint.config))
+        self.n_threads: int = decide_n_threads(n_threads, count_weights(checkpoint.config))
         self.observer = observer
         self._model = _kernels.Model(checkpoint.config, checkpoint.weights, checkpoint.rope_pairs)
         self._frequencies = rotary_frequencies(checkpoint.config, checkpoint.rope_factors)
