@@ -28,9 +28,10 @@ story: $(VENV)/hub.stamp ## to compare a story with the C program, on stories42M
 test: $(VENV)/test.stamp ## after every change: all tests, against the installed package; ARGS="-k chat" chooses some
 	$(BIN)/pytest $(ARGS)
 
-lint: $(VENV)/lint.stamp ## before every commit: style and mistakes with ruff, types with mypy
+lint: $(VENV)/lint.stamp ## before every commit: style and mistakes with ruff, types with mypy and pyright, and the stubs
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_typing.py
 
 fuzz: $(VENV)/test.stamp ## after a change in a reader: two fuzzers, TIME=600 seconds each; failing inputs go to build/fuzz
 	@if $(MAKE) -s $(VENV)/fuzz.stamp 2>/dev/null; then \

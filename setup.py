@@ -2,6 +2,7 @@
 
 import os
 import platform
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -129,17 +130,15 @@ def own_commit() -> str | None:
 
 
 class BuildPy(build_py):
-    """The modules, and beside them the commit they were taken from, for benchmarks to name."""
+    """The modules, and beside them the commit they were taken from, for benchmarks to name, and what was compiled."""
 
     def run(self) -> None:
         super().run()
         if self.editable_mode:
             return
-        commit, file = own_commit(), Path(self.build_lib, "llama2c", "_commit.py")
-        if commit is not None:
-            file.write_text(f'COMMIT = "{commit}"\n')
-        else:
-            file.unlink(missing_ok=True)  # one that an earlier build left in this folder
+        digest = runpy.run_path("llama2c/checkout.py")["digest_of_compiled"]("llama2c")
+        file = Path(self.build_lib, "llama2c", "_commit.py")
+        file.write_text(f"COMMIT = {own_commit()!r}\nSOURCES = {digest!r}\n")
 
 
 # What Cython makes fits only this Python and this NumPy: others that build from the same folder get a place of their own.

@@ -14,20 +14,21 @@ __version__ = "0.1.0"
 import importlib as _importlib
 import importlib.machinery as _machinery
 import sys as _sys
+import typing as _typing
+import warnings as _warnings
 from pathlib import Path as _Path
-from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 # In a source checkout this folder comes before the installed package (`python -m` puts the working directory first), but has no
 # compiled modules unless they were built in place. It then steps aside: every module is taken from the installed package.
+_stale: str | None = None  # says that the sources here are not those of the installed package
 if not any(_Path(__file__).with_name("_kernels" + suffix).exists() for suffix in _machinery.EXTENSION_SUFFIXES):
-    _here = _Path(__file__).resolve().parent
-    _places = [place for place in _sys.path if _Path(place or ".").resolve() != _here.parent]
-    _installed = _machinery.PathFinder.find_spec("llama2c", _places)
-    if _installed is None or _installed.submodule_search_locations is None:
-        raise ImportError(f"{_here} holds the source of llama2c, which is not compiled: run `pip install .` in {_here.parent}")
-    __path__ = list(_installed.submodule_search_locations)
+    from . import checkout as _checkout
 
-if _TYPE_CHECKING:
+    _here = _Path(__file__).resolve().parent
+    __path__ = _checkout.find_installed(_here)
+    _stale = _checkout.stale_message(_here, _Path(__path__[0]))
+
+if _typing.TYPE_CHECKING:
     from .config import Config, RopeScaling
     from .conversion import export
     from .downloads import download
@@ -36,13 +37,14 @@ if _TYPE_CHECKING:
     from .llama import Completion, Llama, Piece, load
     from .sampler import Sampler
     from .scoring import Score
-    from .tensors import BFloat16Tensor, Layers, QuantizedTensor
+    from .tensors import BFloat16Tensor, BlockTensor, Layers, QuantizedTensor
     from .text.tokenizer import Tokenizer
     from .transformer import KVCache, Transformer
 
 # Where each name comes from. They are imported when first used, because __main__ has to set a variable before NumPy is loaded.
 _HOMES = {
     "BFloat16Tensor": "tensors",
+    "BlockTensor": "tensors",
     "Checkpoint": "formats.checkpoint",
     "Completion": "llama",
     "Config": "config",
@@ -64,12 +66,23 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'llama2c' has no attribute {name!r}")
-    value: object = getattr(_importlib.import_module(f"llama2c.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+if not _typing.TYPE_CHECKING:  # a type checker would believe that there is every name
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'llama2c' has no attribute {name!r}")
+        _warn_if_stale()
+        value: object = getattr(_importlib.import_module(f"llama2c.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def _warn_if_stale() -> None:
+    """Warns once if an edit of these sources has no effect, because the installed package is another one."""
+    global _stale
+    message, _stale = _stale, None
+    if message is not None:
+        _warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def __dir__() -> list[str]:
@@ -99,6 +112,7 @@ def build_info() -> dict[str, object]:
 
 __all__ = [
     "BFloat16Tensor",
+    "BlockTensor",
     "Checkpoint",
     "Completion",
     "Config",

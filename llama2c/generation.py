@@ -97,7 +97,7 @@ class Sequence:
         logit_bias: Mapping[int, float] | None = None,
         processors: Iterable[LogitProcessor] = (),
     ) -> None:
-        self.sampler = sampler
+        self.sampler: Sampler = sampler
         self._vocab_size = vocab_size
         self._max_length = max_length
         self._stop_tokens = frozenset(stop_tokens)
@@ -109,8 +109,9 @@ class Sequence:
         biases = [] if logit_bias is None else [LogitBias(logit_bias, vocab_size)]
         self._processors: list[LogitProcessor] = [*biases, *processors]
         self._new_text_stream = text_stream
-        self.n_fed = 0  # how many of `ids` the cache has to hold, and holds once it was cut to that many positions
+        self.n_fed: int = 0  # how many of `ids` the cache has to hold, and holds once it was cut to that many positions
         self.ids: list[int] = []  # the prompt, then the tokens drawn
+        self.n_prompt: int = 0
         self.restart(prompt_ids, max_tokens)
 
     def restart(self, ids: Iterable[int], max_tokens: int | None = None) -> None:

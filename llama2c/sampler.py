@@ -62,18 +62,18 @@ class Sampler:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
     ) -> None:
-        self.temperature = check_real(
+        self.temperature: float = check_real(
             "temperature", temperature, "a finite number of at least 0", lambda t: 0.0 <= t < math.inf
         )
-        self.top_p = check_real("top_p", top_p, "a number from 0 to 1", lambda p: 0.0 <= p <= 1.0)
-        self.top_k = check_int("top_k", top_k, 0)
-        self.min_p = check_real("min_p", min_p, "a number from 0 to 1", lambda p: 0.0 <= p <= 1.0)
-        self.repetition_penalty = check_real(
+        self.top_p: float = check_real("top_p", top_p, "a number from 0 to 1", lambda p: 0.0 <= p <= 1.0)
+        self.top_k: int = check_int("top_k", top_k, 0)
+        self.min_p: float = check_real("min_p", min_p, "a number from 0 to 1", lambda p: 0.0 <= p <= 1.0)
+        self.repetition_penalty: float = check_real(
             "repetition_penalty", repetition_penalty, "a finite number above 0", lambda r: 0.0 < r < math.inf
         )
         if seed is None:
             seed = int.from_bytes(os.urandom(8), "little") >> (64 - _SEED_BITS)
-        self.seed = check_int("seed", seed, 0, _MASK64)
+        self.seed: int = check_int("seed", seed, 0, _MASK64)
         self._state = self.seed or _STATE_OF_SEED_0
         self._probs: NDArray[np.float32] = np.empty(0, np.float32)  # scratch of the kernel, made on first use
         self._candidates: NDArray[np.uint64] = np.empty(0, np.uint64)

@@ -1,17 +1,18 @@
 """The kinds of matrices that weights come in, and the conversion of each to fp32. NumPy has neither bfloat16 nor Q8_0.
 
 Each class has a `kind`; the kind of a NumPy array is its dtype, float32 or float16. The kernels read every kind as it is
-stored, and nothing here computes with it. Each matrix of a model may have another kind.
+stored, and nothing here computes with it. Each matrix of a model may have another kind. To compute with one in NumPy, make an
+fp32 array of it: np.asarray(weights["wq"]), or np.asarray(weights["wq"][layer]) for one matrix.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from .blocks import BLOCK_TYPES, BlockType, dequantize
 
@@ -20,8 +21,26 @@ Raw: TypeAlias = NDArray[Any]  # numbers as they are stored: fp32, fp16, or the 
 FLOAT_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}  # how NumPy reads the bytes of each
 
 
+class AsArray:
+    """What the types below share: NumPy makes an fp32 array of them, np.asarray(tensor). It is a new one each time."""
+
+    __slots__ = ()
+
+    @overload
+    def __array__(self, dtype: None = None, copy: bool | None = None) -> Floats: ...
+
+    @overload
+    def __array__(self, dtype: DTypeLike, copy: bool | None = None) -> Raw: ...
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Raw:
+        """The numbers in fp32, or converted from there to `dtype`. ValueError: copy=False, since there is nothing to share."""
+        if copy is False:
+            raise ValueError(f"{type(self).__name__}: its numbers are not stored as an array: copy=False cannot be met")
+        return as_floats(self).astype(dtype or np.float32, copy=False)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class QuantizedTensor:
+class QuantizedTensor(AsArray):
     """A Q8_0 tensor: element i of a matrix, counted row by row, is values[i] * scales[i // group_size].
 
     A group may go on from one row into the next, but not from one matrix into the next.
@@ -41,9 +60,15 @@ class QuantizedTensor:
     def nbytes(self) -> int:
         return self.values.nbytes + self.scales.nbytes
 
-    def __getitem__(self, layer: int) -> QuantizedTensor:
-        """One matrix of a stack."""
-        return QuantizedTensor(self.values[layer], self.scales[layer], self.group_size)
+    def __getitem__(self, part: int | slice) -> QuantizedTensor:
+        """One matrix of a stack, or some rows of a matrix. ValueError: its groups go on from one row into the next."""
+        values, scales = self.values[part], self.scales
+        if self.values.ndim == 2:  # a matrix: its scales are one list for all rows
+            rows, cols = self.values.shape
+            if cols % self.group_size:
+                raise ValueError(f"rows of {cols} numbers in groups of {self.group_size} have no scales of their own")
+            return QuantizedTensor(values, scales.reshape(rows, -1)[part].reshape(-1), self.group_size)
+        return QuantizedTensor(values, scales[part], self.group_size)
 
     def dequantize(self) -> Floats:
         """A new fp32 array of this shape."""
@@ -53,7 +78,7 @@ class QuantizedTensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BFloat16Tensor:
+class BFloat16Tensor(AsArray):
     """A bfloat16 tensor: each number is the upper half of an fp32 one."""
 
     kind: ClassVar[str] = "bfloat16"
@@ -80,7 +105,7 @@ class BFloat16Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BlockTensor:
+class BlockTensor(AsArray):
     """A tensor in the blocks of one of GGUF's types, as a file has them."""
 
     type: BlockType
@@ -112,7 +137,7 @@ Matrix: TypeAlias = "Floats | NDArray[np.float16] | BFloat16Tensor | QuantizedTe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layers:
+class Layers(AsArray):
     """One matrix of each layer, each anywhere in memory and of any kind: like a stack of them, without a copy."""
 
     matrices: tuple[Matrix, ...]

@@ -32,6 +32,22 @@ class Threads(NamedTuple):
         """Whether steps may run on fewer, if that is faster: nobody has asked for this number."""
         return self.source == "cores" and self.n_threads > 1
 
+    @property
+    def reason(self) -> str:
+        """Why it is this number, in words."""
+        if self.source == "OMP_NUM_THREADS":
+            return f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}"
+        if self.source == "no OpenMP":
+            return "this build has no OpenMP"
+        if self.source == "tiny model":
+            return f"a model of less than {TINY_MODEL:,} weights"
+        if self.source == "n_threads":
+            return "asked for"
+        quota = cgroup_quota()
+        if quota is not None and round(quota) <= self.n_threads:
+            return f"the CPU quota of the control group, {quota:g} cores"
+        return "the cores that OpenMP has bound its threads to" if bound_cores() else "the cores that this process may use"
+
     def __str__(self) -> str:
         return f"up to {self.n_threads}" if self.adapts else str(self.n_threads)
 

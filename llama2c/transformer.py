@@ -22,7 +22,7 @@ from ._kernels import MAX_WORK, count_layer_weights
 from .config import Config, RopeScaling
 from .errors import RequestError, check_int
 from .formats.checkpoint import Checkpoint
-from .threads import SMALL_MODEL, Tuners, decide_n_threads
+from .threads import SMALL_MODEL, Threads, Tuners, decide_n_threads
 
 Floats: TypeAlias = "NDArray[np.float32]"
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
@@ -47,7 +47,7 @@ class KVCache:
 
     def _allocate(self, shape: tuple[int, int, int, int]) -> None:
         """Keys and values of `shape`: (n_layers, n_kv_heads, max_length, head_size)."""
-        self.max_length = shape[2]
+        self.max_length: int = shape[2]
         try:  # not filled: the system provides the memory page by page, as it is written
             self._buffer = _kernels.KVBuffer(np.empty(shape, np.float32), np.empty(shape, np.float32))
         except (MemoryError, ValueError):
@@ -120,11 +120,11 @@ class Transformer:
 
     def __init__(self, checkpoint: Checkpoint, n_threads: int | None = None, observer: Observer | None = None) -> None:
         self.checkpoint = checkpoint
-        self.config = checkpoint.config
+        self.config: Config = checkpoint.config
         self._n_threads_wanted = n_threads
         n_weights = count_weights(checkpoint.config)
-        self.threads = decide_n_threads(n_threads, n_weights)
-        self.n_threads = self.threads.n_threads
+        self.threads: Threads = decide_n_threads(n_threads, n_weights)
+        self.n_threads: int = self.threads.n_threads
         self._tuners: Tuners | None = None
         if self.threads.adapts:
             self._tuners = Tuners(self.n_threads, 1 if n_weights < SMALL_MODEL else self.n_threads)

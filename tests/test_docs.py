@@ -20,7 +20,9 @@ from types import ModuleType
 
 import pytest
 
-from llama2c.locate import cache_folder, find_hub_model
+from llama2c import Checkpoint
+from llama2c.config import DIMENSIONS
+from llama2c.locate import BUNDLED, cache_folder, find_hub_model
 
 ROOT = Path(__file__).parents[1]
 DOCS = tuple(sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -80,13 +82,16 @@ def run(command: str, folder: Path, typed: str = "") -> subprocess.CompletedProc
 # examples
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(kind == "python" for kind, _ in blocks(page))])
-def test_python_examples_print_what_the_page_says(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    names: dict[str, object] = {"__name__": "__main__"}  # the examples of a page build on each other
+WITH_PYTHON = [page for page in PAGES if any(kind == "python" for kind, _ in blocks(page))]
+REAL_MODEL = "smollm2.gguf"  # the examples of a page that use it are its last
+
+
+def run_examples(page: str, examples: list[tuple[str, str]]) -> int:
+    """Runs Python blocks, which build on each other, and compares what they print. Returns how many outputs were compared."""
+    names: dict[str, object] = {"__name__": "__main__"}
     printed = None
     compared = 0
-    for number, (kind, content) in enumerate(blocks(page)):
+    for number, (kind, content) in enumerate(examples):
         if kind == "python":
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
@@ -97,8 +102,35 @@ def test_python_examples_print_what_the_page_says(page: str, folder: Path, monke
             assert printed == content
             printed = None
             compared += 1
+    return compared
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_python_examples_print_what_the_page_says(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They need no file but those of the package, except for the last ones, which use a real model."""
+    monkeypatch.chdir(tmp_path)
+    examples = blocks(page)
+    first = [i for i, (kind, content) in enumerate(examples) if kind == "python" and f'"{REAL_MODEL}")\n' in content]
+    compared = run_examples(page, examples[: first[0] if first else None])
     # A page that lost its outputs would pass without a comparison.
-    assert compared >= {"README.md": 1, "docs/python.md": 4, "docs/how-it-works.md": 4}.get(page, 0)
+    assert compared >= {"README.md": 1, "docs/python.md": 6, "docs/how-it-works.md": 10}.get(page, 0)
+
+
+def test_python_examples_with_a_real_model(tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / REAL_MODEL).symlink_to(smollm2)
+    assert run_examples("docs/how-it-works.md", blocks("docs/how-it-works.md")) >= 14
+
+
+def test_the_sizes_on_the_page_are_those_of_the_bundled_model() -> None:
+    text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    config = Checkpoint.open(BUNDLED).config
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| .* \| ([\d, ]+) \|$", text, re.MULTILINE)
+    pairs = [pair for names, sizes in rows for pair in zip(names.split(", "), sizes.split(", "), strict=True)]
+    shown = {name.strip("`"): int(size) for name, size in pairs}
+    assert shown == {name: getattr(config, name) for name in (*DIMENSIONS, "head_size", "kv_dim")}
+    in_brackets = {name: int(size) for name, size in re.findall(r"`(\w+)` \[(\d+)\]", text)}
+    assert in_brackets.items() <= shown.items() and len(in_brackets) >= 4
 
 
 def test_six_line_example_is_six_lines() -> None:

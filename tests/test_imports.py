@@ -31,6 +31,7 @@ ORDER = (
     "threads",
     "files",
     "errors",
+    "checkout",
     "_kernels",
 )
 FOLDER = Path(__file__).parents[1] / "llama2c"

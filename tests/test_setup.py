@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from llama2c.checkout import digest_of_compiled
+
 setuptools = pytest.importorskip("setuptools")
 build = pytest.importorskip("Cython.Build")
 
@@ -177,6 +179,17 @@ def test_the_commit_is_that_of_this_folder_and_not_of_one_around_it(monkeypatch:
     assert own_commit() == f"{commit}-dirty"
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "outer" / ".git"))
     assert own_commit() == f"{commit}-dirty"
+
+
+def test_the_build_stores_the_commit_and_what_it_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = run_setup(monkeypatch)
+    command = script.BuildPy(setuptools.Distribution())
+    command.packages, command.py_modules, command.build_lib = [], [], str(tmp_path)
+    (tmp_path / "llama2c").mkdir()
+    command.run()
+    stored = runpy.run_path(str(tmp_path / "llama2c" / "_commit.py"))
+    assert stored["COMMIT"] == script.own_commit()
+    assert stored["SOURCES"] == digest_of_compiled(str(ROOT / "llama2c")) and len(stored["SOURCES"]) == 64
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="PATH alone decides elsewhere")

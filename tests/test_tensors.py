@@ -33,6 +33,36 @@ def test_as_floats() -> None:
     assert layers[1] is tensor
 
 
+def test_numpy_makes_fp32_arrays_of_them() -> None:
+    values, scales = checkpoints.quantize(np.stack([MATRIX, MATRIX[::-1]]), 4)
+    quantized = QuantizedTensor(values, scales.reshape(2, -1), 4)
+    bits = BFloat16Tensor(checkpoints.narrow(MATRIX, "bfloat16"))
+    blocks = BlockTensor(BLOCK_TYPES["q8_0"], RNG.integers(0, 60, (3, 68), np.uint8))  # scales like 1e-3
+    for tensor in (quantized, quantized[1], bits, blocks, Layers((MATRIX, bits))):
+        found = np.asarray(tensor)
+        assert found.dtype == np.float32 and found.shape == tensor.shape
+        np.testing.assert_array_equal(found, as_floats(tensor))
+        assert np.array(tensor, np.float64).dtype == np.float64
+        with pytest.raises(ValueError, match=f"^{type(tensor).__name__}: "):
+            tensor.__array__(copy=False)
+    x = RNG.normal(size=8).astype(np.float32)
+    np.testing.assert_array_equal(quantized[1] @ x, as_floats(quantized)[1] @ x)
+    row = np.array(quantized[1][2])
+    row *= 2  # it is the caller's own
+    np.testing.assert_array_equal(np.asarray(quantized)[1, 2], row / 2)
+
+
+def test_rows_of_a_quantised_matrix() -> None:
+    values, scales = checkpoints.quantize(MATRIX, 4)
+    matrix = QuantizedTensor(values, scales.reshape(-1), 4)
+    for part in (3, -1, slice(1, 3), slice(None, None, -2)):
+        assert matrix[part].shape == MATRIX[part].shape
+        np.testing.assert_array_equal(as_floats(matrix[part]), as_floats(matrix)[part])
+    across = QuantizedTensor(values, scales.reshape(-1)[:4], 12)  # a group is a row and a half
+    with pytest.raises(ValueError, match="rows of 8 numbers in groups of 12 have no scales of their own"):
+        across[0]
+
+
 def test_kinds_are_those_of_the_kernels() -> None:
     """One name each: a class has it as `kind`, an array as the name of its dtype."""
     values, scales = checkpoints.quantize(MATRIX, 4)

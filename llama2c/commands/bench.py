@@ -11,7 +11,6 @@ import csv
 import datetime
 import io
 import json
-import os
 import platform
 import statistics
 from argparse import ArgumentTypeError, Namespace
@@ -23,13 +22,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import _kernels, build_info
+from .. import build_info
 from ..errors import RequestError
 from ..formats.checkpoint import Checkpoint
 from ..locate import resolve
 from ..tensors import count
 from ..threads import Threads, available_cores
 from ..transformer import Transformer
+from .machine import available_memory, cpu_name, read_bandwidth
 from .terminal import Parser, UsageError, markdown_table, progress, put, say
 
 # ---------------------------------------------------------------------------
@@ -247,16 +247,6 @@ class Runner:
         return self.test.batch * self.test.n_tokens / (perf_counter() - start)
 
 
-def read_bandwidth(memory: np.ndarray[Any, np.dtype[np.float32]], n_threads: int) -> float:
-    """Bytes per second at which `n_threads` threads read this array: the median of three times."""
-    seconds = []
-    for _ in range(3):
-        start = perf_counter()
-        _kernels.read_all(memory, n_threads)
-        seconds.append(perf_counter() - start)
-    return memory.nbytes / statistics.median(seconds)
-
-
 def weigh(checkpoint: Checkpoint) -> tuple[int, int]:
     """The bytes of a model's weights and how many numbers they are. A shared classifier counts once."""
     own = [w for name, w in checkpoint.weights.items() if name != "wcls" or not checkpoint.shared_classifier]
@@ -280,15 +270,6 @@ def check_memory(checkpoint: Checkpoint, tests: list[Work]) -> None:
     if needed > available:
         found = f"found {available / 1e6:.1f} MB"
         raise MemoryError(f"{checkpoint.path}: expected {needed / 1e6:.1f} MB of free memory for these tests, {found}")
-
-
-def available_memory() -> int:
-    """Bytes that can be used without swapping (on Linux), or the memory of the whole machine."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-        return 1024 * int(text.partition("MemAvailable:")[2].split()[0])
-    except (OSError, IndexError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # ---------------------------------------------------------------------------
@@ -326,16 +307,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
     }
-
-
-def cpu_name() -> str:
-    """The name that the system gives, or else the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 class Writer(Protocol):

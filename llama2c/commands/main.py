@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .. import __version__
+from .. import __version__, _warn_if_stale
 from .flags import FLAG_OF_PARAM, Arguments, help_text, parse
 from .guess import guess
 from .terminal import UsageError, describe_error, named_as, put, say
@@ -30,6 +30,7 @@ VERBS = {
     "bench": Verb("bench", "measure how many tokens a second a model reads and writes"),
     "completion": Verb("completion", "print a script that completes llama2c in bash, zsh or fish"),
     "download": Verb("download", "fetch a model from the Hugging Face hub, with its tokenizer"),
+    "doctor": Verb("doctor", "say what a bug report needs, and what does not work here"),
     "export": Verb("export", "convert or quantise a model, from and to GGUF too"),
     "perplexity": Verb("perplexity", "measure how likely a model finds a text, compare two models"),
 }
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if sys.stdout is None:
                 raise OSError("stdout: expected an open file, found it closed")
+            _warn_if_stale()
             start(sys.argv[1:] if argv is None else argv)
             return 0
         except UsageError as error:

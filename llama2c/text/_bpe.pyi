@@ -2,16 +2,18 @@
 
 from typing import SupportsIndex
 
+from typing_extensions import Self
+
 class Vocabulary:
     @property
     def size(self) -> int: ...
-    def __init__(
-        self,
+    def __new__(
+        cls,
         data: bytes,
         vocab_size: int | None = None,
         kinds: bytes | None = None,
         first_byte: int = 3,
         drop_space: bool = True,
-    ) -> None: ...
+    ) -> Self: ...
     def encode(self, text: bytes, bos: bool, eos: bool) -> list[int]: ...
     def piece(self, token: SupportsIndex, after_bos: bool = False) -> bytes: ...

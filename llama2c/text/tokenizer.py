@@ -46,13 +46,13 @@ class Tokenizer:
         special = Special() if special is None else special
         self._vocabulary = vocabulary
         self._starts = special.starts
-        self.vocab_size = vocabulary.size
-        self.bos_id = special.bos_id
-        self.eos_id = special.eos_id
-        self.end_ids = special.end_ids
-        self.prefix = special.prefix
+        self.vocab_size: int = vocabulary.size
+        self.bos_id: int | None = special.bos_id
+        self.eos_id: int | None = special.eos_id
+        self.end_ids: frozenset[int] = special.end_ids
+        self.prefix: tuple[int, ...] = special.prefix
         self.chat_template: ChatTemplate | None = special.chat_template
-        self.no_template = special.no_template
+        self.no_template: str | None = special.no_template
         self.path: str | None = None
 
     def __copy__(self) -> Tokenizer:

@@ -104,10 +104,6 @@ def test_what_does_not_fit_is_refused(
     assert main(["bench", str(models["tied"]), "-r", "1"]) == 0
 
 
-def test_available_memory() -> None:
-    assert 10e6 < bench.available_memory() < 1e15
-
-
 # ---------------------------------------------------------------------------
 # what is counted
 
@@ -155,11 +151,6 @@ def test_each_round_does_the_same_work(
         recorder.steps.clear()
         assert runner.rate() == work.batch * work.n_tokens  # in one second
         assert recorder.steps == steps
-
-
-def test_read_bandwidth_is_bytes_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "perf_counter", Clock())
-    assert bench.read_bandwidth(np.ones(1000, np.float32), 1) == 4000
 
 
 def test_sizes(models: dict[str, Path]) -> None:
