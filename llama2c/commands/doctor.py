@@ -18,7 +18,6 @@ import shlex
 import shutil
 import sys
 import warnings
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
