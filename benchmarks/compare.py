@@ -230,7 +230,7 @@ class Comparison:
         """
         encode = llama2c.Tokenizer.open(tokenizer, vocab_size=self.ours(path).vocab_size).encode
         n_long = len(encode(long))
-        first, later = self.group("first token", model), self.group(f"first token after {n_long}", model)
+        first, later = self.group("first token", model), self.group(f"first token after {n_long} tokens", model)
         memory = self.group("memory beyond the file", model)
         for program in programs:
             ours = program.name == OURS
@@ -239,7 +239,7 @@ class Comparison:
                 measure = first_byte_of(command, program.environment, len(prompt.encode()))
                 group.add(program.name, measure, "s", limit=limit if ours else None)
             memory.add(program.name, beyond(command, program.environment, path), "MB", limit=limits[1] if ours else None)
-        for peer in self.peers(path):
+        for peer in (peer for peer in self.peers(path) if peer.name != "PyTorch"):  # its import alone takes seconds
             start = [sys.executable, str(Path(__file__).with_name("peers.py")), peer.name, str(path), str(self.n_threads)]
             for group, prompt in ((first, brief), (later, long)):
                 command = [*start, ",".join(map(str, encode(prompt)))]

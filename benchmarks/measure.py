@@ -29,8 +29,8 @@ RUNS = 9  # runs of a whole command for one sample
 
 
 def short(value: float) -> str:
-    """Four digits, or all digits before the point: 0.04321 -> "0.04321", 12345.6 -> "12,346"."""
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    """Three digits, or all digits before the point: 0.04321 -> "0.0432", 1.4 -> "1.40", 12345.6 -> "12,346"."""
+    return f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 # ---------------------------------------------------------------------------
@@ -63,7 +63,7 @@ class Samples:
         return min(self.values), max(self.values)
 
     def cell(self, unit: str = "") -> str:
-        """ "157.8 tok/s (151.2 to 160.3)" """
+        """ "158 tok/s (151 to 160)" """
         low, high = map(short, self.spread)
         return f"{short(self.median)}{unit} ({low} to {high})"
 
@@ -111,13 +111,13 @@ class Row:
 
     def cells(self) -> list[str]:
         """The line in the order of HEADER."""
-        low, high = min(self.ratios), max(self.ratios)
+        low, high = short(min(self.ratios)), short(max(self.ratios))
         aim, met = "", ""
         if self.aim is not None:
             aim, met = f"≥ {self.aim:.2f}", "yes" if self.ratio >= self.aim else "no"
         elif self.ours.limit is not None:
             aim, met = f"≤ {self.ours.limit:g} {self.ours.unit}", "yes" if self.ours.median <= self.ours.limit else "no"
-        ratio = f"{self.ratio:.3g} ({low:.3g} to {high:.3g})"
+        ratio = f"{short(self.ratio)} ({low} to {high})"
         return [self.work, self.ours.cell(f" {self.ours.unit}"), self.against, self.theirs.cell(), ratio, aim, met]
 
     def line(self) -> str:
@@ -170,10 +170,11 @@ class Record:
 
     def row_of_ours(self, samples: Samples, base: Samples) -> Row:
         """A line that compares llama2c with its own decode: one sequence, near the beginning, on a fixed number of threads."""
+        threads = self.info["threads"]
         name, against = {
-            "decode": ("decode on automatic threads", f"{self.info['threads']} threads"),
+            "decode": ("decode on automatic threads", f"{threads} thread{'s' * (threads > 1)}"),
             "sequences": (f"{samples.at} sequences together", "one sequence"),
-            "position": (f"decode at position {samples.at}", f"position {self.info['tokens'] // 2}"),
+            "position": (f"decode at position {samples.at}", f"position {self.start('position')}"),
         }[samples.work]
         return Row(f"{name}, {samples.model}", samples, against, base, samples.aim)
 
@@ -257,19 +258,19 @@ def seconds(command: list[str], environment: dict[str, str] | None = None) -> fl
 
 def first_byte(command: list[str], environment: dict[str, str] | None = None, after: int = 0) -> float:
     """Seconds from the start of a command to the first byte on its stdout beyond the first `after` ones. Then it is ended."""
-    start = time.perf_counter()
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        try:
-            printed = 0
-            while printed <= after:
-                piece = os.read(process.stdout.fileno(), 1 << 16)
-                if not piece:
-                    raise ValueError(f"{command[0]}: expected more than {after} bytes on stdout, found {printed}")
+    with tempfile.TemporaryFile() as said:
+        start, printed = time.perf_counter(), 0
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=said) as process:
+            assert process.stdout is not None
+            while printed <= after and (piece := os.read(process.stdout.fileno(), 1 << 16)):
                 printed += len(piece)
-            return time.perf_counter() - start
-        finally:
+            took = time.perf_counter() - start
             process.kill()
+        if printed <= after:
+            said.seek(0)
+            end = said.read().decode(errors="replace").strip()[-200:]
+            raise ValueError(f"{command[0]}: expected more than {after} bytes on stdout, found {printed} and {end!r}")
+        return took
 
 
 def whole_run(command: list[str], environment: dict[str, str] | None = None) -> float:

@@ -20,15 +20,16 @@ PAGES = ("README.md", "docs/benchmarks.md")
 CURVES = {"sequences": "sequences in a step", "position": "position", "threads": "threads"}
 
 
-def machine(info: dict[str, Any]) -> str:
-    """ "AMD EPYC, 2 cores, Linux x86_64, avx512" """
-    return f"{info['cpu']}, {info['cores']} core{'s' * (info['cores'] > 1)}, {info['system']}, {info['isa']}"
+def number(n: int, word: str) -> str:
+    """ "1 core", "2 cores" """
+    return f"{n} {word}{'s' * (n > 1)}"
 
 
 def how(info: dict[str, Any]) -> str:
-    """Where, when and how often, in a sentence."""
-    rounds = f"{info['rounds']} round{'s' * (info['rounds'] > 1)}"
-    return f"{info['date']}, {machine(info)}, {info['threads']} threads, medians (lowest to highest) of {rounds}"
+    """When, where and how often."""
+    machine = f"{info['cpu']}, {number(info['cores'], 'core')}, {info['system']}, {info['isa']}"
+    rounds = number(info["rounds"], "round")
+    return f"{info['date']}, {machine}, {number(info['threads'], 'thread')}, medians (lowest to highest) of {rounds}"
 
 
 def curves(record: Record) -> list[str]:

@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+from matplotlib.figure import Figure
 from measure import AUTO, CEILINGS, OURS, Record, Samples, short
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 COLOURS = {
     OURS: "#1b6ca8", AUTO: "#7db4dc", "run": "#d98c3f", "runq": "#b5651d", "llama.cpp": "#6f8f3f", "PyTorch": "#9b7fb0",
@@ -45,7 +43,6 @@ def draw(record: Record, folder: Path) -> list[Path]:
     for name, figure in figures(record).items():
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], facecolor="white", metadata={"Source": checksum(record), "Software": None})
-        plt.close(figure)
     return paths
 
 
@@ -57,7 +54,7 @@ def checksum(record: Record) -> str:
 def figures(record: Record) -> dict[str, Any]:
     """The pictures by name, as figures of matplotlib."""
     drawn: dict[str, Any] = {}
-    with plt.rc_context({"font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110}):
+    with matplotlib.rc_context({"font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110}):
         for name in ("decode", "prefill", "start"):
             if panels := panels_of(record, name):
                 drawn[name] = bars(record, name, panels)
@@ -71,9 +68,9 @@ def title(figure: Any, record: Record, text: str) -> None:
     """What is shown, on which machine, and when."""
     info = record.info
     where = f"{info['cpu']}, {info['cores']} cores, {info['isa']}, {info['threads']} threads, {info['date']}"
-    how = f"median of {info['rounds']} rounds, thin lines from the lowest to the highest"
-    figure.suptitle(text, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
-    figure.supxlabel(f"{where}; {how}", x=0.01, ha="left", fontsize=8.5, color="#555555")
+    how = f"medians of {info['rounds']} rounds, thin lines from the lowest to the highest"
+    figure.suptitle(f"{text}\n{where}", x=0.01, ha="left", fontsize=11.5)
+    figure.supxlabel(how, x=0.01, ha="left", fontsize=8.5, color="#555555")
 
 
 def colours_of(programs: Sequence[str]) -> dict[str, str]:
@@ -118,7 +115,8 @@ def bars(record: Record, name: str, rows: list[list[Panel]]) -> Any:
     heights = [0.8 + 0.32 * max(len(panel.programs) for panel in row) for row in rows]
     columns = len(rows[0])
     size = (8.5 if columns == 1 else 4.0 * columns, 0.9 + sum(heights))
-    figure, grid = plt.subplots(len(rows), columns, figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
+    figure = Figure(size, layout="constrained")
+    grid = figure.subplots(len(rows), columns, height_ratios=heights, squeeze=False)
     colours = colours_of([samples.program for samples in record.samples])
     for axes, panel in zip(grid.flat, [panel for row in rows for panel in row], strict=True):
         draw_panel(axes, panel, colours)
@@ -158,7 +156,8 @@ def spreads(samples: list[Samples]) -> list[list[float]]:
 
 def lines(record: Record, work: str, model: str) -> Any:
     """Speed over x: a line for each program, with the spread of its rounds."""
-    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    figure = Figure((8, 4.6), layout="constrained")
+    axes = figure.subplots()
     programs = list(dict.fromkeys(s.program for s in record.samples if (s.work, s.model) == (work, model)))
     colours, ends = colours_of(programs), []
     for program in programs:
@@ -179,7 +178,7 @@ def lines(record: Record, work: str, model: str) -> Any:
         axes.set_xscale("log", base=2)
         (_, one), *more = record.curve(work, model, OURS)
         for x, samples in more:
-            times = f"{samples.median / one.median:.3g} times"
+            times = f"{short(samples.median / one.median)} times"
             axes.annotate(times, (x, samples.median), xytext=(-9, 6), textcoords="offset points", ha="right", fontsize=9)
     axes.set_xticks(xs, [f"{x:g}" for x in xs])
     axes.minorticks_off()
