@@ -65,11 +65,17 @@ def chosen(record: Record, choose: Callable[[Row], bool]) -> str:
     return "\n".join([f"{how(info)}:", "", *table([row for row in record.rows() if choose(row)])])
 
 
+def in_readme(row: Row) -> bool:
+    """The largest model against C in everything, and against llama.cpp in speed."""
+    return row.work.endswith((", 110M fp32", ", 110M Q8_0")) and (
+        row.against in ("run", "runq") or (row.against == "llama.cpp" and row.is_speed)
+    )
+
+
 def parts(record: Record, gguf: Record) -> dict[str, str]:
     """What is written between the comments, by name."""
-    mine = ("run", "runq", "llama.cpp")
     return {
-        "110M": chosen(record, lambda row: row.work.endswith((", 110M fp32", ", 110M Q8_0")) and row.against in mine),
+        "readme": chosen(record, in_readme),
         "stories": f"`{record.info['command']}`\n\n" + chosen(record, lambda row: row.has_aim),
         "gguf": f"`{gguf.info['command']}`\n\n" + chosen(gguf, lambda row: row.has_aim),
     }
@@ -79,7 +85,7 @@ def filled(text: str, content: dict[str, str]) -> str:
     """The page with these parts in it. KeyError if it asks for another part."""
 
     def part(found: re.Match[str]) -> str:
-        return f"<!-- figures: {found[1]} -->\n\n{content[found[1]]}\n\n<!-- end -->"
+        return f"<!-- figures: {found[1]} -->\n{content[found[1]]}\n<!-- end -->"
 
     return re.sub(r"<!-- figures: (\w+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
 

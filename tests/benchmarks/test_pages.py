@@ -44,14 +44,14 @@ def test_parts(pages: Any, record: Any) -> None:
     big = "| decode, 110M fp32 | 2.00 tok/s (1.00 to 3.00) | run | 1.00 (1.00 to 2.00) | 2.00 (1.00 to 2.00) | ≥ 1.50 | yes |"
     small = "| decode, 42M fp32 | 5.00 tok/s (5.00 to 5.00) | run | 4.00 (4.00 to 4.00) | 1.25 (1.25 to 1.25) | ≥ 1.00 | yes |"
     head = ["| work | llama2c | against | theirs | ratio | aim | met |", "|---|---:|---|---:|---:|---:|---|"]
-    assert parts["110M"].splitlines() == [sentence, "", *head, big]
+    assert parts["readme"].splitlines() == [sentence, "", *head, big]
     assert parts["stories"].splitlines() == ["`compare`", "", sentence, "", *head, big, small]
     assert parts["gguf"] == parts["stories"]
 
 
 def test_filled(pages: Any) -> None:
     page = "a\n\n<!-- figures: x -->\nold\n<!-- end -->\n\nb\n<!-- figures: y -->\n<!-- end -->\n"
-    new = "a\n\n<!-- figures: x -->\n\n1\n\n<!-- end -->\n\nb\n<!-- figures: y -->\n\n2\n\n<!-- end -->\n"
+    new = "a\n\n<!-- figures: x -->\n1\n<!-- end -->\n\nb\n<!-- figures: y -->\n2\n<!-- end -->\n"
     assert pages.filled(page, {"x": "1", "y": "2"}) == new
     assert pages.filled(new, {"x": "1", "y": "2"}) == new
     with pytest.raises(KeyError):
