@@ -1,8 +1,14 @@
-"""Measures and stores figures: rounds in which both sides take turns, a ratio for each round, medians; as JSON and back."""
+"""Rounds, and the figures they give: samples of each program at each work, ratios and their spread; as JSON and back.
+
+Every figure, in a table or in a picture, is the median of one list of samples. A ratio is the ratio of two such medians, so a
+reader who divides two figures of a table gets the ratio beside them. The spread is the lowest and the highest round; that of a
+ratio is the lowest and the highest ratio of two samples of the same round.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -15,108 +21,188 @@ from pathlib import Path
 from typing import Any
 
 Measure = Callable[[], float]
-PAUSE = 0.3  # seconds: the threads of OpenBLAS and others spin for a tenth of a second after their work
-RUNS = 15  # runs of a whole command for one figure
+OURS, AUTO = "llama2c", "llama2c, automatic threads"
+CEILINGS = ("read bandwidth", "SGEMM")  # limits of the machine, not programs
+HEADER = ["work", "llama2c", "against", "theirs", "ratio", "aim", "met"]
+PAUSE = 0.2  # seconds: the threads of OpenBLAS and others spin for a tenth of a second after their work
+RUNS = 9  # runs of a whole command for one sample
 
 
 def short(value: float) -> str:
-    """Four digits, or all digits before the point: 0.04321 -> "0.04321", 12345.6 -> "12,346"."""
-    return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
+    """Three digits, or all digits before the point: 0.04321 -> "0.0432", 1.4 -> "1.40", 12345.6 -> "12,346"."""
+    return f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:,.0f}"
+
+
+# ---------------------------------------------------------------------------
+# figures
 
 
 @dataclass
-class Result:
-    """The figures of llama2c and a peer for one kind of work, round by round. `bar` is the aim for the ratio (None: no aim)."""
+class Samples:
+    """What one program reached at one work, a value for each round.
+
+    `at` is the x of a curve: sequences in a step, a position, a number of threads. `aim` is the least ratio that we want in the
+    row of these samples, and `limit` the most that the value itself may be (seconds, megabytes).
+    """
 
     work: str
-    unit: str
-    peer: str
-    bar: float | None = None
-    less_is_better: bool = False
-    c_program: bool = False  # the peer is a C program: --against compares these ratios
-    ours: list[float] = field(default_factory=list)
-    theirs: list[float] = field(default_factory=list)
-    note: str = ""
+    model: str
+    program: str
+    unit: str = "tok/s"
+    at: int | None = None
+    aim: float | None = None
+    limit: float | None = None
+    values: list[float] = field(default_factory=list)
 
     @property
-    def ratios(self) -> list[float]:
-        """How many times better ours was, for each round."""
-        pairs = zip(self.ours, self.theirs, strict=True)
-        return [b / a if self.less_is_better else a / b for a, b in pairs]
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        return min(self.values), max(self.values)
+
+    def cell(self, unit: str = "") -> str:
+        """ "158 tok/s (151 to 160)" """
+        low, high = map(short, self.spread)
+        return f"{short(self.median)}{unit} ({low} to {high})"
+
+
+@dataclass
+class Row:
+    """A line of a table: two samples and how many times better the first one is."""
+
+    work: str
+    ours: Samples
+    against: str
+    theirs: Samples
+    aim: float | None = None
+
+    @property
+    def is_speed(self) -> bool:
+        return self.ours.unit == "tok/s"
 
     @property
     def ratio(self) -> float:
-        return statistics.median(self.ratios)
+        return self.better(self.ours.median, self.theirs.median)
+
+    @property
+    def ratios(self) -> list[float]:
+        """That of each round. The ratio of the medians is never outside of these."""
+        return [self.better(a, b) for a, b in zip(self.ours.values, self.theirs.values, strict=True)]
+
+    def better(self, ours: float, theirs: float) -> float:
+        return ours / theirs if self.is_speed else theirs / ours
 
     @property
     def noise(self) -> float:
-        """The standard deviation of the median ratio, estimated from the spread of the rounds so that an outlier has no effect.
+        """The standard deviation of the ratio, estimated from the spread of the rounds so that an outlier has no effect.
 
         1.4826 times the median deviation estimates the standard deviation of a round. The median of n rounds has
         1.2533 / sqrt(n) times that.
         """
-        deviation = statistics.median(abs(ratio - self.ratio) for ratio in self.ratios)
+        middle = statistics.median(self.ratios)
+        deviation = statistics.median(abs(ratio - middle) for ratio in self.ratios)
         return 1.4826 * deviation * 1.2533 / len(self.ratios) ** 0.5
 
     @property
-    def met(self) -> str:
-        return "" if self.bar is None else "yes" if self.ratio >= self.bar else "no"
+    def has_aim(self) -> bool:
+        return self.aim is not None or self.ours.limit is not None
 
     def cells(self) -> list[str]:
-        """work, ours, peer, theirs, ratio, bar, met."""
-        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
-        bar = "" if self.bar is None else f"{self.bar:.2f}"
-        return [self.work, f"{short(ours)} {self.unit}", self.peer, short(theirs), f"{self.ratio:.3g}", bar, self.met]
+        """The line in the order of HEADER."""
+        low, high = short(min(self.ratios)), short(max(self.ratios))
+        aim, met = "", ""
+        if self.aim is not None:
+            aim, met = f"≥ {self.aim:.2f}", "yes" if self.ratio >= self.aim else "no"
+        elif self.ours.limit is not None:
+            aim, met = f"≤ {self.ours.limit:g} {self.ours.unit}", "yes" if self.ours.median <= self.ours.limit else "no"
+        ratio = f"{short(self.ratio)} ({low} to {high})"
+        return [self.work, self.ours.cell(f" {self.ours.unit}"), self.against, self.theirs.cell(), ratio, aim, met]
+
+    def line(self) -> str:
+        return f"| {' | '.join(self.cells())} |"
 
 
-@dataclass
-class Curve:
-    """How a speed depends on x: for each program, the value of every round at each x."""
-
-    name: str
-    x_name: str
-    unit: str
-    work: str
-    x: list[float]
-    series: dict[str, list[list[float]]] = field(default_factory=dict)  # program -> for each x -> rounds
-
-    def medians(self, program: str) -> list[float]:
-        return [statistics.median(rounds) for rounds in self.series[program]]
+def table(rows: list[Row]) -> list[str]:
+    """The lines of a table in Markdown."""
+    return [f"| {' | '.join(HEADER)} |", "|---|---:|---|---:|---:|---:|---|", *(row.line() for row in rows)]
 
 
 @dataclass
 class Record:
-    """All figures of one run of compare.py. `info` has the machine, the date and the command."""
+    """All samples of one run of compare.py. `info` has the machine, the date, the command and what was asked for."""
 
     info: dict[str, Any]
-    results: list[Result] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
+    samples: list[Samples] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
+    def find(self, work: str, model: str, program: str = OURS, at: int | None = None) -> Samples | None:
+        wanted = (work, model, program, at)
+        return next((s for s in self.samples if (s.work, s.model, s.program, s.at) == wanted), None)
+
+    def start(self, work: str) -> int:
+        """The x at which a curve has the samples of "decode", because it is the same work."""
+        return {"sequences": 1, "threads": self.info["threads"], "position": self.info["tokens"] // 2}[work]
+
+    def curve(self, work: str, model: str, program: str) -> list[tuple[int, Samples]]:
+        """The points of one program, in the order of x."""
+        points = {s.at: s for s in self.samples if (s.work, s.model, s.program) == (work, model, program) and s.at is not None}
+        start = self.find("decode", model, program)
+        if points and start:
+            points[self.start(work)] = start
+        return sorted(points.items())
+
+    def rows(self) -> list[Row]:
+        """The lines of the table, in the order of the samples."""
+        rows = []
+        for samples in self.samples:
+            on_curve = samples.at is not None
+            ours = self.find("decode" if on_curve else samples.work, samples.model)
+            if ours is None or samples is ours or (on_curve and samples.aim is None):
+                continue
+            if samples.program == AUTO or on_curve:
+                rows.append(self.row_of_ours(samples, ours))
+            else:
+                rows.append(Row(f"{samples.work}, {samples.model}", ours, samples.program, samples, samples.aim))
+        return rows
+
+    def row_of_ours(self, samples: Samples, base: Samples) -> Row:
+        """A line that compares llama2c with its own decode: one sequence, near the beginning, on a fixed number of threads."""
+        threads = self.info["threads"]
+        name, against = {
+            "decode": ("decode on automatic threads", f"{threads} thread{'s' * (threads > 1)}"),
+            "sequences": (f"{samples.at} sequences together", "one sequence"),
+            "position": (f"decode at position {samples.at}", f"position {self.start('position')}"),
+        }[samples.work]
+        return Row(f"{name}, {samples.model}", samples, against, base, samples.aim)
+
     def save(self, path: Path) -> None:
-        content = asdict(self)
-        for kept, result in zip(content["results"], self.results, strict=True):
-            kept["ratio"] = result.ratio
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Record:
         """ValueError if `save` did not write the file."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            results = [Result(**{k: v for k, v in kept.items() if k != "ratio"}) for kept in content["results"]]
-            return cls(content["info"], results, [Curve(**kept) for kept in content["curves"]], content["skipped"])
+            samples = [Samples(**kept) for kept in content["samples"]]
+            if not all(kept.values for kept in samples):
+                raise ValueError("samples without values")
+            return cls(content["info"], samples, content["notes"], content["skipped"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: expected the JSON of compare.py, found something else ({error})") from None
 
 
-def take_turns(result: Result, ours: Measure, theirs: Measure, rounds: int) -> None:
-    """One round to warm up, then `rounds` rounds that count."""
-    for turn in range(rounds + 1):
-        a, b = ours(), theirs()
-        if turn:
-            result.ours.append(a)
-            result.theirs.append(b)
+# ---------------------------------------------------------------------------
+# compared with an earlier run
+
+
+def pairs(new: Record, old: Record) -> list[tuple[Row, Row]]:
+    """The rows against C programs that both runs have."""
+    before = {(row.work, row.against): row for row in old.rows()}
+    rows = [row for row in new.rows() if row.against.startswith("run")]
+    return [(row, before[row.work, row.against]) for row in rows if (row.work, row.against) in before]
 
 
 def slower(new: Record, old: Record) -> list[str]:
@@ -124,37 +210,42 @@ def slower(new: Record, old: Record) -> list[str]:
 
     That is more than three standard deviations of the difference, and more than 3%.
     """
-    before = {(result.work, result.peer): result for result in old.results}
     lines = []
-    for result in new.results:
-        past = before.get((result.work, result.peer))
-        if past is None or not result.c_program:
-            continue
-        lost = past.ratio - result.ratio
-        if lost > max(3 * (past.noise**2 + result.noise**2) ** 0.5, 0.03 * past.ratio):
-            lines.append(f"{result.work}: {result.ratio:.2f} times {result.peer}, was {past.ratio:.2f}")
+    for row, past in pairs(new, old):
+        if past.ratio - row.ratio > max(3 * (past.noise**2 + row.noise**2) ** 0.5, 0.03 * past.ratio):
+            lines.append(f"{row.work}: {row.ratio:.2f} times {row.against}, was {past.ratio:.2f}")
     return lines
 
 
-def compared(new: Record, old: Record) -> int:
-    """The number of ratios to C programs that both runs have."""
-    known = {(result.work, result.peer) for result in old.results}
-    return sum(result.c_program and (result.work, result.peer) in known for result in new.results)
+# ---------------------------------------------------------------------------
+# measuring
 
 
-def settled(measure: Measure, repeats: int = 1) -> Measure:
-    """The same measure after a pause, in which the threads of the program before stop spinning.
+@dataclass
+class Task:
+    """What fills some samples."""
 
-    repeats > 1 is for short measurements: one run to wake up sleeping threads, then the median of `repeats` runs.
+    samples: Samples
+    measure: Measure
+
+
+def take_rounds(groups: list[list[Task]], rounds: int) -> None:
+    """One round to warm up, then `rounds` rounds that count. Prints how long it will take on stderr.
+
+    Each round measures every task once. The tasks of a group are compared with each other, so they take turns: in each round
+    another one of them is the first.
     """
-
-    def measure_settled() -> float:
-        time.sleep(PAUSE)
-        if repeats > 1:
-            measure()
-        return statistics.median(measure() for _ in range(repeats))
-
-    return measure_settled
+    for turn in range(rounds + 1):
+        start = time.perf_counter()
+        for group in groups:
+            first = turn % len(group)
+            for task in group[first:] + group[:first]:
+                time.sleep(PAUSE)  # the threads of the program before stop spinning
+                value = task.measure()
+                if turn:
+                    task.samples.values.append(value)
+        took, left = time.perf_counter() - start, rounds - turn
+        print(f"round {turn} of {rounds}: {took:.0f} s, {took * left / 60:.1f} minutes left", file=sys.stderr, flush=True)
 
 
 def seconds(command: list[str], environment: dict[str, str] | None = None) -> float:
@@ -163,6 +254,23 @@ def seconds(command: list[str], environment: dict[str, str] | None = None) -> fl
         start = time.perf_counter()
         subprocess.run(command, env=environment, check=True, stdout=output, stderr=subprocess.DEVNULL)
         return time.perf_counter() - start
+
+
+def first_byte(command: list[str], environment: dict[str, str] | None = None, after: int = 0) -> float:
+    """Seconds from the start of a command to the first byte on its stdout beyond the first `after` ones. Then it is ended."""
+    with tempfile.TemporaryFile() as said:
+        start, printed = time.perf_counter(), 0
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=said) as process:
+            assert process.stdout is not None
+            while printed <= after and (piece := os.read(process.stdout.fileno(), 1 << 16)):
+                printed += len(piece)
+            took = time.perf_counter() - start
+            process.kill()
+        if printed <= after:
+            said.seek(0)
+            end = said.read().decode(errors="replace").strip()[-200:]
+            raise ValueError(f"{command[0]}: expected more than {after} bytes on stdout, found {printed} and {end!r}")
+        return took
 
 
 def whole_run(command: list[str], environment: dict[str, str] | None = None) -> float:

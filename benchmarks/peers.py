@@ -1,7 +1,7 @@
 """The programs that we compare with, on the same weights and with the same methods: logits, decode, prefill.
 
 A peer is left out if its binary was not named or its package is not installed; compare.py says so. As a command,
-`peers.py NAME CHECKPOINT THREADS` starts one peer and makes 17 tokens, to measure start-up and memory.
+`peers.py NAME CHECKPOINT THREADS IDS` starts one peer, feeds it a prompt and writes 17 tokens, to measure start-up and memory.
 """
 
 from __future__ import annotations
@@ -9,27 +9,35 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2c.config import Config
-from llama2c.formats.checkpoint import Checkpoint
-from llama2c.tensors import as_floats
-from llama2c.transformer import Transformer
+from llama2c import Checkpoint, Config, Transformer, export
 
 Floats = NDArray[np.float32]
+REPEATS = 5  # runs of something short for one sample
 
 
 def ids(n: int, vocab_size: int = 1 << 30) -> list[int]:
     """Arbitrary tokens: speed does not depend on them."""
     return [token % vocab_size for token in range(5, 5 + n)]
+
+
+def middle(measure: Callable[[], float]) -> float:
+    """The median of REPEATS measurements, after one that wakes up sleeping threads."""
+    measure()
+    return statistics.median(measure() for _ in range(REPEATS))
 
 
 class InProcess:
@@ -53,22 +61,30 @@ class InProcess:
         self.clear()
         return self.feed(tokens).copy()
 
+    def choose(self, tokens: list[int]) -> int:
+        """Continues the context with these tokens. Returns the likeliest next one."""
+        return int(self.feed(tokens).argmax())
+
     def decode(self, n_tokens: int) -> float:
-        """Speed of tokens made one by one from an empty context, without the first step."""
+        """Speed of tokens written one by one from an empty context, without the first step: as C's "achieved tok/s" counts."""
         self.clear()
-        self.feed([1])
+        token = self.choose([1])
         start = time.perf_counter()
-        for token in ids(n_tokens - 1, self.vocab_size):
-            self.feed([token])
+        for _ in range(n_tokens - 1):
+            token = self.choose([token])
         return (n_tokens - 1) / (time.perf_counter() - start)
 
     def prefill(self, n_tokens: int) -> float:
         """Speed of a prompt, until the logits after its last token are computed."""
-        self.clear()
         tokens = ids(n_tokens, self.vocab_size)
-        start = time.perf_counter()
-        self.feed(tokens)
-        return n_tokens / (time.perf_counter() - start)
+
+        def read() -> float:
+            self.clear()
+            start = time.perf_counter()
+            self.feed(tokens)
+            return n_tokens / (time.perf_counter() - start)
+
+        return middle(read)
 
 
 class Ours(InProcess):
@@ -76,7 +92,7 @@ class Ours(InProcess):
 
     name = "llama2c"
 
-    def __init__(self, checkpoint: Path, n_threads: int) -> None:
+    def __init__(self, checkpoint: Path, n_threads: int | None) -> None:
         self.transformer = Transformer(Checkpoint.open(checkpoint), n_threads=n_threads)
         self.vocab_size = self.transformer.config.vocab_size
         self.cache = self.transformer.new_cache()
@@ -94,19 +110,20 @@ class Ours(InProcess):
         self.cache.truncate(min(first, self.cache.length))
         if first > self.cache.length:
             self.feed(ids(first - self.cache.length, self.vocab_size))
-        self.feed([1])
+        token = self.choose([1])
         start = time.perf_counter()
-        for token in ids(n_tokens - 1, self.vocab_size):
-            self.feed([token])
+        for _ in range(n_tokens - 1):
+            token = self.choose([token])
         return (n_tokens - 1) / (time.perf_counter() - start)
 
     def batch(self, n_sequences: int, n_tokens: int) -> float:
-        """Speed of all sequences together, decoded in the same steps, without the first step."""
+        """Speed of all sequences together, written in the same steps, without the first step."""
         caches = [self.transformer.new_cache(n_tokens) for _ in range(n_sequences)]
         out = self.transformer.forward_batch([([1], cache) for cache in caches])
         start = time.perf_counter()
-        for token in ids(n_tokens - 1, self.vocab_size):
-            self.transformer.forward_batch([([token], cache) for cache in caches], out=out)
+        for _ in range(n_tokens - 1):
+            steps = [([int(row.argmax())], cache) for row, cache in zip(out, caches, strict=True)]
+            self.transformer.forward_batch(steps, out=out)
         return n_sequences * (n_tokens - 1) / (time.perf_counter() - start)
 
 
@@ -114,16 +131,15 @@ class LlamaCpp(InProcess):
     """llama.cpp through llama-cpp-python, on the same weights written as GGUF."""
 
     name = "llama.cpp"
-    modules = ("llama_cpp", "gguf")
-    packages = "llama-cpp-python and gguf"
+    modules = ("llama_cpp",)
+    packages = "llama-cpp-python"
 
     def __init__(self, checkpoint: Path, n_threads: int) -> None:
         import llama_cpp
 
-        gguf = checkpoint.with_suffix(".gguf")  # the checkpoint itself if it is one
-        if not gguf.exists():
-            opened = Checkpoint.open(checkpoint)
-            write_gguf(opened, gguf, opened.group_size is not None)
+        gguf = checkpoint.with_suffix(".gguf")
+        if gguf != checkpoint:
+            converted(checkpoint, gguf, dtype="float32" if Checkpoint.open(checkpoint).group_size is None else "q8_0")
         self.api = llama_cpp
         self.silent = llama_cpp.llama_log_callback(lambda *_: None)  # kept alive: C calls it
         llama_cpp.llama_log_set(self.silent, None)
@@ -156,21 +172,16 @@ class Torch(InProcess):
 
     def __init__(self, checkpoint: Path, n_threads: int) -> None:
         import torch
-        from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+        import transformers
 
-        opened = Checkpoint.open(checkpoint)
-        c = opened.config
+        transformers.utils.logging.disable_progress_bar()
+        warnings.filterwarnings("ignore", message=".*past_key_values")  # newer versions call it `cache`
         torch.set_num_threads(n_threads)
         torch.set_grad_enabled(False)
-        config = LlamaConfig(
-            hidden_size=c.dim, intermediate_size=c.hidden_dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
-            num_key_value_heads=c.n_kv_heads, vocab_size=c.vocab_size, max_position_embeddings=c.seq_len,
-            rms_norm_eps=c.norm_eps, rope_theta=c.rope_theta, tie_word_embeddings=opened.shared_classifier,
-        )  # fmt: skip
-        self.model = LlamaForCausalLM(config).eval()
-        self.model.load_state_dict({name: torch.tensor(array) for name, array in state_of(opened).items()})
-        self.torch, self.new_cache, self.vocab_size = torch, DynamicCache, c.vocab_size
-        self.cache = DynamicCache()
+        folder = converted(checkpoint, checkpoint.with_name(f"{checkpoint.stem}_hf"), format="hf")
+        self.model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.torch, self.new_cache, self.vocab_size = torch, transformers.DynamicCache, self.model.config.vocab_size
+        self.cache = self.new_cache()
 
     def clear(self) -> None:
         self.cache = self.new_cache()
@@ -257,18 +268,26 @@ class Run(NamedTuple):
     rate: float
 
 
+@dataclass(frozen=True)
 class Program:
     """A command with the flags of run.c that prints "achieved tok/s": ours, or a C program."""
 
-    def __init__(self, name: str, command: list[str], checkpoint: Path, tokenizer: Path, n_threads: int) -> None:
-        self.name = name
-        self.command = [*command, str(checkpoint), "-z", str(tokenizer), "-t", "0"]
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
+    name: str
+    binary: list[str]
+    arguments: list[str]  # the checkpoint, its tokenizer, and temperature 0
+    n_threads: int
+
+    def command(self, *flags: str) -> list[str]:
+        return [*self.binary, *self.arguments, *flags]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "OMP_NUM_THREADS": str(self.n_threads)}
 
     def run(self, *flags: str) -> Run:
         """Runs it. Both outputs go to files, because the reader of a pipe would take a core from the program."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            code = subprocess.run([*self.command, *flags], env=self.environment, stdout=out, stderr=err).returncode
+            code = subprocess.run(self.command(*flags), env=self.environment, stdout=out, stderr=err).returncode
             out.seek(0)
             err.seek(0)
             text, said = out.read(), err.read()
@@ -279,8 +298,10 @@ class Program:
         return Run(text, float(found[1]))
 
 
-def our_program(checkpoint: Path, tokenizer: Path, n_threads: int) -> Program:
-    return Program("llama2c", [sys.executable, "-m", "llama2c"], checkpoint, tokenizer, n_threads)
+def our_program(checkpoint: Path, tokenizer: Path | None, n_threads: int) -> Program:
+    """`python -m llama2c`, with the tokenizer of the checkpoint itself if there is no other."""
+    arguments = [str(checkpoint), *(["-z", str(tokenizer)] if tokenizer else []), "-t", "0"]
+    return Program(Ours.name, [sys.executable, "-m", "llama2c"], arguments, n_threads)
 
 
 def is_quantized(name: str) -> bool:
@@ -292,81 +313,20 @@ def is_quantized(name: str) -> bool:
 # the same weights for others
 
 
-def halves(matrix: Floats, n_heads: int) -> Floats:
-    """The rows of a query or key matrix for programs that rotate the pairs (i, i + head_size / 2) instead of (i, i + 1)."""
-    return np.ascontiguousarray(matrix.reshape(n_heads, -1, 2, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape))
-
-
-def state_of(checkpoint: Checkpoint) -> dict[str, Floats]:
-    """The weights under the names of transformers' LlamaForCausalLM, fp32."""
-    c, w = checkpoint.config, checkpoint.weights
-    dense = {name: as_floats(weight).copy() for name, weight in w.items()}  # PyTorch warns about read-only arrays
-    state = {"model.embed_tokens.weight": dense["token_embedding_table"], "lm_head.weight": dense["wcls"]}
-    state["model.norm.weight"] = dense["rms_final_weight"]
-    for layer in range(c.n_layers):
-        place = f"model.layers.{layer}"
-        state[f"{place}.input_layernorm.weight"] = dense["rms_att_weight"][layer]
-        state[f"{place}.post_attention_layernorm.weight"] = dense["rms_ffn_weight"][layer]
-        state[f"{place}.self_attn.q_proj.weight"] = halves(dense["wq"][layer], c.n_heads)
-        state[f"{place}.self_attn.k_proj.weight"] = halves(dense["wk"][layer], c.n_kv_heads)
-        state[f"{place}.self_attn.v_proj.weight"] = dense["wv"][layer]
-        state[f"{place}.self_attn.o_proj.weight"] = dense["wo"][layer]
-        state[f"{place}.mlp.gate_proj.weight"] = dense["w1"][layer]
-        state[f"{place}.mlp.down_proj.weight"] = dense["w2"][layer]
-        state[f"{place}.mlp.up_proj.weight"] = dense["w3"][layer]
-    return state
-
-
-def write_gguf(checkpoint: Checkpoint, path: Path, quantized: bool) -> None:
-    """Writes the weights for llama.cpp: F32, or Q8_0 in groups of 32."""
-    import gguf
-
-    c, w = checkpoint.config, checkpoint.weights
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(c.seq_len)
-    writer.add_embedding_length(c.dim)
-    writer.add_block_count(c.n_layers)
-    writer.add_feed_forward_length(c.hidden_dim)
-    writer.add_head_count(c.n_heads)
-    writer.add_head_count_kv(c.n_kv_heads)
-    writer.add_layer_norm_rms_eps(c.norm_eps)
-    writer.add_rope_dimension_count(c.head_size)
-    writer.add_rope_freq_base(c.rope_theta)
-    writer.add_vocab_size(c.vocab_size)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"<0x{i - 3:02X}>" if 3 <= i < 259 else f"t{i}" for i in range(c.vocab_size)])
-    writer.add_token_scores([0.0] * c.vocab_size)
-    writer.add_token_types([6 if 3 <= i < 259 else 3 if i < 3 else 1 for i in range(c.vocab_size)])
-
-    def add(name: str, weight: Any, matrix: bool) -> None:
-        array = as_floats(weight)
-        if matrix and quantized:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, array)
-
-    add("token_embd.weight", w["token_embedding_table"], True)
-    add("output_norm.weight", w["rms_final_weight"], False)
-    if not checkpoint.shared_classifier:
-        add("output.weight", w["wcls"], True)
-    names = {"wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output"}
-    names |= {"w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up"}
-    for layer in range(c.n_layers):
-        add(f"blk.{layer}.attn_norm.weight", w["rms_att_weight"][layer], False)
-        add(f"blk.{layer}.ffn_norm.weight", w["rms_ffn_weight"][layer], False)
-        for ours, theirs in names.items():
-            add(f"blk.{layer}.{theirs}.weight", w[ours][layer], True)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def converted(checkpoint: Path, out: Path, **options: Any) -> Path:
+    """The checkpoint in another format, written by llama2c.export unless it is there and not older."""
+    if not out.exists() or out.stat().st_mtime_ns < checkpoint.stat().st_mtime_ns:
+        export(checkpoint, out, **options)
+    return out
 
 
 def main() -> int:
-    name, checkpoint, n_threads = sys.argv[1:]
+    name, checkpoint, n_threads, prompt = sys.argv[1:]
     peer = {peer.name: peer for peer in (Ours, *PACKAGES)}[name](Path(checkpoint), int(n_threads))
-    peer.decode(17)
+    token = peer.choose([int(token) for token in prompt.split(",")])
+    print(token, flush=True)
+    for _ in range(16):
+        token = peer.choose([token])
     return 0
 
 

@@ -1,158 +1,212 @@
-"""Draws the figures of compare.py: `python benchmarks/pictures.py results.json FOLDER` draws them again from its JSON.
+"""Draws the figures of a run: `python benchmarks/pictures.py benchmarks/results` draws them again from its results.json.
 
-Each picture has one subject: speed compared with others, speed by threads, position or batch, and the cost of a start.
+A bar or a point is the median of the rounds, and the thin line on it goes from the lowest round to the highest. Each picture
+contains a checksum of the samples that it was drawn from, so that a test can tell a picture of another run.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import hashlib
+import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
-from measure import Curve, Record, Result
+from matplotlib.figure import Figure
+from measure import AUTO, CEILINGS, OURS, Record, Samples, short
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-OURS = "#1b6ca8"
-OTHERS = ("#d98c3f", "#8a9a5b", "#9b7fb0", "#b0b0b0", "#c97b84", "#7fa6b0")
-LIMIT = "#c0392b"
-CEILINGS = ("read bandwidth", "SGEMM")  # limits of the machine, not programs
+COLOURS = {
+    OURS: "#1b6ca8", AUTO: "#7db4dc", "run": "#d98c3f", "runq": "#b5651d", "llama.cpp": "#6f8f3f", "PyTorch": "#9b7fb0",
+    "NumPy": "#a3a3a3", **dict.fromkeys(CEILINGS, "#c0392b"),
+}  # fmt: skip
+OTHERS = ("#c97b84", "#5f9ea0", "#8c6d46", "#4f4f4f")  # for programs that have no colour of their own
+TITLES = {
+    "decode": "Decode: writing one token after the other, tok/s (longer is faster)",
+    "prefill": "Prefill: reading a prompt, tok/s (longer is faster)",
+    "start": "Whole commands: seconds from the start to the first token, and memory (shorter is better)",
+    "threads": "Decode by the number of threads",
+    "position": "Decode by the position in the context",
+    "sequences": "Decode of several sequences in the same steps",
+}
+STARTS = ("first token", "memory")
+WHISKER = {"ecolor": "#222222", "elinewidth": 1, "capsize": 2.5}
+X_NAMES = {"threads": "threads", "position": "position", "sequences": "sequences"}
 
 
 def draw(record: Record, folder: Path) -> list[Path]:
-    """Draws every picture that the record has figures for, as PNG. Returns their paths."""
-    curves = {curve.name: curve for curve in record.curves}
-    drawn = []
-    with plt.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110}):
-        for work in ("decode", "prefill"):
-            if any(result.work.startswith(f"{work}, ") for result in record.results):
-                drawn.append(save(against_everybody(record, work), folder / f"{work}.png"))
-        for name in ("threads", "position", "batch"):
-            if name in curves:
-                drawn.append(save(over(curves[name], record), folder / f"{name}.png"))
-        if "start-up" in curves and "memory" in curves:
-            drawn.append(save(start(curves["start-up"], curves["memory"], record), folder / "start.png"))
+    """Draws every picture that the record has samples for, as PNG. Returns their paths."""
+    paths = []
+    for name, figure in figures(record).items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], facecolor="white", metadata={"Source": checksum(record), "Software": None})
+    return paths
+
+
+def checksum(record: Record) -> str:
+    """Of all samples, as hexadecimal digits."""
+    return hashlib.sha256(json.dumps([asdict(samples) for samples in record.samples]).encode()).hexdigest()
+
+
+def figures(record: Record) -> dict[str, Any]:
+    """The pictures by name, as figures of matplotlib."""
+    drawn: dict[str, Any] = {}
+    with matplotlib.rc_context({"font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110}):
+        for name in ("decode", "prefill", "start"):
+            if panels := panels_of(record, name):
+                drawn[name] = bars(record, name, panels)
+        for work in X_NAMES:
+            for model in models_of(record, work):
+                drawn[work] = lines(record, work, model)
     return drawn
 
 
-def save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, bbox_inches="tight", facecolor="white")
-    plt.close(figure)
-    return path
-
-
-def footer(figure: Any, record: Record) -> None:
+def title(figure: Any, record: Record, text: str) -> None:
+    """What is shown, on which machine, and when."""
     info = record.info
-    where = f"{info['cpu']}, {info['cores']} cores, {info['isa']}"
-    how = f"{info['threads']} threads, medians of {info['rounds']} rounds, {info['date']}"
-    figure.text(0.01, -0.02, f"{where}; {how}", fontsize=8, color="#666666", va="top")
+    where = f"{info['cpu']}, {info['cores']} cores, {info['isa']}, {info['threads']} threads, {info['date']}"
+    how = f"medians of {info['rounds']} rounds, thin lines from the lowest to the highest"
+    figure.suptitle(f"{text}\n{where}", x=0.01, ha="left", fontsize=11.5)
+    figure.supxlabel(how, x=0.01, ha="left", fontsize=8.5, color="#555555")
 
 
-def against_everybody(record: Record, work: str) -> Any:
-    """A panel for each model: a bar for each program, and a line for the limit of the machine. Longer is faster."""
-    groups: dict[str, list[Result]] = {}
-    for result in record.results:
-        name, _, model = result.work.partition(", ")
-        if name == work:
-            groups.setdefault(model, []).append(result)
-    names = dict.fromkeys(result.peer for result in record.results if result.peer not in CEILINGS)
-    colours = {"llama2c": OURS, **{name: OTHERS[i % len(OTHERS)] for i, name in enumerate(names)}}
-    figure, panels = plt.subplots(len(groups), 1, figsize=(8.5, 0.5 + 1.75 * len(groups)), squeeze=False, layout="constrained")
-    for axes, (model, results) in zip(panels[:, 0], groups.items(), strict=True):
-        rates = {"llama2c": statistics.median([rate for result in results for rate in result.ours])}
-        rates |= {result.peer: statistics.median(result.theirs) for result in results}
-        limits = {name: rates.pop(name) for name in CEILINGS if name in rates}
-        drawn = axes.barh(list(rates), list(rates.values()), color=[colours[name] for name in rates], height=0.72)
-        for name, limit in limits.items():
-            axes.axvline(limit, color=LIMIT, linestyle="--", linewidth=1.2)
-            axes.text(limit, -0.62, name, color=LIMIT, fontsize=8.5, ha="center")
-        plate = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that a number stays readable on a limit
-        axes.bar_label(drawn, [f"{rate:,.0f}" for rate in rates.values()], padding=4, fontsize=9, bbox=plate)
-        axes.invert_yaxis()
-        axes.margins(x=0.12)
-        axes.set_title(model, loc="left", fontsize=11, fontweight="bold")
-        axes.tick_params(left=False)
-    what = "writing one token after the other" if work == "decode" else "reading a prompt"
-    figure.suptitle(f"{work.capitalize()}: {what}, tok/s (longer is faster)", fontsize=13)
-    footer(figure, record)
+def colours_of(programs: Sequence[str]) -> dict[str, str]:
+    """A colour for each program, the same in all pictures."""
+    others = [name for name in dict.fromkeys(programs) if name not in COLOURS]
+    return {**COLOURS, **{name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}}
+
+
+# ---------------------------------------------------------------------------
+# bars
+
+
+class Panel(NamedTuple):
+    """A model at a work: a bar for each program, and a line for the limit of the machine."""
+
+    heading: str
+    programs: list[Samples]
+    limits: list[Samples]
+
+
+def panels_of(record: Record, name: str) -> list[list[Panel]]:
+    """The rows of a picture: one for each model."""
+    works = [s.work for s in record.samples if s.work == name or (name == "start" and s.work.startswith(STARTS))]
+    rows = []
+    for model in models_of(record, *works):
+        row = []
+        for work in dict.fromkeys(works):
+            shown = [s for s in record.samples if (s.work, s.model, s.at) == (work, model, None)]
+            heading = model if name == work else f"{model}\n{work}, {shown[0].unit}"
+            limits = [samples for samples in shown if samples.program in CEILINGS]
+            row.append(Panel(heading, [samples for samples in shown if samples not in limits], limits))
+        rows.append(row)
+    return rows
+
+
+def models_of(record: Record, *works: str) -> list[str]:
+    return list(dict.fromkeys(samples.model for samples in record.samples if samples.work in works))
+
+
+def bars(record: Record, name: str, rows: list[list[Panel]]) -> Any:
+    """A grid of panels."""
+    heights = [0.8 + 0.32 * max(len(panel.programs) for panel in row) for row in rows]
+    columns = len(rows[0])
+    size = (8.5 if columns == 1 else 4.0 * columns, 0.9 + sum(heights))
+    figure = Figure(size, layout="constrained")
+    grid = figure.subplots(len(rows), columns, height_ratios=heights, squeeze=False)
+    colours = colours_of([samples.program for samples in record.samples])
+    for axes, panel in zip(grid.flat, [panel for row in rows for panel in row], strict=True):
+        draw_panel(axes, panel, colours)
+    title(figure, record, TITLES[name])
     return figure
 
 
-def over(curve: Curve, record: Record) -> Any:
-    """Speed over the x of the curve: a line for each program, with its rounds as dots."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
-    others = iter(OTHERS)
-    ends: list[tuple[float, str, str]] = []
-    for program, rounds in curve.series.items():
-        limit = program in CEILINGS
-        colour = LIMIT if limit else OURS if program == "llama2c" else next(others)
-        style: dict[str, Any] = {"color": colour, "linestyle": "--" if limit else "-", "linewidth": 1.3 if limit else 2.2}
-        medians = curve.medians(program)
-        axes.plot(curve.x, medians, marker=None if limit else "o", **style)
-        if not limit:
-            for x, values in zip(curve.x, rounds, strict=True):
-                axes.scatter([x] * len(values), values, s=8, color=colour, alpha=0.45)
-        ends.append((medians[-1], program, colour))
-    if curve.name == "batch":
-        one = curve.medians("llama2c")[0]
+def draw_panel(axes: Any, panel: Panel, colours: dict[str, str]) -> None:
+    names, medians = [s.program for s in panel.programs], [s.median for s in panel.programs]
+    axes.barh(names, medians, color=[colours[name] for name in names], height=0.72)
+    axes.errorbar(medians, names, xerr=spreads(panel.programs), fmt="none", **WHISKER)
+    plate = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}  # a number stays readable on a limit
+    for samples in panel.programs:
+        end = (samples.spread[1], samples.program)
+        axes.annotate(
+            short(samples.median), end, xytext=(5, 0), textcoords="offset points", va="center", fontsize=9, bbox=plate
+        )
+    for limit in panel.limits:
+        colour, text = colours[limit.program], f"{limit.program} {short(limit.median)}"
+        axes.axvline(limit.median, color=colour, linestyle="--", linewidth=1.2, zorder=0)
+        above = axes.get_xaxis_transform()
+        axes.text(limit.median, 1.01, text, transform=above, color=colour, fontsize=8.5, ha="center", va="bottom")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.16 * max(samples.spread[1] for samples in [*panel.programs, *panel.limits]))
+    axes.set_title(panel.heading, loc="left", fontsize=10.5, fontweight="bold")
+    axes.tick_params(left=False)
+
+
+def spreads(samples: list[Samples]) -> list[list[float]]:
+    """How far the lowest and the highest round are from each median: what errorbar wants."""
+    return [[s.median - s.spread[0] for s in samples], [s.spread[1] - s.median for s in samples]]
+
+
+# ---------------------------------------------------------------------------
+# lines
+
+
+def lines(record: Record, work: str, model: str) -> Any:
+    """Speed over x: a line for each program, with the spread of its rounds."""
+    figure = Figure((8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    programs = list(dict.fromkeys(s.program for s in record.samples if (s.work, s.model) == (work, model)))
+    colours, ends = colours_of(programs), []
+    for program in programs:
+        xs, samples = zip(*record.curve(work, model, program), strict=True)
+        medians = [s.median for s in samples]
+        style: dict[str, Any] = (
+            {"linestyle": "--", "linewidth": 1.3} if program in CEILINGS else {"marker": "o", "linewidth": 2}
+        )
+        axes.errorbar(
+            xs, medians, yerr=spreads(samples), color=colours[program], label=program, **{**WHISKER, "ecolor": None}, **style
+        )
+        ends.append((medians[-1], program))
+    auto = record.find("decode", model, AUTO)
+    if work == "threads" and auto:
+        axes.axhline(auto.median, color=colours[AUTO], linestyle=":", linewidth=1.8, zorder=0)
+        ends.append((auto.median, AUTO))
+    if work == "sequences":
         axes.set_xscale("log", base=2)
-        axes.set_xticks(curve.x, [f"{x:g}" for x in curve.x])
-        for x, median in list(zip(curve.x, curve.medians("llama2c"), strict=True))[1:]:
-            times = f"{median / one:.1f} times"
-            axes.annotate(times, (x, median), xytext=(-8, 5), textcoords="offset points", ha="right", fontsize=9)
-    if curve.name == "threads":
-        axes.set_xticks(curve.x)
-        cores = record.info["cores"]
-        axes.axvline(cores, color="#999999", linestyle=":", linewidth=1)
-        axes.text(cores, axes.get_ylim()[1], f" {cores} cores", color="#777777", fontsize=9, va="top")
-    axes.set_ylim(bottom=0)
-    name_lines(axes, curve.x[-1], ends)
-    axes.set_xlabel(curve.x_name)
-    axes.set_ylabel(curve.unit)
-    axes.set_title(f"{curve.name.capitalize()}: {curve.work}", loc="left")
+        (_, one), *more = record.curve(work, model, OURS)
+        for x, samples in more:
+            times = f"{short(samples.median / one.median)} times"
+            axes.annotate(times, (x, samples.median), xytext=(-9, 6), textcoords="offset points", ha="right", fontsize=9)
+    axes.set_xticks(xs, [f"{x:g}" for x in xs])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+    name_lines(axes, xs[-1], ends, colours)
+    axes.set(xlabel=X_NAMES[work], ylabel="tok/s")
     axes.grid(axis="y", color="#eeeeee")
-    footer(figure, record)
+    title(figure, record, f"{TITLES[work]}, {model}")
     return figure
 
 
-def name_lines(axes: Any, x: float, ends: list[tuple[float, str, str]]) -> None:
-    """Writes the name of each line (y at its end, name, colour) after its end. Names that would overlap are moved up."""
-    height, lowest = axes.get_ylim()[1] * 0.06, -1.0
-    for y, program, colour in sorted(ends):
+def name_lines(axes: Any, x: float, ends: list[tuple[float, str]], colours: dict[str, str]) -> None:
+    """Writes the name of each line (y at its end, name) after its end. Names that would overlap are moved up."""
+    height, lowest = axes.get_ylim()[1] * 0.055, -1.0
+    for y, program in sorted(ends):
         lowest = max(y, lowest)
-        axes.annotate(program, (x, lowest), xytext=(8, 0), textcoords="offset points", color=colour, va="center")
-        lowest += height
-
-
-def start(seconds: Curve, memory: Curve, record: Record) -> Any:
-    """Two panels with a bar for each program: time to the first token, and peak memory. Shorter is better."""
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 0.9 + 0.42 * len(seconds.series)), layout="constrained")
-    titles = (f"first token, {seconds.unit}", f"peak memory, {memory.unit}")
-    for axes, curve, title in zip(panels, (seconds, memory), titles, strict=True):
-        names = list(curve.series)
-        values = [curve.medians(name)[0] for name in names]
-        drawn = axes.barh(names, values, color=[OURS, *(OTHERS[i % len(OTHERS)] for i in range(len(names) - 1))], height=0.72)
-        axes.bar_label(drawn, [f"{v:.3g}" if v < 100 else f"{v:,.0f}" for v in values], padding=4, fontsize=9)
-        axes.invert_yaxis()
-        axes.margins(x=0.15)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-        axes.tick_params(left=False)
-    figure.suptitle(f"Starting: {seconds.work} (shorter is better)", fontsize=13)
-    footer(figure, record)
-    return figure
+        text = program.replace(", ", "\n")
+        axes.annotate(text, (x, lowest), xytext=(10, 0), textcoords="offset points", color=colours[program], va="center",
+                      annotation_clip=False)  # fmt: skip
+        lowest += height * (1 + text.count("\n"))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="the results.json of a run")
-    parser.add_argument("folder", type=Path, help="the folder for the pictures")
+    parser.add_argument("folder", type=Path, help="the folder with results.json, which gets the pictures")
     options = parser.parse_args(arguments)
     try:
-        for path in draw(Record.load(options.results), options.folder):
+        for path in draw(Record.load(options.folder / "results.json"), options.folder):
             print(path)
     except (OSError, ValueError) as error:
         print(f"pictures: error: {error}", file=sys.stderr)

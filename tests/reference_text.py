@@ -74,9 +74,7 @@ def coins(seed: int) -> Iterator[float]:
         yield (state * 0x2545F4914F6CDD1D % 2**64 >> 40) / 2**24
 
 
-def sample(
-    logits: Any, coin: float, temperature: float, top_p: float = 0.0, top_k: int = 0, min_p: float = 0.0
-) -> int:
+def sample(logits: Any, coin: float, temperature: float, top_p: float = 0.0, top_k: int = 0, min_p: float = 0.0) -> int:
     """The definition, step by step, in float64; sorted is by probability downwards, then by id upwards."""
     logits = np.asarray(logits, np.float64)
     n = len(logits)

@@ -34,9 +34,7 @@ def test_config_cannot_change() -> None:
 @pytest.mark.parametrize("name", [*DIMENSIONS, "head_size"])
 @pytest.mark.parametrize("value", [-1, 2**31, -(2**31)])
 def test_every_dimension_is_positive_and_below_2_to_the_31(name: str, value: int) -> None:
-    with pytest.raises(
-        ValueError, match=rf"^{name}: expected an integer from 1 to 2147483647, found {value}$"
-    ):
+    with pytest.raises(ValueError, match=rf"^{name}: expected an integer from 1 to 2147483647, found {value}$"):
         dataclasses.replace(GOOD, **{name: value})
 
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import importlib
 import io
+import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -236,39 +240,98 @@ def test_the_readme_is_one_page() -> None:
 # the figures
 
 
+RESULTS = ROOT / "benchmarks" / "results"
+STORED = (RESULTS, RESULTS / "gguf")
+
+
 @pytest.fixture
-def measure(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """benchmarks/measure.py"""
+def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """benchmarks/measure.py and pages.py"""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.delitem(sys.modules, "measure", raising=False)
-    return importlib.import_module("measure")
+    for name in ("measure", "pages"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return SimpleNamespace(**{name: importlib.import_module(name) for name in ("measure", "pages")})
 
 
-def test_figures_are_those_of_the_stored_runs(measure: ModuleType) -> None:
-    """docs/benchmarks.md has every line with an aim, met or not, as in both results.json, and their dates and commands."""
-    folder = ROOT / "benchmarks" / "results"
-    records = [measure.Record.load(path) for path in (folder / "results.json", folder / "gguf" / "results.json")]
-    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    results = [result for record in records for result in record.results if result.bar is not None]
-    expected = [f"| {' | '.join(result.cells())} |" for result in results]
-    assert len(expected) >= 40
-    assert [line for line in page.splitlines() if re.search(r" \| (yes|no) \|$", line)] == expected
-    flat = " ".join(page.split())
-    for record in records:
-        for name in ("date", "cpu", "command"):
-            assert record.info[name] in flat, name
+def stored(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The info and the samples of a run, as they are in its JSON."""
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return content["info"], content["samples"]
 
 
-def test_figures_of_the_readme(measure: ModuleType) -> None:
-    """README has all comparisons of the 110M model with run, runq and llama.cpp that have an aim: none is left out."""
-    record = measure.Record.load(ROOT / "benchmarks" / "results" / "results.json")
-    rows = [result.cells()[:5] for result in record.results if result.bar is not None]
-    expected = [row for row in rows if " 110M " in row[0] and row[2] in ("run", "runq", "llama.cpp")]
-    assert len(expected) >= 6
-    table = [line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith("| ")]
-    assert table == [["work", "llama2c", "against", "theirs", "ratio"], *expected]
-    for name in ("date", "cpu"):
-        assert record.info[name] in " ".join(README.split()), name
+def lines_of(page: str) -> list[list[str]]:
+    """The cells of every line of a table with figures: "work | llama2c | against | theirs | ratio | aim | met"."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    tables = [line.strip("|").split("|") for line in lines if line.count("|") == 8 and " (" in line]
+    return [[cell.strip() for cell in cells] for cells in tables]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_pages_have_the_figures_of_the_stored_runs(page: str, scripts: SimpleNamespace) -> None:
+    """`python benchmarks/pages.py` has nothing to change."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    records = [scripts.measure.Record.load(folder / "results.json") for folder in STORED]
+    assert text.count("<!-- figures: ") == text.count("<!-- end -->") == {"README.md": 1, "docs/benchmarks.md": 2}[page]
+    assert scripts.pages.filled(text, scripts.pages.parts(*records)) == text
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_figures_can_be_computed_from_the_samples(page: str) -> None:
+    """Each figure, its spread and its ratio, from the JSON alone. The same work has the same figure in every line."""
+    known = {(s["work"], s["model"], s["program"], s["at"]): s for folder in STORED for s in stored(folder)[1]}
+    checked = 0
+    for work, ours, against, theirs, ratio, _, _ in lines_of(page):
+        kind, _, model = work.partition(", ")
+        pair = [known.get((kind, model, program, None)) for program in ("llama2c", against)]
+        if not all(pair):
+            continue  # llama2c against itself
+        medians, unit = [statistics.median(s["values"]) for s in pair], pair[0]["unit"]
+        for cell, samples, median in zip((ours.replace(f" {unit}", ""), theirs), pair, medians, strict=True):
+            assert numbers(cell) == [
+                pytest.approx(x, rel=0.006) for x in (median, min(samples["values"]), max(samples["values"]))
+            ]
+        rounds = [a / b if unit == "tok/s" else b / a for a, b in zip(*(s["values"] for s in pair), strict=True)]
+        expected = medians[0] / medians[1] if unit == "tok/s" else medians[1] / medians[0]
+        assert numbers(ratio) == [pytest.approx(x, rel=0.006) for x in (expected, min(rounds), max(rounds))]
+        checked += 1
+    assert checked >= {"README.md": 10, "docs/benchmarks.md": 40}[page]
+    figures = {(work, ours) for work, ours, *_ in lines_of(page)}
+    assert len(figures) == len({work for work, _ in figures})
+
+
+def numbers(cell: str) -> list[float]:
+    """ "1,234 (1.20 to 3)": [1234, 1.2, 3]"""
+    return [float(text.replace(",", "")) for text in re.findall(r"[\d.,]+", cell)]
+
+
+def test_no_comparison_is_left_out(scripts: SimpleNamespace) -> None:
+    """README has all of 110M with the C programs, and the speeds with llama.cpp; docs/benchmarks.md all that have an aim."""
+    rows = [scripts.measure.Record.load(folder / "results.json").rows() for folder in STORED]
+    big = [row for row in rows[0] if " 110M " in row.work and row.against in ("run", "runq", "llama.cpp")]
+    readme = [row for row in big if row.against != "llama.cpp" or row.ours.unit == "tok/s"]
+    aimed = [row for row in rows[0] + rows[1] if row.aim is not None or row.ours.limit is not None]
+    names = [[(row.work, row.against) for row in chosen] for chosen in (readme, aimed)]
+    for page, expected in zip(("README.md", "docs/benchmarks.md"), names, strict=True):
+        assert [(cells[0], cells[2]) for cells in lines_of(page)] == expected
+    assert len(names[0]) >= 10 and len(names[1]) >= 40
+    for folder in STORED:
+        info, _ = stored(folder)
+        page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+        assert all(info[name] in page for name in ("date", "cpu", "isa", "command"))
+
+
+@pytest.mark.parametrize("folder", STORED)
+def test_pictures_are_those_of_the_stored_run(folder: Path, scripts: SimpleNamespace) -> None:
+    """Each contains the checksum of the samples that it was drawn from. tests/benchmarks compares what is plotted."""
+    _, samples = stored(folder)
+    checksum = hashlib.sha256(json.dumps(samples).encode()).hexdigest().encode()
+    pictures = sorted(folder.glob("*.png"))
+    works = {s["work"] for s in samples}
+    expected = {name for name in ("decode", "prefill", "sequences", "position", "threads") if name in works} | {"start"}
+    assert {path.stem for path in pictures} == expected
+    assert all(b"tEXtSource\0" + checksum in path.read_bytes() for path in pictures)
+    page = scripts.pages.markdown(scripts.measure.Record.load(folder / "results.json"))
+    assert (folder / "results.md").read_text(encoding="utf-8") == page
 
 
 # ---------------------------------------------------------------------------

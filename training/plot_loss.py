@@ -1,4 +1,8 @@
-"""Draws the loss curve of a training: `python training/plot_loss.py run/log.jsonl loss.png`."""
+"""Draws the loss curve of a training on logarithmic axes: `python training/plot_loss.py run/log.jsonl loss.png`.
+
+docs/loss.png is that of loss.jsonl: the log of the bundled model was not kept, only a picture of it, and loss.jsonl has the
+held-out losses as they were read from that picture, to about 0.002. It has no training losses.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")  # draws into a file without a screen
-from matplotlib import pyplot
-
-TICKS = (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)  # for the perplexity
+LOSSES = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 3, 4, 6, 8, 10)  # the ticks on the left
+PERPLEXITIES = (1.25, 1.3, 1.35, 1.4, 1.5, 1.7, 2, 2.5, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)  # and on the right
+TOKENS = (1, 2, 5)  # ticks at these numbers times a power of ten, in millions
 SMOOTHING = 0.02  # a mean takes this share of all lines, half of them on each side
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        if lines and all(line["tokens"] and line["train_loss"] for line in lines):
+        if lines and all(line["tokens"] and (line["train_loss"] or line["held_out_loss"]) for line in lines):
             return lines
     except (ValueError, KeyError, TypeError):
         pass
@@ -39,31 +42,42 @@ def smooth(values: list[float]) -> list[float]:
     return means
 
 
-def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Loss over tokens: the training loss, raw and smoothed, and the held-out loss. Perplexity is on the right axis."""
-    tokens, train = [line["tokens"] / 1e6 for line in lines], [line["train_loss"] for line in lines]
+def draw(lines: list[dict[str, Any]]) -> Figure:
+    """Loss over tokens as a figure of matplotlib: the training loss, raw and smoothed, and the held-out loss.
+
+    Both axes are logarithmic, so that the last steps can be seen beside the first ones. Perplexity is on the right axis.
+    """
+    figure = Figure((8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    trained = [line for line in lines if line["train_loss"] is not None]
     measured = [line for line in lines if line["held_out_loss"] is not None]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(tokens, train, color="tab:blue", alpha=0.25, linewidth=1)
-    axes.plot(tokens, smooth(train), color="tab:blue", label="training (smoothed)")
+    if trained:
+        tokens, losses = [line["tokens"] / 1e6 for line in trained], [line["train_loss"] for line in trained]
+        axes.plot(tokens, losses, color="tab:blue", alpha=0.25, linewidth=1)
+        axes.plot(tokens, smooth(losses), color="tab:blue", label="training (smoothed)")
     if measured:
-        held_out = [line["held_out_loss"] for line in measured]
-        label = f"held-out text (at the end {held_out[-1]:.3f}, perplexity {np.exp(held_out[-1]):.2f})"
-        axes.plot([line["tokens"] / 1e6 for line in measured], held_out, "o-", color="tab:orange", markersize=3, label=label)
-    lowest = min(train + [line["held_out_loss"] for line in measured])
-    axes.set_ylim(lowest - 0.1, min(max(train), lowest + 3) + 0.1)  # the high losses of the first steps are cut off
-    axes.set(xlabel="tokens seen (millions)", ylabel="loss (nats per token)")
+        tokens, losses = [line["tokens"] / 1e6 for line in measured], [line["held_out_loss"] for line in measured]
+        label = f"held-out text (at the end {losses[-1]:.3f}, perplexity {np.exp(losses[-1]):.2f})"
+        axes.plot(tokens, losses, "o-", color="tab:orange", markersize=4, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="tokens seen (millions)", ylabel="loss (nats per token)")
+    low, high = axes.get_xlim()
+    set_ticks(
+        axes.xaxis, {tokens: tokens for tokens in (n * 10.0**k for k in range(-4, 5) for n in TOKENS) if low <= tokens <= high}
+    )
+    low, high = axes.get_ylim()
+    set_ticks(axes.yaxis, {loss: loss for loss in LOSSES if low <= loss <= high})
     axes.grid(alpha=0.3)
     axes.legend()
     right = axes.twinx()
-    right.set_ylim(*np.exp(axes.get_ylim()))
-    right.set(yscale="log", ylabel="perplexity per token")
-    low, high = right.get_ylim()
-    ticks = [n for n in TICKS if low <= n <= high]
-    right.set_yticks(ticks, [f"{n:g}" for n in ticks])
-    right.minorticks_off()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    right.set(yscale="log", ylim=(low, high), ylabel="perplexity per token")
+    set_ticks(right.yaxis, {math.log(n): n for n in PERPLEXITIES if low <= math.log(n) <= high})
+    return figure
+
+
+def set_ticks(axis: Any, labels: dict[float, float]) -> None:
+    """Ticks at these places, with these numbers, and no others."""
+    axis.set_ticks(list(labels), [f"{number:g}" for number in labels.values()])
+    axis.set_ticks([], minor=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="the picture to write: .png, .svg or .pdf")
     options = parser.parse_args(arguments)
     try:
-        draw(read_log(options.log), options.path)
+        draw(read_log(options.log)).savefig(options.path, dpi=120)
     except (ValueError, OSError) as error:
         print(f"plot_loss: error: {error}", file=sys.stderr)
         return 1

@@ -11,6 +11,7 @@ import math
 import shutil
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from reference import Reference
 
-from llama2c import Config
+from llama2c import Config, export
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TINY = Config(dim=64, hidden_dim=64, n_layers=2, n_heads=4, n_kv_heads=4, vocab_size=32000, seq_len=64)
@@ -32,13 +33,14 @@ FLAGS = ["--rounds", "1", "--tokens", "16", "--prompt", "16", "--threads", "1"]
 def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The scripts as modules, with tiny models instead of the large ones, and without pauses."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("make_checkpoint", "measure", "peers", "compare")
+    names = ("make_checkpoint", "measure", "peers", "pages", "compare")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     loaded = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     for shape in ("15M", "42M", "110M"):
         monkeypatch.setitem(loaded.make_checkpoint.PRESETS, shape, TINY)
     monkeypatch.setitem(loaded.make_checkpoint.PRESETS, "260K", TINIER)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(loaded.measure, "PAUSE", 0)
     monkeypatch.setattr(loaded.measure, "RUNS", 1)
     monkeypatch.setattr(loaded.peers, "PACKAGES", (loaded.peers.PlainNumPy,))
@@ -56,7 +58,7 @@ def program(folder: Path, name: str, script: str) -> str:
 
 @pytest.fixture
 def honest(tmp_path: Path) -> list[str]:
-    ours = f"""'{sys.executable}' -m llama2c "$@" && echo 'achieved tok/s: 1.5' >&2"""  # for one token, llama2c prints no speed
+    ours = f"""'{sys.executable}' -m llama2c "$@" && echo 'achieved tok/s: 1.5' >&2"""  # after one token llama2c prints none
     return ["--c", program(tmp_path, "run", ours), "--c", program(tmp_path, "runq", ours)]
 
 
@@ -71,20 +73,26 @@ def only(modules: Any, tmp_path: Path, text: str, *flags: str) -> Any:
 # whole runs
 
 
+def keys(record: Any) -> list[tuple[str, str, str, int | None]]:
+    return [(samples.work, samples.model, samples.program, samples.at) for samples in record.samples]
+
+
 def test_decode_against_everybody(modules: Any, tmp_path: Path, honest: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     record = only(modules, tmp_path, "decode, 42M", *honest)
-    rows = [(result.work, result.peer, result.c_program) for result in record.results]
+    both = ["llama2c", "llama2c, automatic threads"]
+    fp32 = [("decode", "42M fp32", name, None) for name in (*both, "run", "NumPy", "read bandwidth")]
+    assert keys(record) == fp32 + [("decode", "42M Q8_0", name, None) for name in (*both, "runq", "read bandwidth")]
+    assert all(len(samples.values) == 1 and 0 < samples.values[0] < 1e9 for samples in record.samples)
+    assert record.notes == [f"decode, 42M {name}: the same text" for name in ("fp32, run", "Q8_0, runq")]
+    rows = [(row.work, row.against) for row in record.rows()]
     assert rows == [
-        ("decode, 42M fp32", "run", True),
-        ("decode, 42M fp32", "NumPy", False),
-        ("decode, 42M fp32", "read bandwidth", False),
-        ("decode, 42M Q8_0", "runq", True),
-        ("decode, 42M Q8_0", "read bandwidth", False),
+        ("decode on automatic threads, 42M fp32", "1 thread"),
+        *[("decode, 42M fp32", name) for name in ("run", "NumPy", "read bandwidth")],
+        ("decode on automatic threads, 42M Q8_0", "1 thread"),
+        *[("decode, 42M Q8_0", name) for name in ("runq", "read bandwidth")],
     ]
-    assert all(0 < value < 1e9 for result in record.results for value in [*result.ours, *result.theirs])
-    assert [result.note for result in record.results] == ["the same text", "", "", "the same text", ""]
     out, err = capsys.readouterr()
-    assert err == ""
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["round 0 of 1", "round 1 of 1"]
     assert out.count("\n| decode, 42M") == 5
     page = (tmp_path / "results" / "results.md").read_text()
     assert page.count("\n| decode, 42M") == 5
@@ -94,48 +102,52 @@ def test_decode_against_everybody(modules: Any, tmp_path: Path, honest: list[str
 
 def test_prefill(modules: Any, tmp_path: Path, honest: list[str]) -> None:
     record = only(modules, tmp_path, "prefill, 42M", *honest)
-    assert [result.peer for result in record.results] == ["run", "NumPy", "SGEMM", "runq"]
-    assert record.results[0].note == "the same text"
+    assert [samples.program for samples in record.samples] == ["llama2c", "run", "NumPy", "SGEMM", "llama2c", "runq"]
+    assert record.notes[0] == "prefill, 42M fp32, run: the same text"
 
 
-def test_curves_and_the_rest(modules: Any, tmp_path: Path, honest: list[str]) -> None:
-    parts = ("together", "position", "threads", "memory", "less start-up")
-    records = [only(modules, tmp_path, part, *honest) for part in parts]
-    curves = {curve.name: curve for record in records for curve in record.curves}
-    assert set(curves) == {"batch", "position", "threads", "start-up", "memory"}
-    assert curves["batch"].x == [1, 2, 4, 8, 16, 32]
-    assert curves["position"].x == [10]  # of a context of 64
-    assert set(curves["position"].series) == {"llama2c", "read bandwidth"}
-    assert set(curves["threads"].series) == {"llama2c", "run"}
-    assert set(curves["start-up"].series) == set(curves["memory"].series) == {"llama2c", "run", "NumPy"}
-    for curve in curves.values():
-        for rounds in curve.series.values():
-            assert len(rounds) == len(curve.x)
-            assert all(len(values) == 1 and 0 < values[0] < 1e9 for values in rounds)
-    assert 5 < curves["memory"].medians("llama2c")[0] < 2000  # megabytes
-    rows = {(result.work, result.peer) for record in records for result in record.results}
-    assert ("16 sequences together, 42M fp32", "one sequence") in rows
-    assert ("decode at position 48, 42M fp32", "position 10") in rows
-    assert ("memory beyond weights and cache, 110M fp32", "limit") in rows
-    assert ("whole run less start-up, 260K fp32", "run") in rows
+def test_curves_pass_through_decode(modules: Any, tmp_path: Path, honest: list[str]) -> None:
+    """One sequence, the first position and --threads are decode: the same samples, which are measured once."""
+    for work, x, others in (("sequences", 1, [2, 4, 8, 16, 32]), ("threads", 1, [2, 3, 4]), ("position", 8, [20, 40])):
+        modules.compare.POSITIONS = (20, 40, 60)  # 60 is beyond the context of 64 less 16
+        modules.compare.available_cores = lambda: 2
+        record = only(modules, tmp_path, f"{work}, 42M", *honest)
+        points = record.curve(work, "42M fp32", "llama2c")
+        assert [point[0] for point in points] == sorted([x, *others])
+        assert dict(points)[x] is record.find("decode", "42M fp32")
+        assert all(len(samples.values) == 1 and 0 < samples.values[0] < 1e9 for samples in record.samples)
+    limits = record.curve("position", "42M fp32", "read bandwidth")
+    first, *later = [samples.values[0] for _, samples in limits]
+    assert [x for x, _ in limits] == [8, 20, 40]
+    size, cached = (tmp_path / "42M.bin").stat().st_size, 2 * 4 * TINY.n_layers * TINY.kv_dim
+    assert later == [pytest.approx(first * size / (size + x * cached)) for x in (20, 40)]
 
 
-def test_pictures(modules: Any, tmp_path: Path, honest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install '.[bench]'")
-    records = [only(modules, tmp_path, text, *honest) for text in ("42M", "110M")]
-    for field in ("results", "curves"):
-        getattr(records[0], field).extend(getattr(records[1], field))
-    path = tmp_path / "all.json"
-    records[0].save(path)
-    monkeypatch.delitem(sys.modules, "pictures", raising=False)
-    pictures = importlib.import_module("pictures")
-    out = tmp_path / "pictures"
-    out.mkdir()
-    assert pictures.main([str(path), str(out)]) == 0
-    names = {"decode.png", "prefill.png", "threads.png", "position.png", "batch.png", "start.png"}
-    assert {file.name for file in out.iterdir()} == names
-    assert all(file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 5000 for file in out.iterdir())
-    assert pictures.main([str(tmp_path / "absent.json"), str(out)]) == 1
+def test_starts(modules: Any, tmp_path: Path, honest: list[str]) -> None:
+    record = only(modules, tmp_path, "first token", *honest)
+    works = ("first token", "first token after 16 tokens", "memory beyond the file")
+    programs = ("llama2c", "run", "NumPy")
+    assert sorted(keys(record)) == sorted((work, "110M fp32", name, None) for work in works for name in programs)
+    for work in works[:2]:
+        assert all(0.001 < record.find(work, "110M fp32", name).values[0] < 600 for name in programs)
+    assert 5 < record.find("memory beyond the file", "110M fp32").values[0] < 2000
+    assert {samples.limit for samples in record.samples if samples.program != "llama2c"} == {None}
+
+
+def test_tiny(modules: Any, tmp_path: Path, honest: list[str]) -> None:
+    record = only(modules, tmp_path, "less start-up", *honest)
+    assert [(row.work, row.against) for row in record.rows()] == [("whole run less start-up, 260K fp32 on one thread", "run")]
+
+
+def test_gguf(modules: Any, tmp_path: Path) -> None:
+    """A GGUF file, without llama.cpp: ours alone, as a model in this process and as a command."""
+    modules.make_checkpoint.make_tokenizer(tmp_path / "tokenizer.bin", 32000)
+    modules.make_checkpoint.make_checkpoint(tmp_path / "m.bin", replace(TINY, seq_len=128))
+    export(tmp_path / "m.bin", tmp_path / "m.gguf", "q8_0")
+    record = only(modules, tmp_path, "decode, prefill", "--gguf", str(tmp_path / "m.gguf"))
+    assert [samples.work for samples in record.samples][-3:-1] == ["first token", "first token after 66 tokens"]
+    assert {samples.model for samples in record.samples} == {"m"}
+    assert all(samples.values[0] > 0 for samples in record.samples[:-1])
 
 
 def test_missing_programs_are_named(modules: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +157,7 @@ def test_missing_programs_are_named(modules: Any, tmp_path: Path, capsys: pytest
     lines = ["Absent: no-such not installed", "an fp32 C program: not given; name one with --c run=PATH"]
     lines.append("a Q8_0 C program: not given; name one with --c runq=PATH")
     assert record.skipped == lines
-    assert capsys.readouterr().err == "".join(f"left out: {line}\n" for line in lines)
+    assert capsys.readouterr().err.startswith("".join(f"left out: {line}\n" for line in lines) + "round 0 of 1: ")
 
 
 def test_programs_with_other_texts_or_logits_do_not_count(
@@ -154,7 +166,7 @@ def test_programs_with_other_texts_or_logits_do_not_count(
     other = program(tmp_path, "run", "echo 'w1 w2'; echo 'achieved tok/s: 1000000' >&2")
     monkeypatch.setattr(modules.peers.PlainNumPy, "norm", lambda self, x, weight: x)
     record = only(modules, tmp_path, "decode, 15M", "--c", other)
-    assert [result.peer for result in record.results] == ["read bandwidth"]
+    assert [samples.program for samples in record.samples] == ["llama2c", "llama2c, automatic threads", "read bandwidth"]
     assert "decode, 15M fp32, run: expected the same text, found the same text for 0 of" in capsys.readouterr().err
     assert any(line.startswith("NumPy, 15M: its logits differ from ours by") for line in record.skipped)
 
@@ -162,7 +174,7 @@ def test_programs_with_other_texts_or_logits_do_not_count(
 def test_models_too_large_for_memory_are_named(modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modules.compare.bench, "available_memory", lambda: 1_000_000)
     record = only(modules, tmp_path, "decode, 15M")
-    assert record.results == []
+    assert record.samples == []
     assert record.skipped[-1] == "decode, 15M fp32: expected 34 MB of free memory, found 1 MB"
 
 
@@ -213,17 +225,68 @@ def test_a_full_disk(modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # the arithmetic of figures
 
 
-def result(modules: Any, ours: list[float], theirs: list[float], **more: Any) -> Any:
-    return modules.measure.Result("w", "tok/s", "run", ours=ours, theirs=theirs, c_program=True, **more)
+def row(modules: Any, ours: list[float], theirs: list[float], against: str = "run", unit: str = "tok/s", **more: Any) -> Any:
+    """The row of a record with these samples."""
+    samples = modules.measure.Samples
+    limit = more.pop("limit", None)
+    kept = [
+        samples("w", "m", "llama2c", unit, limit=limit, values=ours),
+        samples("w", "m", against, unit, values=theirs, **more),
+    ]
+    (found,) = modules.measure.Record({"threads": 2, "tokens": 100}, kept).rows()
+    return found
 
 
-def test_ratios_are_those_of_the_rounds(modules: Any) -> None:
-    drifting = result(modules, [100, 50, 10], [50, 25, 1], bar=2.0)
-    assert drifting.ratios == [2, 2, 10]
-    assert (drifting.ratio, drifting.met) == (2, "yes")
-    assert result(modules, [4, 4], [2, 2], less_is_better=True, bar=1.0).cells()[4:] == ["0.5", "1.00", "no"]
-    assert result(modules, [1], [1]).met == ""
-    assert result(modules, [12345.6], [0.043214]).cells()[1:4] == ["12,346 tok/s", "run", "0.04321"]
+def test_a_ratio_is_that_of_the_medians(modules: Any) -> None:
+    drifting = row(modules, [100, 50, 10], [50, 25, 1], aim=2.1)
+    assert (drifting.ratio, drifting.ratios) == (2, [2, 2, 10])
+    assert drifting.cells() == [
+        "w, m", "50.0 tok/s (10.0 to 100)", "run", "25.0 (1.00 to 50.0)", "2.00 (2.00 to 10.0)", "≥ 2.10", "no",
+    ]  # fmt: skip
+    seconds = row(modules, [4, 5], [2, 2], unit="s", limit=4.5)
+    assert seconds.cells()[4:] == ["0.444 (0.400 to 0.500)", "≤ 4.5 s", "yes"]
+    assert row(modules, [1], [1]).cells()[5:] == ["", ""]
+    assert row(modules, [12345.6], [0.043214]).cells()[1:4:2] == [
+        "12,346 tok/s (12,346 to 12,346)",
+        "0.0432 (0.0432 to 0.0432)",
+    ]
+    assert [modules.measure.short(value) for value in (1.4, 999.4, 999.6, 0.0)] == ["1.40", "999", "1,000", "0.00"]
+
+
+def test_the_ratio_is_between_those_of_the_rounds(modules: Any) -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        found = row(modules, list(rng.lognormal(size=5)), list(rng.lognormal(size=5)))
+        assert min(found.ratios) <= found.ratio <= max(found.ratios)
+
+
+def test_rounds_take_turns(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round measures each task once and begins with another one. The first round does not count."""
+    order: list[str] = []
+
+    def task(name: str) -> Any:
+        def measure() -> float:
+            order.append(name)
+            return len(order)
+
+        return modules.measure.Task(modules.measure.Samples("w", "m", name), measure)
+
+    groups = [[task("a"), task("b"), task("c")], [task("d"), task("e")]]
+    modules.measure.take_rounds(groups, 3)
+    assert "".join(order) == "abcde" + "bcaed" + "cabde" + "abced"
+    assert [t.samples.values for t in groups[0]] == [[8, 12, 16], [6, 13, 17], [7, 11, 18]]
+
+
+def test_first_byte_waits_for_what_follows_the_prompt(modules: Any, tmp_path: Path) -> None:
+    """The command prints "ab", waits for a file, and then prints more. It would go on forever."""
+    seen, ready = tmp_path / "seen", tmp_path / "ready"
+    script = (
+        f"printf ab; while [ ! -e {ready} ]; do [ -e {seen} ] && : > {ready}; : > {seen}; done; printf c; while :; do :; done"
+    )
+    assert modules.measure.first_byte(["sh", "-c", script], after=2) > 0
+    assert ready.exists()
+    with pytest.raises(ValueError, match="expected more than 2 bytes on stdout, found 2"):
+        modules.measure.first_byte(["printf", "ab"], after=2)
 
 
 def test_noise_of_a_median(modules: Any) -> None:
@@ -231,25 +294,26 @@ def test_noise_of_a_median(modules: Any) -> None:
     rng = np.random.default_rng(1)
     rounds = rng.normal(10, 1, (4000, 9))
     true = np.median(rounds, axis=1).std()
-    estimated = [result(modules, list(row), [1.0] * 9).noise for row in rounds]
+    estimated = [row(modules, list(values), [1.0] * 9).noise for values in rounds]
     assert np.mean(estimated) == pytest.approx(true, rel=0.2)
 
 
 def test_slower_means_more_than_the_noise(modules: Any) -> None:
-    record = modules.measure.Record
+    samples = modules.measure.Samples
 
-    def run(*ratios: float, peer: bool = True) -> Any:
-        kept = result(modules, list(ratios), [1.0] * len(ratios))
-        kept.c_program = peer
-        return record({}, [kept])
+    def run(*ratios: float, peer: str = "run") -> Any:
+        ones = [1.0] * len(ratios)
+        kept = [samples("w", "m", "llama2c", values=list(ratios)), samples("w", "m", peer, values=ones)]
+        return modules.measure.Record({"threads": 2, "tokens": 100}, kept)
 
     steady = run(2.00, 2.01, 1.99, 2.0, 2.0)
-    assert modules.measure.slower(run(1.80, 1.81, 1.79, 1.8, 1.8), steady) == ["w: 1.80 times run, was 2.00"]
+    assert modules.measure.slower(run(1.80, 1.81, 1.79, 1.8, 1.8), steady) == ["w, m: 1.80 times run, was 2.00"]
     assert modules.measure.slower(run(1.96, 1.96, 1.96, 1.96, 1.96), steady) == []  # 2% is too little
     assert modules.measure.slower(run(1.4, 2.2, 1.8, 1.6, 2.0), steady) == []  # within its own noise
     assert modules.measure.slower(run(2.20, 2.21, 2.19, 2.2, 2.2), steady) == []  # faster
-    assert modules.measure.slower(run(1.8, 1.8, 1.8, peer=False), steady) == []  # the peer is not a C program
-    assert modules.measure.compared(steady, steady) == 1
+    fell = run(1.8, 1.8, 1.8, 1.8, 1.8, peer="llama.cpp"), run(2.0, 2.0, 2.0, 2.0, 2.0, peer="llama.cpp")
+    assert modules.measure.slower(*fell) == []  # not a C program
+    assert len(modules.measure.pairs(steady, steady)) == 1
 
 
 def test_against(modules: Any, tmp_path: Path, honest: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,8 +321,8 @@ def test_against(modules: Any, tmp_path: Path, honest: list[str], capsys: pytest
     path = tmp_path / "past.json"
     flags = [*FLAGS, "--folder", str(tmp_path), "--only", "decode, 15M", *honest, "--against", str(path)]
     for times, code in ((1e-6, 0), (1e6, 1)):  # the past was slower, or faster
-        kept = record.results[0]
-        kept.ours = [value * times for value in kept.theirs]
+        kept = record.find("decode", "15M fp32")
+        kept.values = [value * times for value in record.find("decode", "15M fp32", "run").values]
         record.save(path)
         capsys.readouterr()
         assert modules.compare.main(flags) == code
@@ -288,13 +352,7 @@ def test_numpy_peer_is_the_model(modules: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def test_halves_moves_pairs_apart(modules: Any) -> None:
-    rows = np.arange(12, dtype=np.float32).reshape(12, 1)
-    moved = modules.peers.halves(rows, 2)[:, 0].tolist()  # two heads of six: the pairs (0, 1), (2, 3), (4, 5)
-    assert moved == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
-
-
 def test_program_reads_its_rate(modules: Any, tmp_path: Path) -> None:
     name, _, path = program(tmp_path, "run", "printf 'a b'; echo 'achieved tok/s: inf' >&2").partition("=")
-    run = modules.peers.Program(name, [path], tmp_path / "m", tmp_path / "t", 3).run("-n", "4")
+    run = modules.peers.Program(name, [path], ["m", "-t", "0"], 3).run("-n", "4")
     assert run == (b"a b", math.inf)

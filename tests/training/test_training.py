@@ -394,3 +394,20 @@ def test_loss_curve(training: SimpleNamespace, run: Path, tmp_path: Path, capsys
     assert "expected the log.jsonl of a training" in capsys.readouterr().err
     values = [3.0, 1.0, 2.0, 6.0, 4.0]
     assert plot_loss.smooth(values) == [3, 2, 3, 4, 4]
+
+
+def test_the_curve_of_the_bundled_model(training: SimpleNamespace, tmp_path: Path) -> None:
+    """docs/loss.png is what plot_loss.py draws from loss.jsonl: every step with a held-out loss, on logarithmic axes."""
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install '.[train]'")
+    plot_loss = importlib.import_module("plot_loss")
+    log = Path(plot_loss.__file__).with_name("loss.jsonl")
+    lines = plot_loss.read_log(log)
+    assert [line["step"] for line in lines] == [*range(250, 7751, 250), 7800]
+    left, right = plot_loss.draw(lines).axes
+    (curve,) = left.lines
+    assert list(curve.get_xdata()) == [line["step"] * 24 * 320 / 1e6 for line in lines]
+    assert list(curve.get_ydata()) == [line["held_out_loss"] for line in lines]
+    assert {axes.get_yscale() for axes in (left, right)} == {left.get_xscale()} == {"log"}
+    assert right.get_ylim() == left.get_ylim()
+    for place, label in zip(right.get_yticks(), right.get_yticklabels(), strict=True):
+        assert np.exp(place) == pytest.approx(float(label.get_text()))

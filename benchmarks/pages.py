@@ -1,0 +1,106 @@
+"""Puts the figures of stored runs into pages: `python benchmarks/pages.py` updates README.md and docs/benchmarks.md.
+
+Each part that this writes is between two comments: <!-- figures: NAME --> and <!-- end -->. The figures are those of
+benchmarks/results/results.json and benchmarks/results/gguf/results.json.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from measure import OURS, Record, Row, table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "docs/benchmarks.md")
+CURVES = {"sequences": "sequences in a step", "position": "position", "threads": "threads"}
+
+
+def number(n: int, word: str) -> str:
+    """ "1 core", "2 cores" """
+    return f"{n} {word}{'s' * (n > 1)}"
+
+
+def how(info: dict[str, Any]) -> str:
+    """When, where and how often."""
+    machine = f"{info['cpu']}, {number(info['cores'], 'core')}, {info['system']}, {info['isa']}"
+    rounds = number(info["rounds"], "round")
+    return f"{info['date']}, {machine}, {number(info['threads'], 'thread')}, medians (lowest to highest) of {rounds}"
+
+
+def curves(record: Record) -> list[str]:
+    """A table for each curve of llama2c."""
+    lines = []
+    for work, x_name in CURVES.items():
+        models = dict.fromkeys(samples.model for samples in record.samples if samples.work == work)
+        for model in models:
+            points = [f"| {x} | {samples.cell()} |" for x, samples in record.curve(work, model, OURS)]
+            lines += [f"Decode, {model}:", "", f"| {x_name} | tok/s |", "|---:|---:|", *points, ""]
+    return lines
+
+
+def markdown(record: Record) -> str:
+    """All figures of a run as a page: results.md."""
+    info = record.info
+    build = f"llama2c {info['version']}" + (f" ({info['commit']})" if info["commit"] else "")
+    lines = ["# Results", "", f"{how(info)}; {build}, Python {info['python']}:", "", f"    {info['command']}", ""]
+    lines += [*table(record.rows()), "", *curves(record)]
+    if record.notes:
+        lines += ["What both sides printed:", "", *(f"- {line}" for line in record.notes), ""]
+    if record.skipped:
+        lines += ["Left out:", "", *(f"- {line}" for line in record.skipped), ""]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------
+# the parts of README.md and docs/benchmarks.md
+
+
+def chosen(record: Record, choose: Callable[[Row], bool]) -> str:
+    info = record.info
+    return "\n".join([f"{how(info)}:", "", *table([row for row in record.rows() if choose(row)])])
+
+
+def in_readme(row: Row) -> bool:
+    """The largest model against C in everything, and against llama.cpp in speed."""
+    return row.work.endswith((", 110M fp32", ", 110M Q8_0")) and (
+        row.against in ("run", "runq") or (row.against == "llama.cpp" and row.is_speed)
+    )
+
+
+def parts(record: Record, gguf: Record) -> dict[str, str]:
+    """What is written between the comments, by name."""
+    return {
+        "readme": chosen(record, in_readme),
+        "stories": f"`{record.info['command']}`\n\n" + chosen(record, lambda row: row.has_aim),
+        "gguf": f"`{gguf.info['command']}`\n\n" + chosen(gguf, lambda row: row.has_aim),
+    }
+
+
+def filled(text: str, content: dict[str, str]) -> str:
+    """The page with these parts in it. KeyError if it asks for another part."""
+
+    def part(found: re.Match[str]) -> str:
+        return f"<!-- figures: {found[1]} -->\n{content[found[1]]}\n<!-- end -->"
+
+    return re.sub(r"<!-- figures: (\w+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    try:
+        content = parts(Record.load(RESULTS / "results.json"), Record.load(RESULTS / "gguf" / "results.json"))
+        for page in (ROOT / name for name in PAGES):
+            page.write_text(filled(page.read_text(encoding="utf-8"), content), encoding="utf-8")
+            print(page)
+    except (OSError, ValueError) as error:
+        print(f"pages: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
