@@ -80,7 +80,7 @@ annotate: $(VENV)/plain.stamp ## when a .pyx is slow: HTML in which the lines th
 # numbers at once, a "scalar" one on a single number: a function with only scalar ones is not vectorised.
 asm: $(VENV)/plain.stamp ## after a change in simd/: counts vector and scalar instructions in each function; LEVEL=avx2 chooses a level
 	@level='$(LEVEL)'; test "$$level" || level=`$(BIN)/python -c 'import llama2c; print(llama2c.build_info()["isa"])'`; \
-	object=`ls -t build/temp*/llama2c/simd/$$level.o | head -n 1`; echo "$$object"; objdump -d $$object | awk ' \
+	object=`ls -t build/levels-*/llama2c/simd/$$level.o | head -n 1`; echo "$$object"; objdump -d $$object | awk ' \
 	    /^[0-9a-f]+ <.*>:$$/ { name = $$2; gsub(/[<>:]|[.].*/, "", name); if (!(name in known)) names[++n] = name; known[name] } \
 	    /\tvfn?m(add|sub)[0-9]+p[sd]|\tfml[as][.\t]/ { fused[name]++ } \
 	    /\tvpdpbusd|\tvpmadd(ubsw|wd)|\tsdot|\tpmaddwd/ { dots[name]++ } \

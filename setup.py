@@ -174,13 +174,14 @@ class Sdist(sdist):
 # What Cython makes fits only this Python and this NumPy: others that build from the same folder get a place of their own.
 BUILD = f"build/{SANITIZE}" if SANITIZE else "build"
 GENERATED = f"{BUILD}/cython-{sys.implementation.cache_tag}-numpy-{numpy.__version__}"
+LEVEL_BUILD = f"{BUILD}/levels-{MACHINE}"  # these know nothing of Python: they are compiled once for all that build here
 NUMPY = {"include_dirs": [numpy.get_include(), "llama2c"], "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]}
 
 setup(
     long_description=readme_for_pypi(),
     long_description_content_type="text/markdown",
     cmdclass={"sdist": Sdist, "build_py": BuildPy, "build_clib": BuildClib, "build_ext": BuildExt},
-    options={"build": {"build_base": BUILD}},
+    options={"build": {"build_base": BUILD}, "build_clib": {"build_temp": LEVEL_BUILD, "build_clib": LEVEL_BUILD}},
     libraries=[
         (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*COMPILE, *flags], "obj_deps": {"": HEADERS}})
         for name, flags in {"dispatch": PLAIN, **levels}.items()

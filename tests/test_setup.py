@@ -247,4 +247,5 @@ def test_the_levels_are_those_of_the_machine_that_is_built_for(
     monkeypatch.setenv("_PYTHON_HOST_PLATFORM", host)
     given = run_setup(monkeypatch).given
     assert [name.removeprefix("llama2c_") for name, _ in given["libraries"]] == ["dispatch", *levels]
+    assert given["options"]["build_clib"]["build_temp"] == f"build/levels-{host.rpartition('-')[2]}"
     assert ("-mno-avx" in given["ext_modules"][0].extra_compile_args) == (host == "linux-x86_64")
