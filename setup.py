@@ -31,6 +31,8 @@ X86 = {
 LEVELS = {"x86_64": X86, "amd64": X86, "aarch64": {"neon": []}, "arm64": {"neon": []}}
 # The machine to build for. The variable is Python's own, for builds on another machine: "linux-aarch64", "macosx-11.0-arm64".
 MACHINE = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2].lower()
+if sys.platform == "darwin":  # python.org's Python is for two machines, and would compile each level for both
+    os.environ.setdefault("ARCHFLAGS", f"-arch {MACHINE}")
 PLAIN = ["-mno-avx"] if MACHINE in ("x86_64", "amd64") else []
 levels = {**LEVELS.get(MACHINE, {}), "generic": PLAIN}
 HEADERS = sorted(map(str, Path("llama2c/simd").glob("*.h")))

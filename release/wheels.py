@@ -65,13 +65,18 @@ def find_pythons() -> list[str]:
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = []
     for version in VERSIONS:
-        candidates = [shutil.which(f"python{version}"), *map(str, sorted(pyenv.glob(f"{version}.*/bin/python"), reverse=True))]
-        for candidate in filter(None, candidates):
-            done = subprocess.run([candidate, "-c", "import venv, ensurepip"], capture_output=True)
-            if done.returncode == 0:
-                found.append(candidate)
-                break
+        installed = sorted(pyenv.glob(f"{version}.*"), key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)])
+        candidates = [shutil.which(f"python{version}"), *(str(folder / "bin" / "python") for folder in reversed(installed))]
+        found += [candidate for candidate in candidates if candidate is not None and starts(candidate)][:1]
     return found
+
+
+def starts(python: str) -> bool:
+    """Whether this Python runs, and can make virtual environments."""
+    try:
+        return subprocess.run([python, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------- build

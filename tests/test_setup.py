@@ -249,3 +249,15 @@ def test_the_levels_are_those_of_the_machine_that_is_built_for(
     assert [name.removeprefix("llama2c_") for name, _ in given["libraries"]] == ["dispatch", *levels]
     assert given["options"]["build_clib"]["build_temp"] == f"build/levels-{host.rpartition('-')[2]}"
     assert ("-mno-avx" in given["ext_modules"][0].extra_compile_args) == (host == "linux-x86_64")
+
+
+@pytest.mark.parametrize("given", [None, "-arch x86_64"])
+def test_macos_compiles_for_one_machine(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    """Python's own flags may name two, and no level can be compiled for both."""
+    monkeypatch.setenv("ARCHFLAGS", given or "")
+    if given is None:
+        monkeypatch.delenv("ARCHFLAGS")
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "macosx-11.0-arm64")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    run_setup(monkeypatch)
+    assert os.environ["ARCHFLAGS"] == (given or "-arch arm64")
