@@ -280,7 +280,8 @@ def tree_patterns(page: str) -> list[str]:
 
 def files_of(root: Path) -> list[str]:
     path = root / ".gitignore"  # a source distribution has none, and two files of setuptools
-    ignored = path.read_text().split() if path.exists() else ["build/", "__pycache__/", "*.egg-info/", "*.so", "PKG-INFO", "setup.cfg"]
+    made = ["build/", "__pycache__/", "*.egg-info/", "*.so", "PKG-INFO", "setup.cfg"]
+    ignored = path.read_text().split() if path.exists() else made
     found = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     return [path for path in found if not is_ignored(path, ignored)]
 
