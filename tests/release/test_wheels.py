@@ -83,6 +83,16 @@ def test_files_missing_and_too_many(
         wheels.check(Path("python"), pack(tmp_path, names), source)
 
 
+def test_a_library_of_the_building_machine(
+    wheels: ModuleType, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wheels, "run", lambda *_, **__: "$ORIGIN/../llama2c.libs\n")
+    wheels.check(Path("python"), pack(tmp_path, GOOD), source)
+    monkeypatch.setattr(wheels, "run", lambda *_, **__: "/home/somebody/lib\n")
+    with pytest.raises(SystemExit, match=f"{COMPILED} looks for libraries in /home/somebody/lib"):
+        wheels.check(Path("python"), pack(tmp_path, GOOD), source)
+
+
 def test_the_path_of_the_tests_has_no_compiler(wheels: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(wheels, "PROGRAMS", ("sh", "env"))
     (tmp_path / "bin").mkdir()
