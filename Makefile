@@ -11,13 +11,14 @@ C =
 SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.* llama2c/*/*.*)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LEVEL =
+PYTHONS =
 MINUTES = 10
 TIME = 600
 
-.PHONY: help run story test lint fuzz coverage sanitize races valgrind soak bench annotate asm clean
+.PHONY: help run story test lint fuzz coverage sanitize races valgrind soak bench annotate asm wheel sdist aarch64 clean
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name use; do printf '%-9s %s\n' "$$name" "$$use"; done
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name use; do printf '%-9s %s\n' "$$name" "$$use"; done
 
 run: $(VENV)/plain.stamp ## to see a story: make run ARGS="-i 'The little dog'"; MODEL=stories15M.bin for another model
 	@$(BIN)/llama2c $(MODEL) $(ARGS)
@@ -80,7 +81,7 @@ annotate: $(VENV)/plain.stamp ## when a .pyx is slow: HTML in which the lines th
 # numbers at once, a "scalar" one on a single number: a function with only scalar ones is not vectorised.
 asm: $(VENV)/plain.stamp ## after a change in simd/: counts vector and scalar instructions in each function; LEVEL=avx2 chooses a level
 	@level='$(LEVEL)'; test "$$level" || level=`$(BIN)/python -c 'import llama2c; print(llama2c.build_info()["isa"])'`; \
-	object=`ls -t build/temp*/llama2c/simd/$$level.o | head -n 1`; echo "$$object"; objdump -d $$object | awk ' \
+	object=`ls -t build/levels-*/llama2c/simd/$$level.o | head -n 1`; echo "$$object"; objdump -d $$object | awk ' \
 	    /^[0-9a-f]+ <.*>:$$/ { name = $$2; gsub(/[<>:]|[.].*/, "", name); if (!(name in known)) names[++n] = name; known[name] } \
 	    /\tvfn?m(add|sub)[0-9]+p[sd]|\tfml[as][.\t]/ { fused[name]++ } \
 	    /\tvpdpbusd|\tvpmadd(ubsw|wd)|\tsdot|\tpmaddwd/ { dots[name]++ } \
@@ -89,6 +90,16 @@ asm: $(VENV)/plain.stamp ## after a change in simd/: counts vector and scalar in
 	    END { printf "%-18s %10s %10s %13s %7s\n", "function", "vector fma", "vector dot", "other vector", "scalar"; \
 	          for (i = 1; i <= n; i++) { f = names[i]; \
 	              printf "%-18s %10d %10d %13d %7d\n", f, fused[f], dots[f], vector[f], scalar[f] } }'
+
+# docs/platforms.md says what these three found.
+wheel: $(BIN)/cython ## before a release: a wheel for each Python from 3.10 to 3.13 (PYTHONS="..."), tested without a compiler; ARGS as for test
+	$(BIN)/python release/wheels.py $(addprefix --python=,$(PYTHONS)) $(ARGS)
+
+sdist: $(BIN)/cython ## before a release: the source distribution, built in all the ways that users build it; 15 minutes
+	$(BIN)/python release/sdist.py
+
+aarch64: $(VENV)/test.stamp ## after a change in simd/: compiles for aarch64 and runs the tests of the kernels, or ARGS, in qemu
+	$(BIN)/python release/aarch64.py $(ARGS)
 
 clean: ## to start again: removes .venv and everything that was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import runpy
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 # The order of every sum is fixed in the source: no level may fuse, reorder or approximate on its own. These come after CFLAGS,
 # when compiling and when linking: there, -Ofast would add code that flushes subnormal numbers in the whole process.
@@ -28,7 +30,10 @@ X86 = {
     "avx2": "-mno-avx512f -mavx2 -mfma -mf16c".split(),
 }
 LEVELS = {"x86_64": X86, "amd64": X86, "aarch64": {"neon": []}, "arm64": {"neon": []}}
-MACHINE = platform.machine().lower()
+# The machine to build for. The variable is Python's own, for builds on another machine: "linux-aarch64", "macosx-11.0-arm64".
+MACHINE = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2].lower()
+if sys.platform == "darwin":  # python.org's Python is for two machines, and would compile each level for both
+    os.environ.setdefault("ARCHFLAGS", f"-arch {MACHINE}")
 PLAIN = ["-mno-avx"] if MACHINE in ("x86_64", "amd64") else []
 levels = {**LEVELS.get(MACHINE, {}), "generic": PLAIN}
 HEADERS = sorted(map(str, Path("llama2c/simd").glob("*.h")))
@@ -112,8 +117,16 @@ class BuildExt(build_ext):
         super().build_extensions()
 
 
+COMMIT = Path(".commit")  # only in a source distribution: the commit it was made from
+
+
 def own_commit() -> str | None:
-    """The commit of this folder. None without git, and if this folder is not the top of a checkout but inside another one."""
+    """The commit of this folder, from git or as the source distribution says it. None if neither knows."""
+    return commit_in_git() or (COMMIT.read_text().strip() if COMMIT.is_file() else None)
+
+
+def commit_in_git() -> str | None:
+    """None without git, and if this folder is not the top of a checkout but inside another one."""
     here = Path(__file__).resolve().parent
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook of git sets some
     answers = []
@@ -141,14 +154,35 @@ class BuildPy(build_py):
         file.write_text(f"COMMIT = {own_commit()!r}\nSOURCES = {digest!r}\n")
 
 
+def readme_for_pypi() -> str:
+    """README.md with absolute links: PyPI shows the page alone, and has none of the files beside it."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    (repository,) = re.findall(r'^Repository = "(.*)"$', Path("pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    text = re.sub(r"(!\[[^\]]*\]\()(?![a-z]+:|#)", rf"\1{repository}/raw/main/", text)
+    return re.sub(r"((?<!!)\[[^\]]*\]\()(?![a-z]+:|#)", rf"\1{repository}/blob/main/", text)
+
+
+class Sdist(sdist):
+    """The source distribution, with the commit it was made from."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        commit = own_commit()
+        if commit is not None:
+            Path(base_dir, COMMIT).write_text(f"{commit}\n")
+
+
 # What Cython makes fits only this Python and this NumPy: others that build from the same folder get a place of their own.
 BUILD = f"build/{SANITIZE}" if SANITIZE else "build"
 GENERATED = f"{BUILD}/cython-{sys.implementation.cache_tag}-numpy-{numpy.__version__}"
+LEVEL_BUILD = f"{BUILD}/levels-{MACHINE}"  # these know nothing of Python: they are compiled once for all that build here
 NUMPY = {"include_dirs": [numpy.get_include(), "llama2c"], "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]}
 
 setup(
-    cmdclass={"build_py": BuildPy, "build_clib": BuildClib, "build_ext": BuildExt},
-    options={"build": {"build_base": BUILD}},
+    long_description=readme_for_pypi(),
+    long_description_content_type="text/markdown",
+    cmdclass={"sdist": Sdist, "build_py": BuildPy, "build_clib": BuildClib, "build_ext": BuildExt},
+    options={"build": {"build_base": BUILD}, "build_clib": {"build_temp": LEVEL_BUILD, "build_clib": LEVEL_BUILD}},
     libraries=[
         (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*COMPILE, *flags], "obj_deps": {"": HEADERS}})
         for name, flags in {"dispatch": PLAIN, **levels}.items()

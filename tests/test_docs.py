@@ -228,7 +228,7 @@ def test_make_test_is_a_target_and_make_lists_every_target() -> None:
     phony = set(re.search(r"^\.PHONY: help (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
     uses = dict(line.split(maxsplit=1) for line in listed.splitlines())
     checks = {"test", "lint", "fuzz", "coverage", "sanitize", "races", "valgrind", "soak"}
-    assert set(uses) == phony == {"run", "story", *checks, "bench", "annotate", "asm", "clean"}
+    assert set(uses) == phony == {"run", "story", *checks, "bench", "annotate", "asm", "wheel", "sdist", "aarch64", "clean"}
     assert all(len(use) > 20 for use in uses.values())
 
 
@@ -384,7 +384,8 @@ def tree_patterns(page: str) -> list[str]:
 
 def files_of(root: Path) -> list[str]:
     path = root / ".gitignore"  # a source distribution has none, and two files of setuptools
-    ignored = path.read_text().split() if path.exists() else ["build/", "*.egg-info/", "*.so", "PKG-INFO", "setup.cfg"]
+    made = ["build/", "__pycache__/", "*.egg-info/", "*.so", "PKG-INFO", "setup.cfg"]
+    ignored = path.read_text().split() if path.exists() else made
     found = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     return [path for path in found if not is_ignored(path, ignored)]
 

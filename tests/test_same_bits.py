@@ -294,6 +294,25 @@ def test_every_level_with_fused_operations_gives_the_same_bits(
         assert other["story"] == first["story"]
 
 
+def test_another_python_gives_the_same_bits(
+    paths: dict[str, Path], by_level: dict[str, tuple[dict[str, Any], Path]], tmp_path: Path
+) -> None:
+    """With its own llama2c: of another compiler, or of another architecture in an emulator (`make aarch64`)."""
+    python = os.environ.get("LLAMA2C_OTHER_PYTHON")
+    if python is None:
+        pytest.skip("LLAMA2C_OTHER_PYTHON names no other Python with llama2c to compare with")
+    models = json.dumps({name: [str(paths[name]), tokens_of(name)] for name in OPENED})
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [python, "-c", SCRIPT, models, tmp_path]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["isa"] != "generic"
+    fused = [level for level in by_level if level != "generic"]
+    assert fused, "this machine has no instruction set with a fused multiply-add to compare with"
+    assert report["models"] == by_level[fused[0]][0]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_generic_is_close(by_level: dict[str, tuple[dict[str, Any], Path]], expected: dict[str, np.ndarray], name: str) -> None:
     """Q8_0 is chaotic in its last bits: a rounding the other way moves everything after it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import runpy
 import shutil
 import subprocess
@@ -160,7 +161,8 @@ def test_the_commit_is_that_of_this_folder_and_not_of_one_around_it(monkeypatch:
         monkeypatch.delenv(name)
     inner = tmp_path / "outer" / "vendored llama2c"
     inner.mkdir(parents=True)
-    shutil.copy(ROOT / "setup.py", inner)
+    for name in ("setup.py", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, inner)
     own_commit = run_setup(monkeypatch, inner).own_commit
     assert own_commit() is None  # no repository at all
     git(tmp_path / "outer", "init", "--quiet")
@@ -193,7 +195,82 @@ def test_the_build_stores_the_commit_and_what_it_compiled(monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="PATH alone decides elsewhere")
-def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    own_commit = run_setup(monkeypatch).own_commit
+def test_without_git_the_source_distribution_says_which_commit_it_is_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = run_setup(monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert own_commit() is None
+    monkeypatch.chdir(tmp_path)
+    assert script.own_commit() is None
+    (tmp_path / ".commit").write_text("0123abc\n")
+    assert script.own_commit() == "0123abc"
+    (tmp_path / "made").mkdir()
+    command = script.Sdist(setuptools.Distribution({"name": "llama2c"}))
+    command.make_release_tree(str(tmp_path / "made"), [])
+    assert (tmp_path / "made" / ".commit").read_text() == "0123abc\n"
+
+
+# ---------------------------------------------------------------------------------------------- what PyPI shows
+
+
+def test_links_are_absolute_where_pypi_shows_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each relative link of README.md leads to the same file in the repository; nothing else is changed."""
+    given = run_setup(monkeypatch).given
+    assert given["long_description_content_type"] == "text/markdown"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    repository = re.search(r'^Repository = "(https://.*)"$', settings, re.MULTILINE)[1]  # type: ignore[index]
+    relative = [link for link in re.findall(r"\]\(([^)]*)\)", readme) if not link.startswith(("https:", "#"))]
+    assert len(relative) >= 10
+    found = re.findall(r"\]\(([^)]*)\)", given["long_description"])
+    assert [link for link in found if not link.startswith(("https:", "#"))] == []
+    for link in relative:
+        kind = "raw" if link.endswith(".png") else "blob"
+        assert f"{repository}/{kind}/main/{link}" in found
+    back = re.sub(rf"\]\({re.escape(repository)}/(blob|raw)/main/", "](", given["long_description"])
+    assert back == readme
+
+
+def test_pictures_are_linked_as_files_and_anchors_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("![a](docs/a.png) [b](docs/b.md#c) [d](#e) [f](https://g) ![h](http://i/j.png)\n[k](l)")
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://r"\n')
+    script = run_setup(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert script.readme_for_pypi() == (
+        "![a](https://r/raw/main/docs/a.png) [b](https://r/blob/main/docs/b.md#c) [d](#e) [f](https://g) ![h](http://i/j.png)\n"
+        "[k](https://r/blob/main/l)"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- other machines
+
+
+@pytest.mark.parametrize(
+    ("host", "levels"),
+    [
+        ("linux-x86_64", ["avx512", "avx2", "generic"]),
+        ("linux-aarch64", ["neon", "generic"]),
+        ("macosx-11.0-arm64", ["neon", "generic"]),
+        ("linux-riscv64", ["generic"]),
+    ],
+)
+def test_the_levels_are_those_of_the_machine_that_is_built_for(
+    monkeypatch: pytest.MonkeyPatch, host: str, levels: list[str]
+) -> None:
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", host)
+    given = run_setup(monkeypatch).given
+    assert [name.removeprefix("llama2c_") for name, _ in given["libraries"]] == ["dispatch", *levels]
+    assert given["options"]["build_clib"]["build_temp"] == f"build/levels-{host.rpartition('-')[2]}"
+    assert ("-mno-avx" in given["ext_modules"][0].extra_compile_args) == (host == "linux-x86_64")
+
+
+@pytest.mark.parametrize("given", [None, "-arch x86_64"])
+def test_macos_compiles_for_one_machine(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    """Python's own flags may name two, and no level can be compiled for both."""
+    monkeypatch.setenv("ARCHFLAGS", given or "")
+    if given is None:
+        monkeypatch.delenv("ARCHFLAGS")
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "macosx-11.0-arm64")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    run_setup(monkeypatch)
+    assert os.environ["ARCHFLAGS"] == (given or "-arch arm64")
