@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .terminal import UsageError, say
@@ -27,6 +27,11 @@ class Arguments:
     verbose: bool = False
     version: bool = False
     help: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: list[str] = field(default_factory=list)
+    context: int | None = None
 
 
 def _number(text: str) -> float:

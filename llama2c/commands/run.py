@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from time import time_ns
 
 from .. import __version__, _kernels
@@ -21,7 +22,7 @@ from .trace import TraceWriter, open_trace
 def run(arguments: Arguments) -> None:
     """Load what the flags name, then generate or chat."""
     adjust(arguments)
-    seed = arguments.seed or time_ns()
+    seed = arguments.seed or time_ns() % 2**53  # so that JSON keeps it
     sampler = Sampler(arguments.temperature, arguments.top_p, seed=seed)
     llama = load(arguments.model or None, arguments.tokenizer, arguments.threads)
     prompt = None if arguments.prompt is None else os.fsencode(arguments.prompt)
@@ -32,6 +33,12 @@ def run(arguments: Arguments) -> None:
             llama.transformer.observer = TraceWriter(stack.enter_context(open_trace(arguments.trace)))
         if arguments.verbose:
             describe(llama, seed)
+        if arguments.mode == "chat":
+            from .interactive import has_terminal, interactive  # only a chat needs what it imports
+
+            if has_terminal():
+                interactive(llama, replace(arguments, seed=seed))
+                return
         n_positions = count_positions(arguments.steps, llama.transformer.config.seq_len)
         if arguments.mode == "chat":
             system = None if arguments.system_prompt is None else os.fsencode(arguments.system_prompt)

@@ -1,0 +1,151 @@
+"""Reads what a user types: with prompt_toolkit if it is installed, else with readline, else as the terminal gives it."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .history import History
+from .screen import is_dumb
+from .terminal import put
+
+Complete = Callable[[str], "list[str]"]  # the beginning of a line -> the lines that it may become
+
+PROMPT = "> "
+MORE = ". "  # before the other lines of a message
+EXTRA = "pip install 'llama2c[chat]'"
+
+
+class Editor(Protocol):
+    """How a message is typed. `hint` is what a user should know about it; "" for nothing."""
+
+    hint: str
+
+    def read(self) -> str:
+        """A message, without its last newline. EOFError: Ctrl-D; KeyboardInterrupt: Ctrl-C."""
+
+
+def open_editor(history: History, complete: Complete) -> Editor:
+    """The best editor there is here. What is read is added to the history, except empty lines.
+
+    prompt_toolkit does not know the marks of a paste in a dumb terminal, and would take its lines for several messages.
+    """
+    if not is_dumb():
+        try:
+            return ToolkitEditor(history, complete)
+        except ImportError:
+            pass
+    try:
+        return ReadlineEditor(history, complete)
+    except ImportError:
+        return PlainEditor(history)
+
+
+def remember(history: History, text: str) -> str:
+    """The text that was read, as valid Unicode, after it was added to the history."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if text.strip():
+        history.add(text)
+    return text
+
+
+class ToolkitEditor:
+    """Lines edited by prompt_toolkit. Enter sends, Alt-Enter begins another line, and so does a newline in a paste."""
+
+    hint = "Alt-Enter begins another line."
+
+    def __init__(self, history: History, complete: Complete) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.completion import Completer, Completion
+        from prompt_toolkit.history import InMemoryHistory
+        from prompt_toolkit.key_binding import KeyBindings
+
+        class Commands(Completer):  # type: ignore[misc]
+            def get_completions(self, document: Any, event: Any) -> Any:
+                line = document.text
+                return [Completion(found, start_position=-len(line)) for found in complete(line)]
+
+        keys = KeyBindings()
+        keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+        self._history = history
+        self._session: Any = PromptSession(
+            history=InMemoryHistory(history.entries),
+            completer=Commands(),
+            complete_while_typing=False,
+            key_bindings=keys,
+            prompt_continuation=MORE,
+        )
+
+    def read(self) -> str:
+        text: str = self._session.prompt(PROMPT)
+        return remember(self._history, text)
+
+
+class ReadlineEditor:
+    """Lines edited by readline. A paste of several lines is one message."""
+
+    hint = ""
+
+    def __init__(self, history: History, complete: Complete) -> None:
+        import readline
+
+        self._history = history
+        self._readline = readline
+        is_libedit = "libedit" in (readline.__doc__ or "")
+        self._marks_pastes = not is_libedit and not is_dumb()
+        if self._marks_pastes:
+            readline.parse_and_bind("set enable-bracketed-paste on")
+        readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
+        readline.set_completer_delims("")
+        readline.set_completer(lambda line, i: [*complete(line), None][i])
+        readline.set_auto_history(False)
+        for entry in history.entries:
+            readline.add_history(entry)
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+
+    def read(self) -> str:
+        text = input(PROMPT)
+        if not self._marks_pastes:
+            text = with_pasted_lines(text, lambda: input(MORE))
+        text = remember(self._history, text)
+        if text.strip():
+            self._readline.add_history(text)
+        return text
+
+
+class PlainEditor:
+    """Lines as the terminal gives them. Lines that arrive at once, as a paste does, are one message."""
+
+    hint = f"This Python has no readline: there are no arrow keys, and lines end at 4,095 characters. {EXTRA} helps."
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def read(self) -> str:
+        put(PROMPT)
+        return remember(self._history, with_pasted_lines(self._line(), self._line))
+
+    def _line(self) -> str:
+        line = sys.stdin.buffer.readline()
+        if not line:
+            raise EOFError
+        return line.decode("utf-8", "replace").removesuffix("\n")
+
+
+def with_pasted_lines(first: str, read: Callable[[], str]) -> str:
+    """A line with those that are there already, which nobody types so quickly: a paste without marks."""
+    lines = [first]
+    with contextlib.suppress(EOFError):
+        while has_input():
+            lines.append(read())
+    return "\n".join(lines)
+
+
+def has_input() -> bool:
+    """Whether there is more to read from the terminal now."""
+    with contextlib.suppress(OSError, ValueError):  # not a Unix: only sockets can be asked
+        return bool(select.select([sys.stdin], [], [], 0)[0])
+    return False
