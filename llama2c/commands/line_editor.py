@@ -98,12 +98,15 @@ class ReadlineEditor:
         self._marks_pastes = not is_libedit and not is_dumb()
         if self._marks_pastes:
             readline.parse_and_bind("set enable-bracketed-paste on")
+        if not is_libedit:  # UTF-8 also in the locale C, where readline would take its bytes for keys with Alt
+            for setting in ("input-meta on", "output-meta on", "convert-meta off"):
+                readline.parse_and_bind(f"set {setting}")
         readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
         readline.set_completer_delims("")
         readline.set_completer(lambda line, i: [*complete(line), None][i])
         readline.set_auto_history(False)
         for entry in history.entries:
-            readline.add_history(entry)
+            self._offer(entry)
         sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
 
     def read(self) -> str:
@@ -112,8 +115,13 @@ class ReadlineEditor:
             text = with_pasted_lines(text, lambda: input(MORE))
         text = remember(self._history, text)
         if text.strip():
-            self._readline.add_history(text)
+            self._offer(text)
         return text
+
+    def _offer(self, entry: str) -> None:
+        """Let the arrow keys bring an entry back: as the bytes that the terminal gives for it, in any locale."""
+        data = entry.encode(sys.stdin.encoding, "replace")
+        self._readline.add_history(data.decode("ascii", "surrogateescape"))
 
 
 class PlainEditor:

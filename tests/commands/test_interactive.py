@@ -1,0 +1,272 @@
+"""The chat in a terminal: the faults that a new user met, with each way to read a line, in a pseudo-terminal."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoints
+import pytest
+from pseudo_terminal import PseudoTerminal
+
+import llama2c
+from llama2c.commands.wrapping import WordWrap, printable
+
+Open = Callable[..., PseudoTerminal]
+Talker = tuple[Path, checkpoints.Arrays]
+EDITORS = ("prompt_toolkit", "readline", "plain")
+DONE = "in use]"
+
+
+def without(folder: Path, *modules: str) -> dict[str, str]:
+    """The environment of a Python that lacks some modules."""
+    folder.mkdir(exist_ok=True)
+    for module in modules:
+        (folder / f"{module}.py").write_text("raise ImportError")
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(params=EDITORS)
+def editor(request: pytest.FixtureRequest) -> str:
+    if request.param != "plain" and importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"needs {request.param}")
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, editor: str) -> Open:
+    """Opens a chat in a pseudo-terminal, with the editor of the test and a home of its own."""
+    missing = EDITORS[: EDITORS.index(editor)]
+    environment = {
+        **without(tmp_path / "missing", *missing),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "TERM": "xterm-256color",
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+        "LC_ALL": "C.UTF-8",
+        "INPUTRC": "/dev/null",
+    }
+
+    def start(model: Path, *flags: str, columns: int = 80, **more: str) -> PseudoTerminal:
+        opened = PseudoTerminal(model, "-m", "chat", *flags, columns=columns, environment=environment | more)
+        opened.wait_for("\n>")
+        return opened
+
+    return start
+
+
+def reply_of(model: Path, *contents: str, **options: float) -> str:
+    """The reply of the API to a conversation, as a terminal of 80 columns shows it."""
+    roles = ("user", "assistant") * len(contents)
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+    done = llama2c.load(model).chat(messages, max_tokens=None, **options)  # type: ignore[arg-type]
+    return done.text
+
+
+def shown(text: str) -> str:
+    wrap = WordWrap(lambda: 79)
+    return (wrap.feed(text) + wrap.flush()).rstrip("\n")
+
+
+def test_a_chat(terminal: Open, talker: Talker) -> None:
+    """Replies are those of the API with the seeds 7, 8 and 9; empty lines are ignored; Ctrl-D ends the chat."""
+    path, _ = talker
+    with terminal(path, "-s", "7") as chat:
+        chat.type("hi\r")
+        assert chat.wait_for("[").endswith(f"\n{shown(reply_of(path, 'hi', seed=7))}\n")
+        chat.wait_for("\n>")
+        chat.type("\r")
+        chat.wait_for("\n>")
+        chat.type("   \r")
+        chat.wait_for("\n>")
+        chat.type("/stats\r")
+        chat.wait_for("Turns: 1.")
+        chat.wait_for("The next reply has seed 8.")
+        chat.wait_for("\n>")
+        chat.type("/retry\r")
+        chat.wait_for("Another reply, with seed 8:\n")
+        assert chat.wait_for("[") == f"{shown(reply_of(path, 'hi', seed=8))}\n"
+        chat.wait_for("\n>")
+        chat.type("\x04")
+        assert chat.end() == 0
+        assert "Traceback" not in chat.text and "Assistant:" not in chat.text
+
+
+def test_help_is_not_sent(terminal: Open, model: Path) -> None:
+    with terminal(model, "-s", "1") as chat:
+        chat.type("/help\r")
+        listed = chat.wait_for("Ctrl-C ends a reply")
+        for name in "help system retry undo forget reset save load set stats quit".split():
+            assert f"/{name} " in listed
+        chat.wait_for("\n>")
+        chat.type("/rest\r")
+        chat.wait_for("Unknown command: /rest. The nearest one is /reset.")
+        chat.wait_for("\n>")
+        chat.type("/stats\r")
+        chat.wait_for("Turns: 0.")
+        chat.wait_for("\n>")
+        chat.type("/quit\r")
+        assert chat.end() == 0
+
+
+def test_ctrl_c_ends_the_reply_and_keeps_the_conversation(terminal: Open, endless: Path, tmp_path: Path) -> None:
+    with terminal(endless, "-t", "0", "-n", "100000") as chat:
+        chat.type("hi\r")
+        chat.wait_for("hi\n")
+        chat.wait_for("\n")  # a line of the reply
+        chat.interrupt()
+        chat.wait_for("Stopped. What there is of the reply is kept.")
+        chat.wait_for("\n>")
+        chat.interrupt()  # at the prompt
+        chat.wait_for("Ctrl-D or /quit ends the chat.")
+        chat.wait_for("\n>")
+        chat.type(f"/save {tmp_path / 'c.json'}\r")
+        chat.wait_for("1 turn")
+        chat.wait_for("\n>")
+        chat.type("/quit\r")
+        assert chat.end() == 0
+    (user, reply) = json.loads((tmp_path / "c.json").read_text())["messages"]
+    assert user == {"role": "user", "content": "hi"}
+    assert len(reply["content"]) > 79
+    whole = llama2c.load(endless).chat([user], temperature=0, max_tokens=len(reply["content"]) + 1)
+    assert whole.text.startswith(reply["content"])
+
+
+def test_a_pasted_text_is_one_message(terminal: Open, model: Path, editor: str, tmp_path: Path) -> None:
+    text = "one\ntwo 漢字\n  three\n\nfive"
+    with terminal(model, "-s", "1") as chat:
+        if editor == "plain":  # a terminal that was not asked for marks
+            chat.type(text + "\n")
+        else:
+            chat.paste(text)
+            chat.wait_for("five")
+            chat.type("\r")
+        chat.wait_for(DONE)
+        chat.wait_for("\n>")
+        chat.type("/save c.json\r")
+        chat.wait_for("1 turn\n")
+    assert json.loads((tmp_path / "c.json").read_text())["messages"][0]["content"] == text
+
+
+def test_a_long_line_is_whole(terminal: Open, talker: Talker, editor: str) -> None:
+    """6,000 characters do not fit into the context of 110: the message names how many tokens there are."""
+    path, _ = talker
+    n = 4000 if editor == "plain" else 6000  # the greeting says that longer lines are cut
+    with terminal(path, "-s", "1", columns=200) as chat:
+        chat.type("a" * n)
+        chat.type("\r")
+        chat.wait_for(f"The message has {n + len('[INST]  [/INST]') + 2} tokens, and the context 110: it was not sent. Shorten it.")
+        chat.wait_for("\n>")
+        chat.type("/stats\r")
+        chat.wait_for("Turns: 0. 0 of 110 tokens")
+        assert ("4,095" in chat.text) == (editor == "plain")
+
+
+def test_keys_during_a_reply_wait_for_the_prompt(terminal: Open, model: Path, editor: str, tmp_path: Path) -> None:
+    """They are not shown in the reply; long lines and pastes arrive whole."""
+    with terminal(model, "-t", "0", columns=200) as chat:
+        chat.type("hi\r")
+        if editor == "plain":
+            chat.type("there\r")
+        else:
+            chat.paste("one\ntwo")
+            chat.type("\r")
+        chat.wait_for(DONE)
+        chat.wait_for("and the context 64: it was not sent. /forget drops the oldest turns, /reset starts anew.")
+
+
+def test_arrow_keys_edit_the_line_and_bring_back_earlier_ones(terminal: Open, talker: Talker, editor: str) -> None:
+    if editor == "plain":
+        pytest.skip("the terminal itself knows no arrow keys")
+    path, _ = talker
+    up, left = "\x1b[A", "\x1b[D"
+    with terminal(path, "-s", "7") as chat:
+        chat.type("i" + left + "h\r")
+        assert chat.wait_for("[").endswith(f"\n{shown(reply_of(path, 'hi', seed=7))}\n")
+        chat.wait_for("\n>")
+        chat.type("/reset\r")
+        chat.wait_for("starts anew")
+        chat.wait_for("\n>")
+    with terminal(path, "-s", "7") as chat:  # from the file of the history
+        chat.type(up + up + "\r")
+        assert chat.wait_for("[").endswith(f"\n{shown(reply_of(path, 'hi', seed=7))}\n")
+
+
+def test_a_full_context_is_said(terminal: Open, model: Path) -> None:
+    """The model does not end its replies: the first one fills all 64 positions."""
+    with terminal(model, "-t", "0", columns=200) as chat:
+        chat.type("hi\r")
+        chat.wait_for("64 of 64 in use] The context is full, so the reply ends here. /forget drops the oldest turns")
+        chat.wait_for("\n>")
+        chat.type("more\r")
+        chat.wait_for("and the context 64: it was not sent. /forget drops the oldest turns, /reset starts anew.")
+        chat.wait_for("\n>")
+        chat.type("/forget\r")
+        chat.wait_for("Dropped the 1 oldest turn. 0 of 64 tokens")
+        chat.wait_for("\n>")
+        chat.type("more\r")
+        chat.wait_for("The context is full")
+
+
+def test_the_reply_is_wrapped(terminal: Open, model: Path) -> None:
+    with terminal(model, "-t", "0", columns=24) as chat:
+        chat.type("hi\r")
+        lines = chat.wait_for("[").splitlines()
+        assert all(len(line) <= 24 for line in lines) and len(lines) > 2
+        assert "".join(lines).replace(" ", "").endswith(printable(reply_of(model, "hi", temperature=0)).replace(" ", ""))
+
+
+def test_the_history_is_private_and_a_folder_that_cannot_be_written_is_no_end(
+    terminal: Open, talker: Talker, tmp_path: Path
+) -> None:
+    path, _ = talker
+    with terminal(path, "-s", "7") as chat:
+        chat.type("hi\r")
+        chat.wait_for(DONE)
+    kept = tmp_path / "state" / "llama2c" / "chat_history"
+    assert kept.read_text() == '"hi"\n'
+    assert kept.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "file").write_text("")
+    with terminal(path, "-s", "7", XDG_STATE_HOME=str(tmp_path / "file")) as chat:
+        assert "What you type is not kept for the next chat" in chat.text
+        chat.type("hi\r")
+        chat.wait_for(DONE)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_other_terminals(talker: Talker, tmp_path: Path, locale: str, term: str) -> None:
+    path, _ = talker
+    environment = {"XDG_STATE_HOME": str(tmp_path / "state"), "TERM": term, "LC_ALL": locale, "PROMPT_TOOLKIT_NO_CPR": "1"}
+    with PseudoTerminal(path, "-m", "chat", "-s", "1", "-y", "é", environment=environment) as chat:
+        chat.wait_for("\n>")
+        chat.type("ü漢\r")
+        chat.wait_for(DONE)
+        chat.wait_for("\n>")
+        chat.type("/save c.json\r")
+        chat.wait_for("Saved to")
+        chat.wait_for("\n>")
+        chat.type("\x04")
+        assert chat.end() == 0
+        assert (b"\x1b" in chat.written) == (term != "dumb")
+    messages = json.loads((tmp_path / "c.json").read_text("utf-8"))["messages"]
+    assert [message["content"] for message in messages[:2]] == ["é", "ü漢"]
+
+
+def test_without_a_terminal_it_is_the_chat_of_run_c(model: Path) -> None:
+    """tests/commands/test_chat.py has the bytes. Here stdout is a terminal, and stdin is not."""
+    import os
+    import pty
+    import subprocess
+    import sys
+
+    master, slave = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "llama2c", model, "-m", "chat", "-t", "0"], stdin=subprocess.DEVNULL, stdout=slave, timeout=120
+    )
+    assert done.returncode == 0
+    assert os.read(master, 1000).startswith(b"Enter system prompt (optional): ")
+    os.close(master)
+    os.close(slave)
