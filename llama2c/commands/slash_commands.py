@@ -50,9 +50,11 @@ def run_command(chat: Chat, line: str) -> None:
 
 
 def nearest(name: str) -> str | None:
-    """The command with the most similar name: "/rest" -> "/reset"."""
-    found = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
-    return found[0] if found else None
+    """The command with the most similar name, or with the same meaning in other programs: "/rest", "/clear" -> "/reset"."""
+    name = name.lower()
+    words = [command.removeprefix("/") for command in COMMANDS]
+    found = difflib.get_close_matches(name.removeprefix("/"), words, n=1)
+    return ELSEWHERE.get(name) or (f"/{found[0]}" if found else None)
 
 
 def complete(line: str) -> list[str]:
@@ -162,6 +164,9 @@ COMMANDS = {
     "/stats": Command("", "the model, the context in use, the seeds of the replies", stats),
     "/quit": Command("", "end the chat, as Ctrl-D does", quit_),
 }
+ELSEWHERE = {
+    "/exit": "/quit", "/bye": "/quit", "/q": "/quit", "/clear": "/reset", "/new": "/reset", "/regenerate": "/retry", "/?": "/help",
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------
