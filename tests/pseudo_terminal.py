@@ -17,30 +17,31 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SECONDS = 60  # what hangs is ended
-COMMANDS = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[=>()][0B]?|\r|\x1b\][^\x07]*\x07")  # of terminals: colours, cursor, titles
+# Of terminals: colours, the cursor, titles.
+COMMANDS = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[=>()][0B]?|\r|\x1b\][^\x07]*\x07")
 
 
 class PseudoTerminal:
     """`python -m llama2c ARGUMENTS` with a terminal of its own. `text`: what it has written so far, without commands."""
 
-    def __init__(self, *arguments: str | Path, columns: int = 80, rows: int = 24, environment: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def __init__(self, *arguments: str | Path, columns: int = 80, environment: Mapping[str, str] | None = None) -> None:
         command = [sys.executable, "-m", "llama2c", *map(os.fspath, arguments)]
         self.pid, self.fd = pty.fork()
         if not self.pid:
             try:
-                os.execve(command[0], command, {**os.environ, **environment})
+                os.execve(command[0], command, {**os.environ, **(environment or {})})
             finally:
                 os._exit(127)
         self.written = b""
         self.seen = 0  # how much of the text the calls of wait_for have passed
-        self.resize(columns, rows)
+        self.resize(columns)
 
     @property
     def text(self) -> str:
         return COMMANDS.sub(b"", self.written).decode("utf-8", "replace")
 
-    def resize(self, columns: int, rows: int = 24) -> None:
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    def resize(self, columns: int) -> None:
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def type(self, keys: str | bytes) -> None:
         """All keys, also if the terminal takes only a few at a time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import sys
 from collections.abc import Callable
@@ -112,7 +113,9 @@ class ReadlineEditor:
     def read(self) -> str:
         text = input(PROMPT)
         if not self._marks_pastes:
-            text = with_pasted_lines(text, lambda: input(MORE))
+            with contextlib.suppress(EOFError):
+                while has_input():
+                    text += "\n" + input(MORE)
         text = remember(self._history, text)
         if text.strip():
             self._offer(text)
@@ -134,26 +137,16 @@ class PlainEditor:
 
     def read(self) -> str:
         put(PROMPT)
-        return remember(self._history, with_pasted_lines(self._line(), self._line))
-
-    def _line(self) -> str:
-        line = sys.stdin.buffer.readline()
-        if not line:
+        data = b""
+        while chunk := os.read(sys.stdin.fileno(), 1 << 16):
+            data += chunk
+            if data.endswith(b"\n") and not has_input():
+                break
+        if not data:
             raise EOFError
-        return line.decode("utf-8", "replace").removesuffix("\n")
-
-
-def with_pasted_lines(first: str, read: Callable[[], str]) -> str:
-    """A line with those that are there already, which nobody types so quickly: a paste without marks."""
-    lines = [first]
-    with contextlib.suppress(EOFError):
-        while has_input():
-            lines.append(read())
-    return "\n".join(lines)
+        return remember(self._history, data.decode("utf-8", "replace").removesuffix("\n"))
 
 
 def has_input() -> bool:
-    """Whether there is more to read from the terminal now."""
-    with contextlib.suppress(OSError, ValueError):  # not a Unix: only sockets can be asked
-        return bool(select.select([sys.stdin], [], [], 0)[0])
-    return False
+    """Whether there is more to read from the terminal now, which nobody types so quickly: the next line of a paste."""
+    return bool(select.select([sys.stdin], [], [], 0)[0])

@@ -165,7 +165,8 @@ COMMANDS = {
     "/quit": Command("", "end the chat, as Ctrl-D does", quit_),
 }
 ELSEWHERE = {
-    "/exit": "/quit", "/bye": "/quit", "/q": "/quit", "/clear": "/reset", "/new": "/reset", "/regenerate": "/retry", "/?": "/help",
+    "/exit": "/quit", "/bye": "/quit", "/q": "/quit", "/clear": "/reset", "/new": "/reset", "/regenerate": "/retry",
+    "/?": "/help",
 }  # fmt: skip
 
 

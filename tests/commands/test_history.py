@@ -27,7 +27,7 @@ def test_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_entries_come_back(path: Path) -> None:
-    texts = ["one", "two\nlines", "漢字 🥞 \u2028 \"quoted\"", "one"]
+    texts = ["one", "two\nlines", '漢字 🥞 \u2028 "quoted"', "one"]
     history = History.open()
     assert history.entries == [] and history.problem is None
     for text in texts:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
 import pytest
+from fakes import FakeTransformer, fake_llama
 from pseudo_terminal import PseudoTerminal
 
 import llama2c
+from llama2c.commands.flags import Arguments
+from llama2c.commands.interactive import TerminalChat, decide_context
+from llama2c.commands.session import Session
 from llama2c.commands.wrapping import WordWrap, printable
 
 Open = Callable[..., PseudoTerminal]
@@ -157,24 +166,31 @@ def test_a_long_line_is_whole(terminal: Open, talker: Talker, editor: str) -> No
     with terminal(path, "-s", "1", columns=200) as chat:
         chat.type("a" * n)
         chat.type("\r")
-        chat.wait_for(f"The message has {n + len('[INST]  [/INST]') + 2} tokens, and the context 110: it was not sent. Shorten it.")
+        n_tokens = n + len("[INST]  [/INST]") + 2  # with BOS and a space
+        chat.wait_for(f"The message has {n_tokens} tokens, and the context 110: it was not sent. Shorten it.")
         chat.wait_for("\n>")
         chat.type("/stats\r")
         chat.wait_for("Turns: 0. 0 of 110 tokens")
         assert ("4,095" in chat.text) == (editor == "plain")
 
 
-def test_keys_during_a_reply_wait_for_the_prompt(terminal: Open, model: Path, editor: str, tmp_path: Path) -> None:
-    """They are not shown in the reply; long lines and pastes arrive whole."""
-    with terminal(model, "-t", "0", columns=200) as chat:
+def test_keys_during_a_reply_wait_for_the_prompt(terminal: Open, endless: Path, editor: str) -> None:
+    """They are not shown in the reply, and a paste is one message then too."""
+    with terminal(endless, "-t", "0", "-n", "2000", columns=200) as chat:
         chat.type("hi\r")
+        chat.wait_for("hi\n")
+        chat.wait_for("\n")  # a line of the reply
         if editor == "plain":
-            chat.type("there\r")
+            chat.type("TWO\rLINES\r")
         else:
-            chat.paste("one\ntwo")
+            chat.paste("TWO\nLINES")
             chat.type("\r")
-        chat.wait_for(DONE)
-        chat.wait_for("and the context 64: it was not sent. /forget drops the oldest turns, /reset starts anew.")
+        assert "TWO" not in chat.wait_for("2000 of 2000 in use]")
+        chat.wait_for("The conversation with this message has ")
+        chat.wait_for("tokens, and the context 2000: it was not sent. /forget drops the oldest turns, /reset starts anew.")
+        chat.wait_for("\n>")
+        chat.type("/stats\r")
+        chat.wait_for("Turns: 1.")
 
 
 def test_arrow_keys_edit_the_line_and_bring_back_earlier_ones(terminal: Open, talker: Talker, editor: str) -> None:
@@ -255,13 +271,96 @@ def test_other_terminals(talker: Talker, tmp_path: Path, locale: str, term: str)
     assert [message["content"] for message in messages[:2]] == ["é", "ü漢"]
 
 
+# ---------------------------------------------------------------------------
+# without a terminal
+
+
+class FakeEditor:
+    """Gives some lines, then the end of input. An exception is raised."""
+
+    hint = ""
+
+    def __init__(self, *lines: str | type[BaseException]) -> None:
+        self.lines = list(lines)
+
+    def read(self) -> str:
+        if not self.lines:
+            raise EOFError
+        line = self.lines.pop(0)
+        if isinstance(line, str):
+            return line
+        raise line
+
+
+@pytest.fixture
+def chat_of(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, Session]]:
+    """Chats with a fake model that writes `script`; returns what was written, and the session."""
+    monkeypatch.setenv("TERM", "dumb")
+
+    def run(script: str, *lines: str | type[BaseException], context: int = 512) -> tuple[str, Session]:
+        llama = fake_llama(script)
+        session = Session(llama, {"temperature": 0, "seed": 5}, context)
+        TerminalChat(session, FakeEditor(*lines)).run()
+        return re.sub(r"read in [\d.]+ s|, [\d.]+ tok/s", "", capsysbinary.readouterr().out.decode()), session
+
+    return run
+
+
+ChatOf = Callable[..., "tuple[str, Session]"]
+
+
+def test_the_text_of_a_model_does_not_control_the_terminal(chat_of: ChatOf) -> None:
+    """Not even in one token of several characters. The API keeps what the terminal does not get."""
+    script = "a\x1b]0;title\x07b\x1b[2J \u009b31m c\r\nd\x7f"
+    written, session = chat_of(script, "hi")
+    assert written.startswith("a]0;titleb[2J 31m c\nd\n[")
+    assert session.turns[0].reply == script
+    assert not any(c in written for c in "\x1b\x07\x9b\r\x7f")
+
+
+def test_what_is_sent_and_what_is_not(chat_of: ChatOf) -> None:
+    lines = ["", "  ", "\n\n", "/nonsense", " /stat", "//etc/hosts ", "  indented\n  text\n", KeyboardInterrupt, "/set top_p 7"]
+    written, session = chat_of("yes", *lines)
+    assert [turn.user for turn in session.turns] == ["/etc/hosts", "  indented\n  text"]
+    assert "Unknown command: /nonsense." in written
+    assert "Unknown command: /stat. The nearest one is /stats." in written
+    assert "Ctrl-D or /quit ends the chat.\n" in written
+    assert "top_p: expected a number from 0 to 1, found 7.0\n" in written
+
+
+def test_why_a_reply_ends(chat_of: ChatOf) -> None:
+    written, _ = chat_of("yes", "hi")
+    assert written == "yes\n[19 tokens , 4 written, 23 of 512 in use]\n\n"
+    written, session = chat_of("yes", "/set max_tokens 2", "hi")
+    assert "ye [19 tokens , 2 written, 21 of 512 in use] The reply ends after max_tokens, 2." in " ".join(written.split())
+    written, session = chat_of("yes" * 9, "hi", "more", context=23)
+    assert " ".join(written.split()) == (
+        "yesye [19 tokens , 5 written, 23 of 23 in use] The context is full, so the reply ends here. "
+        "/forget drops the oldest turns, /reset starts anew. "
+        "The conversation with this message has 47 tokens, and the context 23: it was not sent. "
+        "/forget drops the oldest turns, /reset starts anew."
+    )
+    assert [turn.reply for turn in session.turns] == ["yesye"]
+
+
+def test_a_model_that_fails_is_a_line(chat_of: ChatOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("logits: NaN")
+
+    monkeypatch.setattr(FakeTransformer, "logits", broken)
+    written, session = chat_of("yes", "hi")
+    assert written == "logits: NaN\n\n" and session.turns == []
+
+
+def test_the_context() -> None:
+    for context, steps, expected in [
+        (None, None, 512), (None, 0, 512), (100, None, 100), (None, 100, 100), (200, 100, 100), (9999, None, 512),
+    ]:  # fmt: skip
+        assert decide_context(Arguments(context=context, steps=steps), 512) == expected
+
+
 def test_without_a_terminal_it_is_the_chat_of_run_c(model: Path) -> None:
     """tests/commands/test_chat.py has the bytes. Here stdout is a terminal, and stdin is not."""
-    import os
-    import pty
-    import subprocess
-    import sys
-
     master, slave = pty.openpty()
     done = subprocess.run(
         [sys.executable, "-m", "llama2c", model, "-m", "chat", "-t", "0"], stdin=subprocess.DEVNULL, stdout=slave, timeout=120
