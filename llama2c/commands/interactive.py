@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from ..llama import Llama
 from .flags import Arguments
@@ -17,6 +18,7 @@ from .wrapping import WordWrap
 __all__ = ["has_terminal", "interactive"]
 
 WAY_OUT = "/forget drops the oldest turns, /reset starts anew."
+LEAST_CONTEXT = 512  # with less there is no chat
 STOPPED = "Stopped before there was a reply: the conversation is as it was."
 
 
@@ -31,8 +33,7 @@ def interactive(llama: Llama, arguments: Arguments) -> None:
         "stop": arguments.stop,
         "seed": arguments.seed,
     }
-    context = decide_context(arguments, llama.transformer.config.seq_len)
-    session = Session(llama, settings, context, as_text(arguments.system_prompt or ""))
+    session = open_session(llama, settings, arguments)
     history = History.open()
     with uninterrupted():
         chat = TerminalChat(session, open_editor(history, complete))
@@ -40,10 +41,22 @@ def interactive(llama: Llama, arguments: Arguments) -> None:
         chat.run(None if arguments.prompt is None else as_text(arguments.prompt))
 
 
-def decide_context(arguments: Arguments, seq_len: int) -> int:
-    """The positions to chat in: the whole context of the model, or what --context or --steps ask for, if that is less."""
+def open_session(llama: Llama, settings: dict[str, Any], arguments: Arguments) -> Session:
+    """A session with the whole context of the model, or what --context or --steps ask for, if that is less.
+
+    Where nothing was asked for and there is not enough memory for the whole context, it is half of it, a quarter, and so on.
+    """
+    seq_len = llama.transformer.config.seq_len
     asked = [n for n in (arguments.context, arguments.steps) if n is not None and n > 0]
-    return min([*asked, seq_len])
+    context = min([*asked, seq_len])
+    system = as_text(arguments.system_prompt or "")
+    while True:
+        try:
+            return Session(llama, settings, context, system)
+        except MemoryError:
+            if asked or context <= LEAST_CONTEXT:
+                raise
+            context //= 2
 
 
 def as_text(argument: str) -> str:
@@ -61,9 +74,15 @@ class TerminalChat:
 
     def greet(self, problem: str | None) -> None:
         """Say which model this is, and what to do. problem: why messages will not be remembered."""
-        name = os.path.basename(os.fsdecode(self.session.llama.transformer.checkpoint.path))
-        self.say(f"{name}, context {self.session.context} tokens. /help lists the commands, /system sets a system prompt, "
-                 f"Ctrl-D ends the chat. {self._editor.hint}".rstrip())  # fmt: skip
+        session = self.session
+        transformer = session.llama.transformer
+        name = os.path.basename(os.fsdecode(transformer.checkpoint.path))
+        whole = transformer.config.seq_len
+        of = "" if session.context == whole else f" of {whole}"
+        self.say(f"{name}, context {session.context}{of} tokens")
+        self.say("/help lists the commands, /system sets a system prompt, Ctrl-D ends the chat.")
+        if self._editor.hint:
+            self.say(self._editor.hint)
         if problem is not None:
             self.say(f"What you type is not kept for the next chat: {problem}")
 
@@ -78,7 +97,6 @@ class TerminalChat:
             except KeyboardInterrupt:
                 self.say("Ctrl-D or /quit ends the chat.")
             except EOFError:
-                put("\n")
                 break
             else:
                 self.take(line)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from .history import History
@@ -26,7 +26,10 @@ class Editor(Protocol):
     hint: str
 
     def read(self) -> str:
-        """A message, without its last newline. EOFError: Ctrl-D; KeyboardInterrupt: Ctrl-C."""
+        """A message, without its last newline. EOFError: Ctrl-D; KeyboardInterrupt: Ctrl-C.
+
+        In each case the cursor is at the beginning of a line.
+        """
 
 
 def open_editor(history: History, complete: Complete) -> Editor:
@@ -111,7 +114,8 @@ class ReadlineEditor:
         sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
 
     def read(self) -> str:
-        text = input(PROMPT)
+        with newline_at_the_end():
+            text = input(PROMPT)
         if not self._marks_pastes:
             with contextlib.suppress(EOFError):
                 while has_input():
@@ -138,13 +142,24 @@ class PlainEditor:
     def read(self) -> str:
         put(PROMPT)
         data = b""
-        while chunk := os.read(sys.stdin.fileno(), 1 << 16):
-            data += chunk
-            if data.endswith(b"\n") and not has_input():
-                break
-        if not data:
-            raise EOFError
+        with newline_at_the_end():
+            while chunk := os.read(sys.stdin.fileno(), 1 << 16):
+                data += chunk
+                if data.endswith(b"\n") and not has_input():
+                    break
+            if not data:
+                raise EOFError
         return remember(self._history, data.decode("utf-8", "replace").removesuffix("\n"))
+
+
+@contextlib.contextmanager
+def newline_at_the_end() -> Iterator[None]:
+    """Ends the line of a prompt that Ctrl-C or Ctrl-D has left."""
+    try:
+        yield
+    except (KeyboardInterrupt, EOFError):
+        put("\n")
+        raise
 
 
 def has_input() -> bool:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import checkpoints
 import pytest
-from fakes import FakeTransformer, fake_llama
+from fakes import FakeCache, FakeTransformer, fake_llama
 from pseudo_terminal import PseudoTerminal
 
 import llama2c
 from llama2c.commands.flags import Arguments
-from llama2c.commands.interactive import TerminalChat, decide_context
+from llama2c.commands.interactive import TerminalChat, open_session
 from llama2c.commands.session import Session
 from llama2c.commands.wrapping import WordWrap, printable
 
@@ -330,7 +330,7 @@ def test_what_is_sent_and_what_is_not(chat_of: ChatOf) -> None:
 
 def test_why_a_reply_ends(chat_of: ChatOf) -> None:
     written, _ = chat_of("yes", "hi")
-    assert written == "yes\n[19 tokens , 4 written, 23 of 512 in use]\n\n"
+    assert written == "yes\n[19 tokens , 4 written, 23 of 512 in use]\n"
     written, session = chat_of("yes", "/set max_tokens 2", "hi")
     assert "ye [19 tokens , 2 written, 21 of 512 in use] The reply ends after max_tokens, 2." in " ".join(written.split())
     written, session = chat_of("yes" * 9, "hi", "more", context=23)
@@ -349,14 +349,28 @@ def test_a_model_that_fails_is_a_line(chat_of: ChatOf, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(FakeTransformer, "logits", broken)
     written, session = chat_of("yes", "hi")
-    assert written == "logits: NaN\n\n" and session.turns == []
+    assert written == "logits: NaN\n" and session.turns == []
 
 
-def test_the_context() -> None:
+def test_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     for context, steps, expected in [
         (None, None, 512), (None, 0, 512), (100, None, 100), (None, 100, 100), (200, 100, 100), (9999, None, 512),
     ]:  # fmt: skip
-        assert decide_context(Arguments(context=context, steps=steps), 512) == expected
+        session = open_session(fake_llama(), {}, Arguments(context=context, steps=steps))
+        assert session.context == expected
+
+    new_cache = FakeTransformer.new_cache
+
+    def limited(self: FakeTransformer, max_length: int) -> FakeCache:
+        if max_length > 1500:
+            raise MemoryError("too much")
+        return new_cache(self, max_length)
+
+    monkeypatch.setattr(FakeTransformer, "new_cache", limited)
+    llama = fake_llama(seq_len=8192)
+    assert open_session(llama, {}, Arguments()).context == 1024
+    with pytest.raises(MemoryError):  # what is asked for is done, or refused
+        open_session(llama, {}, Arguments(context=4096))
 
 
 def test_without_a_terminal_it_is_the_chat_of_run_c(model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def test_the_best_editor_there_is(
     if expected is ToolkitEditor:
         pytest.importorskip("prompt_toolkit")
     monkeypatch.setenv("TERM", term)
-    monkeypatch.setattr(sys, "stdin", open("/dev/null"))  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
     for module in missing:
         monkeypatch.setitem(sys.modules, module, None)
     editor = open_editor(History(), lambda line: [])
