@@ -47,14 +47,17 @@ class PseudoTerminal:
         """All keys, also if the terminal takes only a few at a time."""
         data = keys.encode() if isinstance(keys, str) else keys
         while data:
-            _, writable, _ = select.select([self.fd], [self.fd], [], SECONDS)
-            assert writable, self.text
-            data = data[os.write(self.fd, data[:512]) :]
+            readable, writable, _ = select.select([self.fd], [self.fd], [], SECONDS)
+            assert readable or writable, self.text
+            if writable:
+                data = data[os.write(self.fd, data[:512]) :]
             self._read(0)
 
     def paste(self, text: str) -> None:
-        """As a terminal pastes in which the program has asked for marks."""
-        self.type(f"\x1b[200~{text}\x1b[201~".replace("\n", "\r"))
+        """As a terminal does: with marks if the program has asked for them."""
+        self._read(0)
+        marked = self.written.rfind(b"\x1b[?2004h") > self.written.rfind(b"\x1b[?2004l")
+        self.type((f"\x1b[200~{text}\x1b[201~" if marked else text).replace("\n", "\r"))
 
     def wait_for(self, text: str) -> str:
         """Read until `text` is written, after the text of the last call. Returns what comes before it."""

@@ -104,7 +104,7 @@ class TerminalChat:
     def take(self, line: str) -> None:
         """A message or a command; an empty one is ignored. An error becomes a line, and the chat goes on."""
         try:
-            with interruptible(), quiet_keys():
+            with interruptible(), quiet_keys(self._editor.marks_pastes):
                 self._answer(line.rstrip())
         except KeyboardInterrupt:
             put("\n")

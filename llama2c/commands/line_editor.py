@@ -21,9 +21,14 @@ EXTRA = "pip install 'llama2c[chat]'"
 
 
 class Editor(Protocol):
-    """How a message is typed. `hint` is what a user should know about it; "" for nothing."""
+    """How a message is typed.
+
+    hint          what a user should know about it; "" for nothing
+    marks_pastes  whether it asks the terminal to mark what is pasted ("bracketed paste"), and knows these marks
+    """
 
     hint: str
+    marks_pastes: bool
 
     def read(self) -> str:
         """A message, without its last newline. EOFError: Ctrl-D; KeyboardInterrupt: Ctrl-C.
@@ -60,6 +65,7 @@ class ToolkitEditor:
     """Lines edited by prompt_toolkit. Enter sends, Alt-Enter begins another line, and so does a newline in a paste."""
 
     hint = "Alt-Enter begins another line."
+    marks_pastes = True
 
     def __init__(self, history: History, complete: Complete) -> None:
         from prompt_toolkit import PromptSession
@@ -99,8 +105,8 @@ class ReadlineEditor:
         self._history = history
         self._readline = readline
         is_libedit = "libedit" in (readline.__doc__ or "")
-        self._marks_pastes = not is_libedit and not is_dumb()
-        if self._marks_pastes:
+        self.marks_pastes = not is_libedit and not is_dumb()
+        if self.marks_pastes:
             readline.parse_and_bind("set enable-bracketed-paste on")
         if not is_libedit:  # UTF-8 also in the locale C, where readline would take its bytes for keys with Alt
             for setting in ("input-meta on", "output-meta on", "convert-meta off"):
@@ -116,7 +122,7 @@ class ReadlineEditor:
     def read(self) -> str:
         with newline_at_the_end():
             text = input(PROMPT)
-        if not self._marks_pastes:
+        if not self.marks_pastes:
             with contextlib.suppress(EOFError):
                 while has_input():
                     text += "\n" + input(MORE)
@@ -135,6 +141,7 @@ class PlainEditor:
     """Lines as the terminal gives them. Lines that arrive at once, as a paste does, are one message."""
 
     hint = f"This Python has no readline: there are no arrow keys, and lines end at 4,095 characters. {EXTRA} helps."
+    marks_pastes = False
 
     def __init__(self, history: History) -> None:
         self._history = history

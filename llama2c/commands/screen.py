@@ -51,10 +51,11 @@ def note(line: str) -> None:
 
 
 @contextlib.contextmanager
-def quiet_keys() -> Iterator[None]:
-    """Keys are not shown, and wait for the next prompt: however many, and a paste still with its marks.
+def quiet_keys(mark_pastes: bool) -> Iterator[None]:
+    """Keys are not shown, and wait for the next prompt, however many.
 
     Otherwise the terminal would write them into the reply, and would keep only 4,095 characters of a line.
+    mark_pastes: whether a paste is to have marks, because who reads it next knows them
     """
     if termios is None or not sys.stdin.isatty():
         yield
@@ -64,13 +65,13 @@ def quiet_keys() -> Iterator[None]:
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
     try:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
-        if not is_dumb():
+        if mark_pastes:
             put(PASTE_MARKS_ON)
         yield
     finally:
         with contextlib.suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-        if not is_dumb():
+        if mark_pastes:
             put(PASTE_MARKS_OFF)
 
 

@@ -176,21 +176,22 @@ def test_a_long_line_is_whole(terminal: Open, talker: Talker, editor: str) -> No
 
 def test_keys_during_a_reply_wait_for_the_prompt(terminal: Open, endless: Path, editor: str) -> None:
     """They are not shown in the reply, and a paste is one message then too."""
-    with terminal(endless, "-t", "0", "-n", "2000", columns=200) as chat:
+    with terminal(endless, "-t", "0", "-n", "8000", columns=200) as chat:
         chat.type("hi\r")
         chat.wait_for("hi\n")
         chat.wait_for("\n")  # a line of the reply
         if editor == "plain":
-            chat.type("TWO\rLINES\r")
+            chat.paste("TWO\nLINES\n")
         else:
-            chat.paste("TWO\nLINES")
+            chat.paste("l" * 9000 + "\nTWO")
             chat.type("\r")
-        assert "TWO" not in chat.wait_for("2000 of 2000 in use]")
-        chat.wait_for("The conversation with this message has ")
-        chat.wait_for("tokens, and the context 2000: it was not sent. /forget drops the oldest turns, /reset starts anew.")
+        assert "TWO" not in chat.wait_for("8000 of 8000 in use]")
+        chat.wait_for("The conversation with this message has " if editor == "plain" else "The message has 9021 tokens")
+        chat.wait_for(", and the context 8000: it was not sent.")
         chat.wait_for("\n>")
         chat.type("/stats\r")
         chat.wait_for("Turns: 1.")
+        assert chat.text.count("it was not sent") == 1
 
 
 def test_arrow_keys_edit_the_line_and_bring_back_earlier_ones(terminal: Open, talker: Talker, editor: str) -> None:
@@ -279,6 +280,7 @@ class FakeEditor:
     """Gives some lines, then the end of input. An exception is raised."""
 
     hint = ""
+    marks_pastes = False
 
     def __init__(self, *lines: str | type[BaseException]) -> None:
         self.lines = list(lines)

@@ -17,14 +17,15 @@ def test_one_ctrl_c_is_one_exception() -> None:
         for _ in range(2):
             try:
                 with interruptible():
-                    try:
-                        signal.raise_signal(signal.SIGINT)
-                        raise AssertionError("expected KeyboardInterrupt")
-                    finally:
-                        signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(signal.SIGINT)
             except KeyboardInterrupt:
                 signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
+            else:
+                raise AssertionError("expected KeyboardInterrupt")
+            with interruptible():
+                with pytest.raises(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -47,5 +48,5 @@ def test_notes_are_dim_where_that_is_possible(
 def test_without_a_terminal() -> None:
     assert not has_terminal()
     assert line_width() == 79
-    with quiet_keys():
+    with quiet_keys(mark_pastes=True):
         pass
