@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fcntl
 import os
-import pty
 import re
 import select
-import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -17,28 +17,34 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SECONDS = 60  # what hangs is ended
-# Of terminals: colours, the cursor, titles.
-COMMANDS = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[=>()][0B]?|\r|\x1b\][^\x07]*\x07")
+# Makes stdin the terminal of its session, whose Ctrl-C is for it, and becomes the program after it. A fork in this process with
+# its threads would be a warning of Python.
+IN_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+# Of terminals: colours, the cursor, titles; the last one may not have arrived as a whole.
+COMMANDS = re.compile(rb"\x1b(\[[0-?]*[ -/]*)?$|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[=>()][0B]?|\r|\x1b\][^\x07]*\x07")
 
 
 class PseudoTerminal:
     """`python -m llama2c ARGUMENTS` with a terminal of its own. `text`: what it has written so far, without commands."""
 
     def __init__(self, *arguments: str | Path, columns: int = 80, environment: Mapping[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "llama2c", *map(os.fspath, arguments)]
-        self.pid, self.fd = pty.fork()
-        if not self.pid:
-            try:
-                os.execve(command[0], command, {**os.environ, **(environment or {})})
-            finally:
-                os._exit(127)
+        self.fd, slave = os.openpty()
+        self.resize(columns)
+        self.process = subprocess.Popen(
+            [sys.executable, "-SEc", IN_TERMINAL, sys.executable, "-m", "llama2c", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )
+        os.close(slave)
         self.written = b""
         self.seen = 0  # how much of the text the calls of wait_for have passed
-        self.resize(columns)
 
     @property
     def text(self) -> str:
-        return COMMANDS.sub(b"", self.written).decode("utf-8", "replace")
+        return codecs.utf_8_decode(COMMANDS.sub(b"", self.written), "replace", False)[0]
 
     def resize(self, columns: int) -> None:
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -71,21 +77,25 @@ class PseudoTerminal:
     def interrupt(self) -> None:
         self.type(b"\x03")
 
+    def interrupt_until(self, text: str) -> None:
+        """Ctrl-C at a prompt. It is pressed again where the signal came after the prompt and before Python's wait for a key."""
+        while text not in self.text[self.seen :]:
+            self.interrupt()
+            self._read(1)
+        self.wait_for(text)
+
     def end(self) -> int:
         """Read to the end; the exit code."""
         while self._read(SECONDS):
             pass
-        _, status = os.waitpid(self.pid, 0)
-        self.pid = 0
-        return os.waitstatus_to_exitcode(status)
+        return self.process.wait(SECONDS)
 
     def __enter__(self) -> PseudoTerminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self.process.kill()
+        self.process.wait()
         os.close(self.fd)
 
     def _read(self, seconds: float) -> bool:

@@ -128,8 +128,7 @@ def test_ctrl_c_ends_the_reply_and_keeps_the_conversation(terminal: Open, endles
         chat.interrupt()
         chat.wait_for("Stopped. What there is of the reply is kept.")
         chat.wait_for("\n>")
-        chat.interrupt()  # at the prompt
-        chat.wait_for("Ctrl-D or /quit ends the chat.")
+        chat.interrupt_until("Ctrl-D or /quit ends the chat.")
         chat.wait_for("\n>")
         chat.type(f"/save {tmp_path / 'c.json'}\r")
         chat.wait_for("1 turn")
