@@ -21,7 +21,7 @@ from .sampler import Sampler, SamplerOptions
 from .scoring import Score, score_ids, scored_ids
 from .text.chat import chat_ids
 from .text.tokenizer import Tokenizer
-from .transformer import Transformer
+from .transformer import KVCache, Transformer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # for type checkers alone; typing has it from Python 3.11
@@ -212,9 +212,7 @@ class Llama:
         are not as they must be; ModelError: the template is broken or refuses them; OSError: Jinja2 is not installed.
         """
         sequence = self.sequence(chat_ids(self.tokenizer, messages, template_options, now), **options)
-        pieces = _pieces(self._steps(sequence), sequence.n_prompt)
-        if self.tokenizer.chat_template is None:
-            pieces = without_first_space(pieces)
+        pieces = reply_pieces(self, sequence, self.transformer.new_cache(sequence.n_positions))
         return pieces if stream else _completion(pieces, sequence)
 
     def score(self, text: str | bytes, *, stride: int | None = None) -> Score:
@@ -243,6 +241,15 @@ class Llama:
         return generate(self.transformer, self.transformer.new_cache(sequence.n_positions), sequence)
 
 
+def reply_pieces(llama: Llama, sequence: generation.Sequence, cache: KVCache) -> Iterator[Piece]:
+    """The reply to a conversation that chat_ids has made the prompt of `sequence`; `cache` holds its first n_fed ids.
+
+    So a chat that keeps its cache gets the replies of Llama.chat.
+    """
+    pieces = _pieces(generate(llama.transformer, cache, sequence), sequence.n_prompt)
+    return _without_first_space(pieces) if llama.tokenizer.chat_template is None else pieces
+
+
 def _pieces(steps: Iterator[Step], prompt_tokens: int) -> Iterator[Piece]:
     """The steps with counts and speeds."""
     first = start = perf_counter()
@@ -260,7 +267,7 @@ def _pieces(steps: Iterator[Step], prompt_tokens: int) -> Iterator[Piece]:
         )  # fmt: skip
 
 
-def without_first_space(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def _without_first_space(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """The pieces of a reply in the form of Llama 2, without the one space that it begins with."""
     started = False
     for piece in pieces:

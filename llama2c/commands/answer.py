@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import RequestError
-from ..llama import Llama, Piece, without_first_space
+from ..llama import Llama, Piece, reply_pieces
 from ..sampler import SamplerOptions
 from ..text.chat import chat_ids
 from .flags import Arguments, count_positions
@@ -32,11 +32,9 @@ def answer(llama: Llama, arguments: Arguments, options: SamplerOptions, context:
     n_positions = count_positions(arguments.steps, context, default=context)
     if len(ids) > n_positions:
         raise RequestError(f"The question needs {len(ids)} positions, and there are only {n_positions}", "question")
-    pieces = llama.stream(ids, max_tokens=n_positions - len(ids) + 1, stop=arguments.stop, **options)
-    if llama.tokenizer.chat_template is None:
-        pieces = without_first_space(pieces)
+    sequence = llama.sequence(ids, max_tokens=n_positions - len(ids) + 1, stop=arguments.stop, **options)
     last: Piece | None = None
-    for last in pieces:
+    for last in reply_pieces(llama, sequence, llama.transformer.new_cache(sequence.n_positions)):
         if last.text:
             put(last.text)
     put("\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from time import time_ns
 
 from .. import __version__, _kernels
@@ -23,7 +24,7 @@ from .trace import TraceWriter, open_trace
 def run(arguments: Arguments) -> None:
     """Load what the flags name, then generate, chat or answer. What can be checked before the model is loaded comes first."""
     adjust(arguments)
-    seed = arguments.seed or time_ns()
+    seed = arguments.seed or time_ns() % 2**53  # so that JSON keeps it
     options = sampling(arguments, seed)
     sampler = Sampler(**options)
     StopStrings(arguments.stop)
@@ -42,6 +43,12 @@ def run(arguments: Arguments) -> None:
         if arguments.question is not None:
             answer(llama, arguments, options, context)
             return
+        if arguments.mode == "chat":
+            from .interactive import has_terminal, interactive  # only a chat needs what it imports
+
+            if has_terminal():
+                interactive(llama, replace(arguments, seed=seed))
+                return
         n_positions = count_positions(arguments.steps, context)
         if arguments.mode == "chat":
             system = None if arguments.system_prompt is None else os.fsencode(arguments.system_prompt)
