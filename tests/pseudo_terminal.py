@@ -81,7 +81,8 @@ class PseudoTerminal:
         """Ctrl-C at a prompt. It is pressed again where the signal came after the prompt and before Python's wait for a key."""
         while text not in self.text[self.seen :]:
             self.interrupt()
-            self._read(1)
+            while text not in self.text[self.seen :] and self._read(1):
+                pass
         self.wait_for(text)
 
     def end(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from fakes import FakeTransformer, fake_llama
 
-from llama2c import RequestError
+from llama2c import RequestError, load
 from llama2c.commands.session import DEFAULTS, ContextFullError, Reply, Session, Turn
 from llama2c.llama import Llama
 from llama2c.text.chat import chat_ids
@@ -177,3 +178,22 @@ def test_an_empty_reply_is_a_turn() -> None:
     session.change("max_tokens", 0)
     reply = session.ask("x")
     assert finish(session, reply).reply == "" and reply.finish_reason == "length"
+
+
+def test_a_real_model_with_its_template(smollm2: Path) -> None:
+    """After an interrupted reply, another try and a dropped turn, the replies are those of the API."""
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("jinja2")
+    session = Session(load(smollm2), {"seed": SEED, "max_tokens": 8, "temperature": 0.7}, 256, "Be brief.")
+    finish(session, session.ask("Name a river."), 4)
+    for text in ("And one in Asia?", "Is it long? 🥞"):
+        asked = [*session.messages(), {"role": "user", "content": text}]
+        reply = session.ask(text)
+        assert reply.n_read < 30 < reply.n_tokens
+        turn = finish(session, reply)
+        assert turn.reply == expected(session, asked, turn.seed)
+    turn = finish(session, session.retry())
+    assert turn.seed == SEED + 3 and turn.reply == expected(session, session.messages()[:-1], SEED + 3)
+    session.forget(1)
+    asked = [*session.messages(), {"role": "user", "content": "Why?"}]
+    assert finish(session, session.ask("Why?")).reply == expected(session, asked, SEED + 4)
