@@ -95,7 +95,7 @@ asm: $(VENV)/plain.stamp ## after a change in simd/: counts vector and scalar in
 wheel: $(BIN)/cython ## before a release: a wheel for each Python from 3.10 to 3.13 (PYTHONS="..."), tested without a compiler; ARGS as for test
 	$(BIN)/python release/wheels.py $(addprefix --python=,$(PYTHONS)) $(ARGS)
 
-sdist: $(BIN)/cython ## before a release: the source distribution, built in all the ways that users build it; 15 minutes
+sdist: $(VENV)/test.stamp ## before a release: the source distribution, built in all the ways that users build it; 15 minutes
 	$(BIN)/python release/sdist.py
 
 aarch64: $(VENV)/test.stamp ## after a change in simd/: compiles for aarch64 and runs the tests of the kernels, or ARGS, in qemu
