@@ -27,7 +27,7 @@ cnp.import_array()
 
 
 cdef extern from "simd/kernels.h" nogil:
-    enum: QUERY_TILE, FLOAT32, FLOAT16, BFLOAT16, Q8_0
+    enum: QUERY_TILE, CACHE_BLOCK "KEY_BLOCK", FLOAT32, FLOAT16, BFLOAT16, Q8_0
     enum: GGUF_Q4_0, GGUF_Q4_1, GGUF_Q5_0, GGUF_Q5_1, GGUF_Q8_0, GGUF_IQ4_NL, GGUF_MXFP4
     enum: GGUF_Q2_K, GGUF_Q3_K, GGUF_Q4_K, GGUF_Q5_K, GGUF_Q6_K, GGUF_IQ4_XS
 
@@ -60,8 +60,9 @@ cdef extern from "simd/kernels.h" nogil:
         void (*quantize)(const q8_rows *to, const float *x, int64_t n, int64_t group_size) noexcept nogil
         void (*matmul)(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows,
                        const Matrix *w, int64_t first, int64_t n_out, int add, void *pack) noexcept nogil
+        void (*store)(void *out, int type, int64_t step, const float *x, int64_t n) noexcept nogil
         void (*attention)(float *out, const float *queries, int64_t n_queries, const int64_t *lengths,
-                          const float *keys, const float *values, int64_t head_size,
+                          const void *keys, const void *values, int type, int64_t head_size,
                           float *scores, int64_t score_stride) noexcept nogil
 
     bint is_blocks(int kind)
@@ -278,8 +279,9 @@ cdef struct Forward:
     int64_t n_rows
     int32_t *tokens              # (n_rows,)
     int32_t *positions           # (n_rows,)
-    float **keys                 # (n_rows,) each (n_layers, n_kv_heads, capacity, head_size)
-    float **values
+    char **keys                  # (n_rows,) each (n_layers, n_kv_heads, capacity / CACHE_BLOCK, head_size, CACHE_BLOCK)
+    char **values                # (n_rows,) each (n_layers, n_kv_heads, capacity, head_size)
+    int *kv_types                # (n_rows,) FLOAT32 or FLOAT16
     int64_t *capacities
     const float *rope            # (positions, head_size / 2, 2): cos and sin
     # attention is dealt out in tiles of queries (row, head of a group), a tile per key head at a time
@@ -350,31 +352,36 @@ cdef inline void norm_row(const Forward *f, const float *x, const float *weight,
     quantize_row(f, input, f.xb + slot * f.dim, slot, f.dim)
 
 
-cdef void project(const Forward *f, int64_t layer, int part, int parts, int64_t slot, void *pack) noexcept nogil:
-    """This part's queries, keys and values. IN f.xb, f.q8; OUT f.q, f.kv and the caches; SCRATCH pack.
+cdef void store_part(const Forward *f, int64_t layer, int64_t row, int64_t start, int64_t size, float *turned) noexcept nogil:
+    """Put keys and values of a row into its cache: `size` numbers from `start` on, all of one head. IN f.kv; SCRATCH turned.
 
-    The keys are turned on their way into the cache, the queries when they are used."""
+    The keys are turned on their way, the queries when they are used."""
+    cdef const float *k = f.kv + row * 2 * f.kv_dim + start
+    cdef int64_t head = start // f.head_size, at = start % f.head_size, position = f.positions[row]
+    cdef int64_t base = (layer * f.n_kv_heads + head) * f.capacities[row] * f.head_size
+    cdef int64_t key = base + (position // CACHE_BLOCK * f.head_size + at) * CACHE_BLOCK + position % CACHE_BLOCK
+    cdef int64_t value = base + position * f.head_size + at
+    cdef int type = f.kv_types[row]
+    cdef int64_t width = 4 if type == FLOAT32 else 2
+    level.rotate(turned, k, f.rope + position * f.head_size + at, size // 2, f.pair_step, f.pair_apart)
+    level.store(f.keys[row] + key * width, type, CACHE_BLOCK, turned, size)
+    level.store(f.values[row] + value * width, type, 1, k + f.kv_dim, size)
+
+
+cdef void project(const Forward *f, int64_t layer, int part, int parts, int64_t slot, void *pack) noexcept nogil:
+    """This part's queries, keys and values. IN f.xb, f.q8; OUT f.q, f.kv and the caches; SCRATCH pack."""
     cdef const Layer *w = &f.layers[layer]
     cdef const float *x = f.xb + slot * f.dim
-    cdef float *k
-    cdef const float *angles
-    cdef int64_t row, start, stop, at, size, head, offset, place
+    cdef int64_t row, start, stop, size
     product(f, f.q, f.q_dim, x, &w.att_input, slot, f.n_rows, &w.wq, part, parts, False, pack)
     product(f, f.kv, 2 * f.kv_dim, x, &w.att_input, slot, f.n_rows, &w.wk, part, parts, False, pack, f.key_unit)
     product(f, f.kv + f.kv_dim, 2 * f.kv_dim, x, &w.att_input, slot, f.n_rows, &w.wv, part, parts, False, pack, f.key_unit)
     for row in range(f.n_rows):
-        angles = f.rope + f.positions[row] * f.head_size
-        k = f.kv + row * 2 * f.kv_dim
         start = share_start(f.kv_dim, part, parts, f.key_unit)
         stop = share_start(f.kv_dim, part + 1, parts, f.key_unit)
         while start < stop:  # head by head, as far as they are ours
-            head = start // f.head_size
-            at = start % f.head_size
-            size = min(f.head_size - at, stop - start)
-            offset = (layer * f.n_kv_heads + head) * f.capacities[row] + f.positions[row]
-            place = offset * f.head_size + at
-            level.rotate(f.keys[row] + place, k + start, angles + at, size // 2, f.pair_step, f.pair_apart)
-            memcpy(f.values[row] + place, k + f.kv_dim + start, size * sizeof(float))
+            size = min(f.head_size - start % f.head_size, stop - start)
+            store_part(f, layer, row, start, size, <float *>pack)
             start += size
 
 
@@ -386,6 +393,7 @@ cdef void attend(const Forward *f, int64_t layer, int64_t task, int thread) noex
     cdef int64_t start = f.tile_starts[tile], size = f.tile_sizes[tile], hs = f.head_size, row = start // group
     cdef int64_t lengths[QUERY_TILE]
     cdef int64_t i, base = (layer * f.n_kv_heads + kv_head) * f.capacities[row] * hs
+    cdef int type = f.kv_types[row]
     cdef int64_t places[QUERY_TILE]
     cdef float *queries = f.heads + thread * 2 * QUERY_TILE * hs
     cdef float *out = queries + QUERY_TILE * hs
@@ -395,7 +403,8 @@ cdef void attend(const Forward *f, int64_t layer, int64_t task, int thread) noex
         places[i] = row * f.q_dim + (kv_head * group + (start + i) % group) * hs
         level.rotate(queries + i * hs, f.q + places[i], f.rope + f.positions[row] * hs, hs // 2, f.pair_step, f.pair_apart)
     row = start // group
-    level.attention(out, queries, size, lengths, f.keys[row] + base, f.values[row] + base, hs,
+    base *= 4 if type == FLOAT32 else 2  # bytes
+    level.attention(out, queries, size, lengths, f.keys[row] + base, f.values[row] + base, type, hs,
                     f.scores + thread * QUERY_TILE * f.score_stride, f.score_stride)
     for i in range(size):
         memcpy(f.att + places[i], out + i * hs, hs * sizeof(float))
@@ -622,25 +631,41 @@ cdef Matrix as_matrix(object weights, str name, tuple shape) except *:
     return m
 
 
-cdef class KVBuffer:
-    """The keys and values of one sequence: two float32 arrays (n_layers, n_kv_heads, capacity, head_size).
+KEY_BLOCK = CACHE_BLOCK  # positions of a cache whose keys are stored side by side
 
-    length: how many positions are filled. The kernels do not use it.
+
+cdef class KVBuffer:
+    """The keys and values of one sequence, both float32 or both float16.
+
+    keys are (n_layers, n_kv_heads, capacity / 16, head_size, 16): those of 16 positions side by side. values are (n_layers,
+    n_kv_heads, capacity, head_size). length: how many positions are filled. The kernels do not use it.
     """
 
     cdef readonly object keys, values
     cdef readonly int64_t capacity
     cdef public int64_t length
     cdef int taken  # 0: free. Else 1 and the number of forks there had been before this process when a Claim took it
-    cdef float *key_data
-    cdef float *value_data
+    cdef int type  # FLOAT32 or FLOAT16
+    cdef char *key_data
+    cdef char *value_data
 
     def __init__(self, keys, values):
-        for array, name in ((keys, "keys"), (values, "values")):
-            writable(array, name, np.float32, keys.shape)
-        self.keys, self.values, self.capacity = keys, values, keys.shape[2]
-        self.key_data = <float *>cnp.PyArray_DATA(keys)
-        self.value_data = <float *>cnp.PyArray_DATA(values)
+        self.hold(keys, values)
+
+    def hold(self, keys, values):
+        """Take these arrays, in place of those it has."""
+        kind = np.float16 if getattr(values, "dtype", None) == np.float16 else np.float32
+        if not isinstance(values, np.ndarray) or values.ndim != 4:
+            raise ValueError("values: expected an array (n_layers, n_kv_heads, capacity, head_size)")
+        n_layers, n_kv_heads, capacity, head_size = values.shape
+        if capacity % CACHE_BLOCK:
+            raise ValueError(f"values: expected a capacity that is a multiple of {CACHE_BLOCK}, found {capacity}")
+        writable(values, "values", kind, values.shape)
+        writable(keys, "keys", kind, (n_layers, n_kv_heads, capacity // CACHE_BLOCK, head_size, CACHE_BLOCK))
+        self.keys, self.values, self.capacity = keys, values, capacity
+        self.type = FLOAT16 if kind is np.float16 else FLOAT32
+        self.key_data = <char *>cnp.PyArray_DATA(keys)
+        self.value_data = <char *>cnp.PyArray_DATA(values)
 
 
 cdef class Claim:
@@ -709,8 +734,9 @@ cdef void lay_out(Forward *f, Arena *arena, int64_t rows, int64_t n_threads) noe
     cdef int i
     f.tokens = <int32_t *>take(arena, rows * sizeof(int32_t))
     f.positions = <int32_t *>take(arena, rows * sizeof(int32_t))
-    f.keys = <float **>take(arena, rows * sizeof(float *))
-    f.values = <float **>take(arena, rows * sizeof(float *))
+    f.keys = <char **>take(arena, rows * sizeof(char *))
+    f.values = <char **>take(arena, rows * sizeof(char *))
+    f.kv_types = <int *>take(arena, rows * sizeof(int))
     f.capacities = <int64_t *>take(arena, rows * sizeof(int64_t))
     f.tile_starts = <int64_t *>take(arena, rows * group * sizeof(int64_t))
     f.tile_sizes = <int64_t *>take(arena, rows * group * sizeof(int64_t))
@@ -828,6 +854,7 @@ cdef class Model:
         f.embedding = as_matrix(weights["token_embedding_table"], "token_embedding_table", (f.vocab_size, f.dim))
         f.wcls = as_matrix(weights["wcls"], "wcls", (f.vocab_size, f.dim))
         note_reader(f, &f.wcls_input, &f.wcls)
+        f.pack_size = max(f.pack_size, (f.head_size * sizeof(float) + 63) // 64 * 64)  # store_part() turns a key there
         final = checked(weights["rms_final_weight"], "rms_final_weight", np.float32, (f.dim,))
         f.rms_final_weight = <const float *>cnp.PyArray_DATA(final)
         self.fill_layers(weights)
@@ -907,8 +934,8 @@ cdef (int64_t, int64_t) check_step(const Forward *f, sequences, rope, logit_rows
         positions = max(positions, position + len(tokens))
         if position < 0 or len(tokens) > buffer.capacity - position:
             raise ValueError(f"sequence: expected positions up to {buffer.capacity}, found {position + len(tokens)}")
-        if buffer.keys.shape != (f.n_layers, f.n_kv_heads, buffer.capacity, f.head_size):
-            raise ValueError(f"cache: expected the shape of this model, found {buffer.keys.shape}")
+        if buffer.values.shape != (f.n_layers, f.n_kv_heads, buffer.capacity, f.head_size):
+            raise ValueError(f"cache: expected the shape of this model, found {buffer.values.shape}")
     if rows == 0:
         raise ValueError("tokens: expected at least one, found none")
     if rope.shape[0] < positions:
@@ -931,6 +958,7 @@ cdef int fill_rows(Forward *f, sequences, logit_rows) except -1:
             f.tokens[row] = <int32_t>token
             f.positions[row] = <int32_t>position
             f.keys[row], f.values[row], f.capacities[row] = buffer.key_data, buffer.value_data, buffer.capacity
+            f.kv_types[row] = buffer.type
             position += 1
             row += 1
     f.n_rows, f.n_logits = row, 0
@@ -1089,25 +1117,38 @@ cdef void quantize_rows(const q8_rows *to, const float[:, ::1] x, int64_t size) 
             one.scaled_sums += one.n_groups
 
 
+def to_float16(const float[::1] x not None):
+    """-> x, (n,), in float16 as in a cache: to the nearest, ties to even; beyond +-65504 it is +-65504."""
+    halves = np.empty(x.shape[0], np.float16)
+    if x.shape[0]:
+        level.store(cnp.PyArray_DATA(halves), FLOAT16, 1, &x[0], x.shape[0])
+    return halves
+
+
 def attention(float[:, ::1] out not None, const float[:, ::1] queries not None, const int64_t[::1] lengths not None,
-              const float[:, ::1] keys not None, const float[:, ::1] values not None):
+              keys, values):
     """out[i] = softmax(queries[i] . keys[:lengths[i]] / sqrt(head_size)) . values[:lengths[i]].
 
-    OUT out, IN queries (n_queries <= 8, head_size), IN keys, values (n_positions, head_size), float32; IN lengths int64
-    (n_queries,), not decreasing, 1 to n_positions. Vaswani et al. 2017, equation 1.
+    OUT out, IN queries (n_queries <= 16, head_size), float32; IN keys (n_positions / 16, head_size, 16), those of 16 positions side
+    by side, and values (n_positions, head_size), both float32 or both float16; IN lengths int64 (n_queries,), not decreasing,
+    1 to n_positions. Vaswani et al. 2017, equation 1.
     """
-    cdef int64_t n = queries.shape[0], hs = queries.shape[1], i
+    cdef int64_t n = queries.shape[0], hs = queries.shape[1], i, n_positions
     cdef float[:, ::1] scores
     if not 1 <= n <= QUERY_TILE:
         raise ValueError(f"attention: expected 1 to {QUERY_TILE} queries, found {n}")
-    if (hs < 1 or out.shape[0] != n or out.shape[1] != hs or lengths.shape[0] != n or keys.shape[1] != hs
-            or values.shape[1] != hs or values.shape[0] != keys.shape[0]):
-        raise ValueError("attention: expected out in the shape of queries, a length for each, and values in the shape of keys")
+    if hs < 1 or out.shape[0] != n or out.shape[1] != hs or lengths.shape[0] != n:
+        raise ValueError("attention: expected out in the shape of queries, and a length for each")
+    kind = np.float16 if getattr(keys, "dtype", None) == np.float16 else np.float32
+    n_positions = CACHE_BLOCK * len(keys)
+    checked(keys, "keys", kind, (n_positions // CACHE_BLOCK, hs, CACHE_BLOCK))
+    checked(values, "values", kind, (n_positions, hs))
     for i in range(n):
-        if lengths[i] < 1 or lengths[i] > keys.shape[0] or (i and lengths[i] < lengths[i - 1]):
-            raise ValueError(f"attention: expected lengths that rise from 1 to {keys.shape[0]}, found {lengths[i]}")
-    scores = np.empty((n, keys.shape[0]), np.float32)
-    level.attention(&out[0, 0], &queries[0, 0], n, &lengths[0], &keys[0, 0], &values[0, 0], hs, &scores[0, 0], keys.shape[0])
+        if lengths[i] < 1 or lengths[i] > n_positions or (i and lengths[i] < lengths[i - 1]):
+            raise ValueError(f"attention: expected lengths that rise from 1 to {n_positions}, found {lengths[i]}")
+    scores = np.empty((n, n_positions), np.float32)
+    level.attention(&out[0, 0], &queries[0, 0], n, &lengths[0], cnp.PyArray_DATA(keys), cnp.PyArray_DATA(values),
+                    FLOAT16 if kind is np.float16 else FLOAT32, hs, &scores[0, 0], n_positions)
 
 
 # ---------------------------------------------------------------------------------------------- rotary angles

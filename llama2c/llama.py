@@ -21,7 +21,7 @@ from .sampler import Sampler, SamplerOptions
 from .scoring import Score, score_ids, scored_ids
 from .text.chat import chat_ids
 from .text.tokenizer import Tokenizer
-from .transformer import KVCache, Transformer
+from .transformer import KVCache, KVType, Transformer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # for type checkers alone; typing has it from Python 3.11
@@ -67,6 +67,7 @@ def load(
     tokenizer: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
     mmap: bool = True,
+    kv: KVType = "float32",
 ) -> Llama:
     """A model and its tokenizer from files.
 
@@ -75,11 +76,12 @@ def load(
     tokenizer  a path; None: the one in a GGUF file, else the one that find_tokenizer finds
     n_threads  None: OMP_NUM_THREADS, else what is fastest now, up to the number of cores this process may use
     mmap       False reads the checkpoint into memory instead of mapping it
+    kv         the type of the numbers in a cache: "float32", or "float16" for half the memory, which rounds them
     ModelError or OSError, one line: a file is missing, broken or does not fit the other.
     """
     path = resolve(path)
     checkpoint = Checkpoint.open(path, mmap=mmap)
-    return Llama(Transformer(checkpoint, n_threads), _open_tokenizer(path, checkpoint, tokenizer))
+    return Llama(Transformer(checkpoint, n_threads, kv=kv), _open_tokenizer(path, checkpoint, tokenizer))
 
 
 def _open_tokenizer(

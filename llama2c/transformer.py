@@ -12,48 +12,77 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import partial
 from operator import index
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
-from ._kernels import MAX_WORK, count_layer_weights
+from ._kernels import KEY_BLOCK, MAX_WORK, count_layer_weights
 from .config import Config, RopeScaling
 from .errors import RequestError, check_int
 from .formats.checkpoint import Checkpoint
 from .threads import SMALL_MODEL, Threads, Tuners, decide_n_threads
 
 Floats: TypeAlias = "NDArray[np.float32]"
+CacheArray: TypeAlias = "NDArray[np.float32] | NDArray[np.float16]"
+KVType: TypeAlias = Literal["float32", "float16"]
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
 Part: TypeAlias = "tuple[list[int], int, _kernels.KVBuffer]"  # ids, the position of the first, where keys and values go
 PlannedStep: TypeAlias = "tuple[list[Part], list[int], Sequence[int]]"  # parts, the number of the sequence of each, logit rows
 
 MAX_ROWS = 256  # rows of one step: enough that reading the weights is a small part of the work
 MIN_ROWS = 32  # with fewer rows, reading the weights takes longer than computing
+FIRST_BYTES = 1 << 24  # of a new cache, unless fewer are enough
 READING = 16  # reading a weight from memory costs about what using it so many times does
 
 
 class KVCache:
     """The keys and values of one sequence, and how many of its positions are filled. For one step at a time.
 
-    copy.copy gives an independent cache with the same positions filled. A cache cannot be pickled.
+    It begins small and grows as positions are filled, up to max_length. copy.copy gives an independent cache with the same
+    positions filled. A cache cannot be pickled.
     """
 
-    __slots__ = ("_buffer", "max_length")
+    __slots__ = ("_buffer", "kv", "max_length")
 
-    def __init__(self, config: Config, max_length: int) -> None:
-        self._allocate((config.n_layers, config.n_kv_heads, max_length, config.head_size))
+    def __init__(self, config: Config, max_length: int, kv: KVType = "float32") -> None:
+        self.max_length: int = max_length
+        self.kv: KVType = kv  # the type of the stored numbers
+        bytes_per_position = 2 * np.dtype(kv).itemsize * config.n_layers * config.n_kv_heads * config.head_size
+        n_positions = min(max_length, max(KEY_BLOCK, FIRST_BYTES // bytes_per_position))
+        self._buffer = _kernels.KVBuffer(*self._arrays((config.n_layers, config.n_kv_heads, n_positions, config.head_size)))
 
-    def _allocate(self, shape: tuple[int, int, int, int]) -> None:
-        """Keys and values of `shape`: (n_layers, n_kv_heads, max_length, head_size)."""
-        self.max_length: int = shape[2]
-        try:  # not filled: the system provides the memory page by page, as it is written
-            self._buffer = _kernels.KVBuffer(np.empty(shape, np.float32), np.empty(shape, np.float32))
+    def _arrays(self, shape: tuple[int, int, int, int]) -> tuple[CacheArray, CacheArray]:
+        """Keys and values for (n_layers, n_kv_heads, n_positions, head_size). Their memory is provided as it is written."""
+        n_layers, n_kv_heads, n_positions, head_size = shape
+        n_blocks = -(-n_positions // KEY_BLOCK)
+        try:
+            return (
+                np.empty((n_layers, n_kv_heads, n_blocks, head_size, KEY_BLOCK), self.kv),
+                np.empty((n_layers, n_kv_heads, n_blocks * KEY_BLOCK, head_size), self.kv),
+            )
         except (MemoryError, ValueError):
-            size = 2 * 4 * math.prod(shape)
-            message = f"max_length: a cache of {self.max_length} positions takes {size} bytes, more than there is room for"
+            size = 2 * np.dtype(self.kv).itemsize * math.prod(shape)
+            message = f"cache: {n_positions} positions take {size} bytes, more than there is room for"
             raise MemoryError(message) from None
+
+    def _make_room(self, n_positions: int) -> None:
+        """Grow, at least to twice the size, so that n_positions fit. Only while the buffer is claimed."""
+        own = self._buffer
+        if n_positions > own.capacity:
+            n_layers, n_kv_heads, capacity, head_size = own.values.shape
+            wanted = min(self.max_length, max(n_positions, 2 * capacity))
+            own.hold(*self._copied((n_layers, n_kv_heads, wanted, head_size)))
+
+    def _copied(self, shape: tuple[int, int, int, int]) -> tuple[CacheArray, CacheArray]:
+        """New arrays of this shape with the positions that are filled."""
+        own, length = self._buffer, self.length
+        keys, values = self._arrays(shape)
+        n_blocks = -(-length // KEY_BLOCK)
+        keys[:, :, :n_blocks] = own.keys[:, :, :n_blocks]
+        values[:, :, :length] = own.values[:, :, :length]
+        return keys, values
 
     def __repr__(self) -> str:
         return f"KVCache(length={self.length}, max_length={self.max_length})"
@@ -73,16 +102,14 @@ class KVCache:
     def __copy__(self) -> KVCache:
         """A cache of its own with the same positions. ValueError: a step uses this one at the moment."""
         copied = KVCache.__new__(KVCache)
-        own, length = self._buffer, self.length
-        copied._allocate(own.keys.shape)
+        copied.max_length, copied.kv = self.max_length, self.kv
         claim = _kernels.Claim()
         try:
-            claim.take([own])
-            for source, target in ((own.keys, copied._buffer.keys), (own.values, copied._buffer.values)):
-                target[:, :, :length] = source[:, :, :length]
+            claim.take([self._buffer])
+            copied._buffer = _kernels.KVBuffer(*self._copied(self._buffer.values.shape))
+            copied._buffer.length = self.length
         finally:
             claim.release()
-        copied._buffer.length = length
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVCache:
@@ -115,10 +142,19 @@ class Transformer:
     observer    None, or is called after each step with an ObservedStep. That computes the logits of all rows, which is slower;
                 the results are the same. May be set later
 
+    kv          the type of the numbers in a cache: "float32", or "float16", which rounds keys and values and halves the memory.
+                Another type is another model, a little: the results differ, but not with threads, cuts or levels
+
     copy, deepcopy and pickle open the checkpoint again, and leave out the observer.
     """
 
-    def __init__(self, checkpoint: Checkpoint, n_threads: int | None = None, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        n_threads: int | None = None,
+        observer: Observer | None = None,
+        kv: KVType = "float32",
+    ) -> None:
         self.checkpoint = checkpoint
         self.config: Config = checkpoint.config
         self._n_threads_wanted = n_threads
@@ -130,20 +166,22 @@ class Transformer:
             self._tuners = Tuners(self.n_threads, 1 if n_weights < SMALL_MODEL else self.n_threads)
         self._attention = 2 * self.config.n_layers * self.config.n_heads * self.config.head_size / n_weights
         self.observer = observer
+        self.kv: KVType = check_kv(kv)
         self._model = _kernels.Model(checkpoint.config, checkpoint.weights, checkpoint.rope_pairs)
         self._frequencies = rotary_frequencies(checkpoint.config, checkpoint.rope_factors)
         self._rope: Floats = np.empty((0, self.config.head_size // 2, 2), np.float32)
         self._free_scratch: list[_kernels.Scratch] = []
         self._rows_per_step = rows_per_step(checkpoint.config, self.n_threads)
 
-    def __reduce__(self) -> tuple[type[Transformer], tuple[Checkpoint, int | None]]:
-        return Transformer, (self.checkpoint, self._n_threads_wanted)
+    def __reduce__(self) -> tuple[type[Transformer], tuple[Checkpoint, int | None, None, KVType]]:
+        return Transformer, (self.checkpoint, self._n_threads_wanted, None, self.kv)
 
-    def new_cache(self, max_length: int | None = None) -> KVCache:
-        """An empty cache for up to `max_length` positions, 1 to seq_len (None: seq_len)."""
+    def new_cache(self, max_length: int | None = None, kv: KVType | None = None) -> KVCache:
+        """An empty cache for up to `max_length` positions, 1 to seq_len (None: seq_len). kv: None: that of the Transformer."""
         if max_length is None:
             max_length = self.config.seq_len
-        return KVCache(self.config, check_int("max_length", max_length, 1, self.config.seq_len))
+        max_length = check_int("max_length", max_length, 1, self.config.seq_len)
+        return KVCache(self.config, max_length, self.kv if kv is None else check_kv(kv))
 
     def forward(self, tokens: Tokens, cache: KVCache, *, logits: int | None = 1, out: Floats | None = None) -> Floats:
         """Feed the tokens, which take the positions from cache.length on, and compute logits.
@@ -207,6 +245,8 @@ class Transformer:
             ]
             if not parts:
                 return
+            for (_, cache), (ids, position, _) in zip(sequences, parts, strict=True):
+                cache._make_room(position + len(ids))
             rope = self._rope_up_to(max(position + len(ids) for ids, position, _ in parts))
             first = 0
             for step, numbers, logit_rows in plan_steps(parts, wanted, self._rows_per_step):
@@ -277,6 +317,13 @@ class Transformer:
             _kernels.rope_table(rope[have:], self._frequencies, have)
             self._rope = rope
         return rope
+
+
+def check_kv(kv: KVType) -> KVType:
+    """The type of the numbers in a cache. RequestError: there is no such type."""
+    if kv not in get_args(KVType):
+        raise RequestError(f"kv: expected 'float32' or 'float16', found {kv!r}", "kv")
+    return kv
 
 
 def wanted_rows(logits: int | None, n_tokens: int) -> int:

@@ -18,6 +18,7 @@ import reference
 from reference import F32, fma, tree_sum
 
 from llama2c import _kernels
+from llama2c._kernels import KEY_BLOCK
 from llama2c.config import Config
 from llama2c.tensors import BFloat16Tensor, Layers, QuantizedTensor
 from llama2c.transformer import rotary_frequencies
@@ -438,25 +439,38 @@ def test_matmul_q8_of_special_values() -> None:
 # ---------------------------------------------------------------------------------------------- attention
 
 
+def key_blocks(keys: np.ndarray) -> np.ndarray:
+    """(n_positions, head_size) as in a cache: (n_blocks, head_size, 16), NaN where there are no positions."""
+    whole = np.full((-(-len(keys) // KEY_BLOCK) * KEY_BLOCK, keys.shape[1]), np.nan, keys.dtype)
+    whole[: len(keys)] = keys
+    return np.ascontiguousarray(whole.reshape(-1, KEY_BLOCK, keys.shape[1]).transpose(0, 2, 1))
+
+
 def attend(queries: np.ndarray, lengths: Any, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     out = np.full(queries.shape, 777, F32)
-    _kernels.attention(out, queries, np.asarray(lengths, np.int64), keys, values)
+    blocks = key_blocks(keys)
+    padded = np.full((len(blocks) * KEY_BLOCK, values.shape[1]), np.nan, values.dtype)
+    padded[: len(values)] = values
+    _kernels.attention(out, queries, np.asarray(lengths, np.int64), blocks, padded)
     return out
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("head_size", [1, 2, 6, 10, 16, 18, 32, 48, 64, 100, 128, 130])
-def test_attention(head_size: int) -> None:
+def test_attention(head_size: int, dtype: Any) -> None:
     rng = rng_of(head_size)
-    for n_queries in range(1, 9):
-        lengths = np.sort(rng.integers(1, 70, n_queries))
-        q, k, v = (normal(rng, n, head_size) for n in (n_queries, 80, 80))
+    for n_queries in range(1, 17):
+        lengths = np.sort(rng.integers(1, 150, n_queries))
+        q, k, v = (normal(rng, n, head_size) for n in (n_queries, 160, 160))
+        k, v = k.astype(dtype), v.astype(dtype)
         k[lengths[-1] :] = v[lengths[-1] :] = np.nan  # no query may read these
         out = attend(q, lengths, k, v)
+        np.testing.assert_array_equal(out, attend(q, lengths, k.astype(F32), v.astype(F32)))  # fp16 is read exactly
         for i, length in enumerate(lengths):
             weights = exact_softmax(k[:length].astype(float) @ q[i] / head_size**0.5)
             np.testing.assert_allclose(out[i], weights @ v[:length], atol=3e-6)
-            seen = np.arange(80)[:, None] < length
-            alone = attend(q[i : i + 1], [length], np.where(seen, k, F32(np.nan)), np.where(seen, v, F32(np.nan)))
+            seen = np.arange(160)[:, None] < length
+            alone = attend(q[i : i + 1], [length], np.where(seen, k, dtype(np.nan)), np.where(seen, v, dtype(np.nan)))
             np.testing.assert_array_equal(out[i], alone[0])
 
 
@@ -468,6 +482,38 @@ def test_attention_walks_time_in_order(head_size: int) -> None:
     out = attend(np.ones((8, head_size), F32), lengths, np.zeros((150, head_size), F32), values)  # all weights are 1
     upwards = np.add.accumulate(values, axis=0)
     np.testing.assert_array_equal(out, np.stack([upwards[n - 1] / F32(n) for n in lengths]))
+
+
+@pytest.mark.skipif(_kernels.isa == "generic", reason="generic may have no fused multiply-add")
+@pytest.mark.parametrize("head_size", [5, 8, 16, 40, 64, 100])
+def test_scores_of_attention_have_the_order_of_every_dot_product(head_size: int) -> None:
+    """Two keys have the same weight only if their scores are equal: a key, and one whose score is one product."""
+    rng = rng_of(head_size)
+    q, k = 1000 * normal(rng, 1, head_size), normal(rng, 40, head_size)
+    scores = reference.dot(q, k)[0]
+    query = np.append(q[0], F32(1))[None]
+    values = np.zeros((2, head_size + 1), F32)
+    values[0], values[1] = 1, -1
+    for key, score in zip(k, scores, strict=True):
+        pair = np.zeros((2, head_size + 1), F32)
+        pair[0, :head_size], pair[1, head_size] = key, score
+        assert (attend(query, [2], pair, values) == 0).all()
+        pair[1, head_size] = np.nextafter(score, F32(np.inf))
+        assert (attend(query, [2], pair, values) != 0).all()
+
+
+def test_numbers_of_a_cache_in_float16() -> None:
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = np.sort(every[np.isfinite(every)].astype(F32))
+    between = (finite[1:] + finite[:-1]) / 2  # ties, exact in fp32
+    beside = [np.nextafter(between, F32(limit)) for limit in (-np.inf, np.inf)]
+    x = np.concatenate([finite, between, *beside, F32([1e-45, -0.0])])
+    np.testing.assert_array_equal(_kernels.to_float16(x).view(np.uint16), x.astype(np.float16).view(np.uint16))
+    large = F32([65504, 65505, 65520, 1e30, np.inf, -65505, -np.inf])
+    np.testing.assert_array_equal(_kernels.to_float16(large), np.float16([65504] * 5 + [-65504] * 2))
+    assert np.isnan(_kernels.to_float16(F32([np.nan, 1, -np.nan, 2, 3]))).tolist() == [True, False, True, False, False]
+    for n in (0, 1, 7, 16, 63, 64, 65, 130):
+        np.testing.assert_array_equal(_kernels.to_float16(x[:n]), x[:n].astype(np.float16))
 
 
 def test_attention_of_special_values() -> None:
@@ -685,7 +731,7 @@ def good_arguments() -> dict[str, list[Any]]:
     rng = rng_of(0)
     a, b, c = (normal(rng, 16) for _ in range(3))
     m = [normal(rng, *shape) for shape in ((3, 5), (3, 16), (5, 16))]
-    heads = [normal(rng, *shape) for shape in ((2, 8), (2, 8), (9, 8), (9, 8))]
+    heads = [normal(rng, *shape) for shape in ((2, 8), (2, 8), (2, 8, 16), (32, 8))]
     return {
         "rmsnorm": [a, b, c, 1e-5],
         "read_all": [a, 2],
@@ -775,7 +821,7 @@ def test_wrong_numbers_are_refused() -> None:
     refused("read_all", 1, 0, -1, 4097, None)
     refused("matmul", 3, 0, -1, 4097, None, "2")
     refused("quantize", 1, 0, -4, 65537, None, "4")
-    refused("attention", 2, *(np.array(wrong) for wrong in ([0, 3], [-1, 3], [3, 10], [4, 3], [3], [3, 9, 9])))
+    refused("attention", 2, *(np.array(wrong) for wrong in ([0, 3], [-1, 3], [3, 33], [4, 3], [3], [3, 9, 9])))
     refused("rope_table", 2, -1, None)
     refused("sample", 3, -1.0, np.nan, None)
     refused("sample", 5, -1, None)
@@ -785,9 +831,9 @@ def test_wrong_numbers_are_refused() -> None:
         _kernels.sample(empty, empty, none, 1, 1, 0, 0, 0)
     with pytest.raises(ValueError, match="logprobs: "):
         _kernels.logprobs(empty, empty)
-    nine = np.zeros((9, 8), F32)
-    with pytest.raises(ValueError, match="attention: expected 1 to 8 queries, found 9"):
-        _kernels.attention(nine.copy(), nine, np.arange(1, 10), nine, nine)
+    many = np.zeros((17, 8), F32)
+    with pytest.raises(ValueError, match="attention: expected 1 to 16 queries, found 17"):
+        _kernels.attention(many.copy(), many, np.arange(1, 18), np.zeros((1, 8, 16), F32), np.zeros((16, 8), F32))
 
 
 @pytest.mark.parametrize(("name", "place"), [("matmul", 3), ("quantize", 1), ("rope_table", 2), ("sample", 5)])
@@ -868,19 +914,36 @@ def test_a_model_takes_weights_of_its_shape_only() -> None:
                 _kernels.Model(CONFIG, {**model_weights(), name: wrong})
 
 
-def test_a_cache_buffer_takes_writable_float32_of_one_shape() -> None:
-    good = np.zeros((2, 2, 5, 2), F32)
-    assert _kernels.KVBuffer(good, good.copy()).capacity == 5
-    frozen = good.copy()
+def new_buffer(n_layers: int, n_kv_heads: int, n_positions: int, head_size: int, dtype: Any = F32) -> _kernels.KVBuffer:
+    n_blocks = -(-n_positions // KEY_BLOCK)
+    keys = np.zeros((n_layers, n_kv_heads, n_blocks, head_size, KEY_BLOCK), dtype)
+    return _kernels.KVBuffer(keys, np.zeros((n_layers, n_kv_heads, n_blocks * KEY_BLOCK, head_size), dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_cache_buffer_takes_writable_arrays_that_fit_each_other(dtype: Any) -> None:
+    buffer = new_buffer(2, 2, 30, 2, dtype)
+    assert buffer.capacity == 32
+    keys, values = buffer.keys, buffer.values
+    frozen = values.copy()
     frozen.flags.writeable = False
-    for wrong in (good.astype(float), good[:, :, :4], good[:, :, ::-1], frozen, good.tolist()):
+    other = np.float16 if dtype is F32 else F32
+    for wrong in (values.astype(float), values.astype(other), values[:, :, :16], values[:, :, ::-1], frozen, values.tolist()):
         with pytest.raises(REFUSED):
-            _kernels.KVBuffer(good, wrong)
+            _kernels.KVBuffer(keys, wrong)
+    for wrong in (keys.astype(float), keys[:, :, :1], keys[..., ::-1], keys.reshape(values.shape), keys.tolist(), None):
+        with pytest.raises(REFUSED):
+            _kernels.KVBuffer(wrong, values)
+    with pytest.raises(ValueError, match=r"^values: expected a capacity that is a multiple of 16, found 30$"):
+        _kernels.KVBuffer(keys, np.zeros((2, 2, 30, 2), dtype))
+    larger = new_buffer(2, 2, 48, 2, dtype)
+    buffer.hold(larger.keys, larger.values)
+    assert (buffer.capacity, buffer.keys is larger.keys, buffer.values is larger.values) == (48, True, True)
 
 
 def test_a_claim_is_all_or_nothing() -> None:
     def buffer() -> _kernels.KVBuffer:
-        return _kernels.KVBuffer(np.zeros((2, 2, 5, 2), F32), np.zeros((2, 2, 5, 2), F32))
+        return new_buffer(2, 2, 5, 2)
 
     first, second, third = buffer(), buffer(), buffer()
     claim, other = _kernels.Claim(), _kernels.Claim()
@@ -905,19 +968,18 @@ def test_a_claim_is_all_or_nothing() -> None:
 
 
 def test_what_is_written_is_aligned() -> None:
-    odd = np.ndarray((2, 2, 5, 2), F32, bytearray(161), 1)
-    with pytest.raises(ValueError, match=r"^keys: expected an aligned float32 array, found one at 0x"):
-        _kernels.KVBuffer(odd, odd)
+    odd = np.ndarray((2, 2, 16, 2), F32, bytearray(513), 1)
+    with pytest.raises(ValueError, match=r"^values: expected an aligned float32 array, found one at 0x"):
+        _kernels.KVBuffer(new_buffer(2, 2, 16, 2).keys, odd)
 
 
 def test_a_step_refuses_what_does_not_fit_its_model() -> None:
     model, scratch = _kernels.Model(CONFIG, model_weights()), _kernels.Scratch()
-    buffer = _kernels.KVBuffer(np.zeros((2, 2, 5, 2), F32), np.zeros((2, 2, 5, 2), F32))
-    other = _kernels.KVBuffer(np.zeros((2, 1, 5, 2), F32), np.zeros((2, 1, 5, 2), F32))
+    buffer, other = new_buffer(2, 2, 16, 2), new_buffer(2, 1, 16, 2)
     rope, logits, trace = np.zeros((5, 1, 2), F32), np.zeros((1, 7), F32), np.zeros((2, 2, 4), F32)
     good: list[Any] = [scratch, [([1, 2], 0, buffer)], rope, [1], logits, trace, 1]
     model.run(*good)
-    wrong: list[tuple[int, Any]] = [(0, None), (1, []), (1, [([], 0, buffer)]), (1, [([1, 2], 4, buffer)])]
+    wrong: list[tuple[int, Any]] = [(0, None), (1, []), (1, [([], 0, buffer)]), (1, [([1, 2], 15, buffer)])]
     wrong += [(1, [([1, 2], -1, buffer)]), (1, [([1, 7], 0, buffer)]), (1, [([1, -1], 0, buffer)]), (1, [([1, 2], 0, other)])]
     wrong += [(1, [([1, "2"], 0, buffer)]), (2, rope[:1]), (2, rope.astype(float))]
     wrong += [(3, [2]), (3, [-1]), (3, [0, 1]), (4, np.zeros((1, 8), F32)), (4, np.zeros((1, 7))), (5, trace[:1]), (6, 0)]
@@ -973,14 +1035,14 @@ def mixed(kinds: Callable[[str, int], Kind]) -> tuple[dict[str, Any], reference.
 class Run(NamedTuple):
     logits: np.ndarray  # (n_tokens, vocab_size)
     trace: np.ndarray  # (n_tokens, n_layers, 4)
-    keys: np.ndarray  # (n_layers, n_kv_heads, n_tokens, head_size)
+    keys: np.ndarray  # of a KVBuffer
     values: np.ndarray
 
 
 def run_model(weights: dict[str, Any], tokens: list[int], n_threads: int = 1, size: int | None = None) -> Run:
     """All tokens, `size` at a time (None: at once)."""
     model, n = _kernels.Model(MIXED, weights), len(tokens)
-    buffer = _kernels.KVBuffer(*(np.zeros((3, 4, n, 16), F32) for _ in range(2)))
+    buffer = new_buffer(3, 4, n, 16)
     rope, logits, trace = np.empty((n, 8, 2), F32), np.full((n, 90), np.nan, F32), np.full((n, 3, 4), np.nan, F32)
     _kernels.rope_table(rope, rotary_frequencies(MIXED), 0)
     scratch = _kernels.Scratch()
@@ -1051,7 +1113,7 @@ def test_matrices_that_share_an_input_do_as_each_alone(sizes: tuple[Kind, ...], 
     _, wk, wv = sizes
     np.testing.assert_array_equal(found.keys[0], first_layer(wk, wk, wk).keys[0])
     np.testing.assert_array_equal(found.values[0], first_layer(wv, wv, wv).values[0])
-    assert np.abs(found.keys[0]).min() > 0
+    assert np.count_nonzero(found.keys[0]) == 4 * 9 * 16  # of every head and position
 
 
 def test_what_is_fp32_in_a_mixed_model_is_as_in_a_model_of_fp32() -> None:

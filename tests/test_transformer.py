@@ -447,12 +447,85 @@ def test_a_cache_that_does_not_fit_the_memory(tmp_path: Path) -> None:
     weights = checkpoints.random_weights(config, np.random.default_rng(0))
     transformer = Transformer(Checkpoint.open(checkpoints.write(tmp_path / "m.bin", config, 1, weights)), n_threads=1)
     size = 2 * 4 * 8 * 4096 * (2**31 - 1)
-    message = f"^max_length: a cache of {2**31 - 1} positions takes {size} bytes, more than there is room for$"
-    with pytest.raises(MemoryError, match=message):
-        transformer.new_cache()
-    assert transformer.forward([1, 0], transformer.new_cache(2)).shape == (2,)
-    with pytest.raises(MemoryError, match=r"^max_length: "):
+    cache = transformer.new_cache()  # which begins small
+    logits = transformer.forward([1, 0], cache)
+    with pytest.raises(MemoryError, match=f"^cache: {2**31 - 1} positions take {size} bytes, more than there is room for$"):
+        cache._make_room(2**31 - 1)
+    cache.truncate(1)
+    np.testing.assert_array_equal(transformer.forward([0], cache), logits)  # and is unharmed
+    with pytest.raises(MemoryError, match=r"^cache: 16 positions take "):
         KVCache(dataclasses.replace(config, n_layers=2**31 - 1, n_kv_heads=4), 2**31 - 1)
+
+
+def test_a_cache_grows_as_positions_are_filled(monkeypatch: pytest.MonkeyPatch, gqa: Made) -> None:
+    monkeypatch.setattr("llama2c.transformer.FIRST_BYTES", 0)
+    transformer, tokens = gqa.transformer, random_tokens(gqa.transformer.config, 40)
+    grown, whole = transformer.new_cache(), transformer.new_cache()
+    sizes, rows = [], []
+    for token in tokens:
+        rows.append(transformer.forward([token], grown))
+        sizes.append(grown._buffer.capacity)
+    assert sizes == [16] * 16 + [32] * 16 + [48] * 8  # whole blocks of 16, and no more than max_length needs
+    np.testing.assert_array_equal(np.stack(rows), transformer.forward(tokens, whole, logits=None))
+    assert whole._buffer.capacity == 48  # at once
+    copied = copy.copy(grown)
+    for cache in (grown, copied):
+        with pytest.raises(ValueError, match=r"^tokens: expected 1 to 0 "):
+            transformer.forward([1], cache)
+        cache.truncate(35)
+        np.testing.assert_array_equal(transformer.forward(tokens[35:], cache), rows[-1])
+    small = transformer.new_cache(3)
+    assert (small._buffer.capacity, small.max_length) == (16, 3)
+
+
+def test_a_new_cache_asks_for_little_memory(tmp_path: Path) -> None:
+    """Not for the 8.6 GB that the context of a Llama 3.2 takes."""
+    config = Config(dim=64, hidden_dim=1, n_layers=16, n_heads=8, n_kv_heads=8, vocab_size=2, seq_len=131072, head_size=64)
+    cache = KVCache(config, config.seq_len)
+    assert cache._buffer.keys.nbytes + cache._buffer.values.nbytes == 1 << 24
+    assert cache.max_length == 131072
+
+
+# ---------------------------------------------------------------------------------------------- a cache in fp16
+
+
+def test_a_float16_cache_holds_half_the_bytes_and_rounded_numbers(gqa: Made) -> None:
+    transformer, tokens = gqa.transformer, random_tokens(gqa.transformer.config, 20)
+    wide, half = transformer.new_cache(), transformer.new_cache(kv="float16")
+    transformer.forward(tokens[:1], wide)
+    transformer.forward(tokens[:1], half)
+    assert half._buffer.keys.nbytes * 2 == wide._buffer.keys.nbytes
+    for a, b in ((half._buffer.keys[:1, :, 0, :, 0], wide._buffer.keys[:1, :, 0, :, 0]),
+                 (half._buffer.values[:1, :, 0], wide._buffer.values[:1, :, 0])):  # fmt: skip
+        np.testing.assert_array_equal(a, b.astype(np.float16))  # of the first layer, which no rounding has reached
+    assert copy.copy(half).kv == half.kv == "float16"
+    assert wide.kv == "float32"
+
+
+def test_a_float16_cache_gives_the_same_bits_however_it_is_filled(gqa: Made) -> None:
+    transformer, tokens = gqa.transformer, random_tokens(gqa.transformer.config, 30)
+    cache = transformer.new_cache(kv="float16")
+    rows = transformer.forward(tokens, cache, logits=None)
+    for size in (1, 7):
+        cache, wide = transformer.new_cache(kv="float16"), transformer.new_cache()
+        found = [transformer.forward_batch([(tokens[i : i + size], cache), ([1], wide)])[0] for i in range(0, 28, size)]
+        np.testing.assert_array_equal(np.stack(found), rows[size - 1 : 28 : size])
+    exact = transformer.forward(tokens, transformer.new_cache(), logits=None)
+    assert 0 < np.abs(rows - exact).max() < 0.01 * np.abs(exact).max()
+
+
+def test_the_type_of_a_cache_is_that_of_its_transformer(gqa: Made) -> None:
+    checkpoint, tokens = gqa.transformer.checkpoint, random_tokens(gqa.transformer.config, 9)
+    half = Transformer(checkpoint, n_threads=1, kv="float16")
+    assert (half.new_cache().kv, half.new_cache(kv="float32").kv, gqa.transformer.new_cache().kv) == (
+        "float16", "float32", "float32",
+    )  # fmt: skip
+    expected = gqa.transformer.forward(tokens, gqa.transformer.new_cache(kv="float16"))
+    for transformer in (half, copy.copy(half), pickle.loads(pickle.dumps(half))):
+        np.testing.assert_array_equal(transformer.forward(tokens, transformer.new_cache()), expected)
+    for make in (lambda: Transformer(checkpoint, kv="int8"), lambda: half.new_cache(kv="int8")):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"^kv: expected 'float32' or 'float16', found 'int8'$"):
+            make()
 
 
 # ---------------------------------------------------------------------------------------------- errors change nothing

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import check_int
 from .terminal import UsageError, hint, say, utf8
+
+if TYPE_CHECKING:
+    from ..transformer import KVType
 
 
 @dataclass(slots=True)
@@ -25,6 +28,7 @@ class Arguments:
     seed: int = 0
     steps: int | None = None  # None: not given
     context: int | None = None  # None: that of the model
+    kv: KVType = "float32"
     prompt: str | None = None
     tokenizer: str | None = None
     mode: str = "generate"
@@ -59,6 +63,16 @@ def _mode(text: str) -> str:
     return text
 
 
+KV_TYPES: tuple[KVType, ...] = ("float32", "float16")
+
+
+def _kv(text: str) -> KVType:
+    for kv in KV_TYPES:
+        if text == kv:
+            return kv
+    raise UsageError(f"expected {' or '.join(KV_TYPES)}, found {text!r}")
+
+
 class Flag(NamedTuple):
     """One flag; without `value` (the name of its value in the help) it is a switch."""
 
@@ -85,6 +99,7 @@ FLAGS = (
     Flag("-s", "--seed", "S", _integer, "same seed, same text; 0: from the clock (default 0)"),
     Flag("-n", "--steps", "N", _integer, "positions; 0: the context (default 256, answers 0)"),
     Flag("", "--context", "N", _integer, "at most N positions, for less memory (default: all)"),
+    Flag("", "--kv", "TYPE", _kv, "cache in float32 or, half as large, float16"),
     Flag("-i", "--prompt", "TEXT", str, "how a story or chat begins; - reads all of stdin"),
     Flag("-z", "--tokenizer", "FILE", str, "default: the one in the model, beside it, or here"),
     Flag("-m", "--mode", "MODE", _mode, "generate or chat (default generate)"),

@@ -30,7 +30,7 @@ def run(arguments: Arguments) -> None:
     StopStrings(arguments.stop)
     if arguments.question is not None:
         arguments.question = read_question(arguments.question)
-    llama = load(arguments.model or None, arguments.tokenizer, arguments.threads)
+    llama = load(arguments.model or None, arguments.tokenizer, arguments.threads, kv=arguments.kv)
     context = choose_context(arguments.context, llama.transformer.config.seq_len)
     prompt = None if arguments.prompt is None else os.fsencode(arguments.prompt)
     if arguments.prompt == "-":

@@ -9,7 +9,8 @@
 
 #include <stdint.h>
 
-enum { QUERY_TILE = 8 }; /* the most queries that attention() takes at once */
+enum { QUERY_TILE = 16 }; /* the most queries that attention() takes at once */
+enum { KEY_BLOCK = 16 };  /* positions whose keys are stored side by side */
 
 /* The kinds of matrices: how the numbers are stored. What a kind needs is written down in four places: pack_size() and
  * input_group() below, and matmul() and widen() at the end of loops.h, each one switch over the kinds. Q8_0 is llama2.c's; the
@@ -78,11 +79,16 @@ typedef struct {
     void (*matmul)(float *out, int64_t out_stride, const float *x, const q8_rows *xq, int64_t n_rows,
                    const matrix *w, int64_t first, int64_t n_out, int add, void *pack);
 
+    /* Put x, (n,), into a cache of FLOAT32 or FLOAT16, the numbers `step` apart. fp16 is rounded to the nearest, ties to even;
+     * numbers too large for it become +-65504. */
+    void (*store)(void *out, int type, int64_t step, const float *x, int64_t n);
+
     /* out[i] = softmax(queries[i] . keys[:lengths[i]] / sqrt(head_size)) . values for i < n_queries <= QUERY_TILE;
-     * queries, out (n_queries, head_size); keys, values (max(lengths), head_size); lengths do not decrease.
-     * scores is scratch, (n_queries, score_stride). */
+     * queries, out (n_queries, head_size); lengths do not decrease. keys and values are FLOAT32 or FLOAT16: keys in blocks of
+     * KEY_BLOCK positions, (n_blocks, head_size, KEY_BLOCK), values (max(lengths), head_size).
+     * scores is scratch, (n_queries, score_stride), where score_stride is a multiple of KEY_BLOCK. */
     void (*attention)(float *out, const float *queries, int64_t n_queries, const int64_t *lengths,
-                      const float *keys, const float *values, int64_t head_size,
+                      const void *keys, const void *values, int type, int64_t head_size,
                       float *scores, int64_t score_stride);
 } kernel_table;
 

@@ -522,94 +522,37 @@ static void matmul_floats(float *out, int64_t out_stride, const float *x, int64_
                      w, type, w_stride, n_out, n, add, pack);
 }
 
-/* ---------------------------------------------------------------------------------------------- attention */
+/* ---------------------------------------------------------------------------------------------- the cache */
 
-/* out[i] += sum over t in [from, to) of weights[i, t] * values[t], in order of time, for the `regs` registers at `out`. */
-INLINE void weigh_values(float *out, const float *weights, int64_t weight_stride, int queries,
-                         const float *values, int64_t head_size, int regs, int64_t left, int64_t from, int64_t to) {
-    reg a[4][VALUE_REGS], v[VALUE_REGS];
-    UNROLL for (int i = 0; i < queries; i++)
-        UNROLL for (int d = 0; d < regs; d++)
-            a[i][d] = load_up_to(out + i * head_size + d * LANES, left - d * LANES);
-    for (int64_t t = from; t < to; t++) {
-        UNROLL for (int d = 0; d < regs; d++)
-            v[d] = load_up_to(values + t * head_size + d * LANES, left - d * LANES);
-        UNROLL for (int i = 0; i < queries; i++) {
-            reg weight = reg_set1(weights[i * weight_stride + t]);
-            UNROLL for (int d = 0; d < regs; d++)
-                a[i][d] = reg_fma(weight, v[d], a[i][d]);
-        }
-    }
-    UNROLL for (int i = 0; i < queries; i++)
-        UNROLL for (int d = 0; d < regs; d++)
-            if (left > d * LANES)
-                store_up_to(out + i * head_size + d * LANES, a[i][d], left - d * LANES);
-}
-
-/* All of head_size, in steps of as many registers as fit; the constant counts let weigh_values stay in registers. */
-INLINE void weigh_values_of(float *out, const float *weights, int64_t weight_stride, int queries,
-                            const float *values, int64_t head_size, int64_t from, int64_t to) {
-    int64_t d = 0;
-    for (; d + VALUE_REGS * LANES <= head_size; d += VALUE_REGS * LANES)
-        weigh_values(out + d, weights, weight_stride, queries, values + d, head_size, VALUE_REGS, VALUE_REGS * LANES, from, to);
-    for (; d + LANES <= head_size; d += LANES)
-        weigh_values(out + d, weights, weight_stride, queries, values + d, head_size, 1, LANES, from, to);
-    if (d < head_size)
-        weigh_values(out + d, weights, weight_stride, queries, values + d, head_size, 1, head_size - d, from, to);
-}
-
-/* scores[t] = query . keys[t] for heads that fit one register: the sums of matmul_floats() without its tiles, which would be
- * nearly empty. */
-static void short_scores(float *scores, const float *query, const float *keys, int64_t n_keys, int64_t head_size) {
-    float acc[16][16] __attribute__((aligned(64))), sums[16];
-    reg q = load_up_to(query, head_size);
-    for (int i = 0; i < 16; i++) /* the lanes of the other registers stay zero, and those of keys past the end do no harm */
-        for (int p = 0; p < PARTS; p++)
-            reg_store(acc[i] + p * LANES, reg_zero());
-    for (int64_t t = 0; t < n_keys; t += 16) {
-        int many = n_keys - t < 16 ? (int)(n_keys - t) : 16;
-        if (many == 16)
-            UNROLL for (int i = 0; i < 16; i++)
-                reg_store(acc[i], reg_fma(q, load_up_to(keys + (t + i) * head_size, head_size), reg_zero()));
-        else
-            for (int i = 0; i < many; i++)
-                reg_store(acc[i], reg_fma(q, load_up_to(keys + (t + i) * head_size, head_size), reg_zero()));
-        sum16(many == 16 ? scores + t : sums, acc);
-        if (many < 16)
-            memcpy(scores + t, sums, sizeof(float) * (size_t)many);
+/* fp16, rounded to the nearest, ties to even. What is too large for it becomes the largest: +-65504. */
+INLINE void narrow(uint16_t *out, const float *x, int64_t n) {
+    float part[LANES];
+    uint16_t half[LANES];
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t count = n - i < LANES ? n - i : LANES;
+        reg v = reg_max(reg_set1(-65504.0f), reg_min(reg_set1(65504.0f), load_up_to(x + i, n - i))); /* a NaN stays one */
+        reg_store(part, v);
+        reg_narrow(half, part);
+        memcpy(out + i, half, sizeof(*half) * (size_t)count);
     }
 }
 
-static void attention(float *out, const float *queries, int64_t n_queries, const int64_t *lengths,
-                      const float *keys, const float *values, int64_t head_size,
-                      float *scores, int64_t score_stride) {
-    float sums[QUERY_TILE], scale = 1.0f / sqrtf((float)head_size);
-    if (head_size <= LANES)
-        for (int64_t i = 0; i < n_queries; i++)
-            short_scores(scores + i * score_stride, queries + i * head_size, keys, lengths[i], head_size);
-    else
-        matmul_floats(scores, score_stride, queries, head_size, n_queries,
-                      keys, FLOAT32, head_size, lengths[n_queries - 1], head_size, 0, NULL);
-    for (int64_t i = 0; i < n_queries; i++) {
-        float *row = scores + i * score_stride;
-        sums[i] = exp_and_sum(row, lengths[i], max_of(row, lengths[i]), scale);
+static void store(void *out, int type, int64_t step, const float *x, int64_t n) {
+    if (type == FLOAT32) {
+        for (int64_t i = 0; i < n; i++)
+            memcpy((char *)out + i * step * 4, x + i, 4);
+        return;
     }
-    memset(out, 0, sizeof(float) * (size_t)(n_queries * head_size));
-    for (int64_t i = 0, many; i < n_queries; i += many) { /* 4, 2 or 1 together over the values that all of them see */
-        float *to = out + i * head_size, *weights = scores + i * score_stride;
-        many = n_queries - i >= 4 ? 4 : n_queries - i >= 2 ? 2 : 1;
-        if (many == 4)
-            weigh_values_of(to, weights, score_stride, 4, values, head_size, 0, lengths[i]);
-        else if (many == 2)
-            weigh_values_of(to, weights, score_stride, 2, values, head_size, 0, lengths[i]);
-        for (int64_t j = 0; j < many; j++)
-            weigh_values_of(to + j * head_size, weights + j * score_stride, score_stride, 1, values, head_size,
-                            many > 1 ? lengths[i] : 0, lengths[i + j]);
+    uint16_t half[64];
+    for (int64_t i = 0; i < n; i += 64) {
+        int64_t count = n - i < 64 ? n - i : 64;
+        narrow(half, x + i, count);
+        for (int64_t j = 0; j < count; j++)
+            memcpy((char *)out + (i + j) * step * 2, half + j, 2);
     }
-    for (int64_t i = 0; i < n_queries; i++)
-        for (int64_t d = 0; d < head_size; d++)
-            out[i * head_size + d] /= sums[i];
 }
+
+#include "attention.h"
 
 #include "loops_q8.h"
 
@@ -643,5 +586,5 @@ static void matmul(float *out, int64_t out_stride, const float *x, const q8_rows
 }
 
 const kernel_table JOIN(llama2c_, LEVEL) = {
-    TEXT(LEVEL), rmsnorm, sum, argmax, softmax, exp_logits, swiglu, rotate, widen, quantize, matmul, attention,
+    TEXT(LEVEL), rmsnorm, sum, argmax, softmax, exp_logits, swiglu, rotate, widen, quantize, matmul, store, attention,
 };

@@ -8,7 +8,7 @@
 #define LANES 8
 #define TILE_ROWS 4
 #define TILE_OUTS 3
-#define VALUE_REGS 2
+#define VALUE_REGS 8
 
 typedef __m256 reg;
 
@@ -26,6 +26,9 @@ static inline reg reg_min(reg a, reg b) { return _mm256_min_ps(a, b); }
 static inline reg reg_shl23(reg a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23)); }
 
 static inline reg reg_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+static inline void reg_narrow(uint16_t *half, const float *x) {
+    _mm_storeu_si128((__m128i *)half, _mm256_cvtps_ph(_mm256_loadu_ps(x), _MM_FROUND_TO_NEAREST_INT));
+}
 static inline reg reg_load_bf16(const void *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }

@@ -8,7 +8,7 @@
 #define LANES 16
 #define TILE_ROWS 4 /* a matrix tile is TILE_ROWS x TILE_OUTS accumulators, which with their operands fill the registers */
 #define TILE_OUTS 6
-#define VALUE_REGS 4 /* registers of head_size that the weighted sum of values handles at once, for 4 queries */
+#define VALUE_REGS 16 /* accumulators of the weighted sum of values */
 
 typedef __m512 reg;
 
@@ -26,6 +26,9 @@ static inline reg reg_min(reg a, reg b) { return _mm512_min_ps(a, b); }
 static inline reg reg_shl23(reg a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23)); }
 
 static inline reg reg_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+static inline void reg_narrow(uint16_t *half, const float *x) {
+    _mm256_storeu_si256((__m256i *)half, _mm512_cvtps_ph(_mm512_loadu_ps(x), _MM_FROUND_TO_NEAREST_INT));
+}
 static inline reg reg_load_bf16(const void *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
 }

@@ -7,7 +7,7 @@
 #define LANES 4
 #define TILE_ROWS 2
 #define TILE_OUTS 3
-#define VALUE_REGS 2
+#define VALUE_REGS 8
 #ifdef FP_FAST_FMAF /* never on x86-64, where setup.py compiles this level with -mno-avx */
 #define HAVE_FMA
 #endif
@@ -41,6 +41,26 @@ static inline reg reg_fma(reg a, reg b, reg c) {
 #endif
 }
 
+/* To fp16, to the nearest, ties to even, of numbers up to 65504. */
+static inline void reg_narrow(uint16_t *half, const float *x) {
+    for (int i = 0; i < LANES; i++) {
+        uint32_t bits, sign, m;
+        memcpy(&bits, x + i, 4);
+        sign = bits >> 16 & 0x8000;
+        m = bits & 0x7fffffff;
+        if (m > 0x7f800000)
+            m = 0x7e00 | (m >> 13 & 0x1ff); /* a NaN, quiet */
+        else if (m < 0x38800000) { /* below 2^-14: a multiple of 2^-24 */
+            float f, whole = 0.5f;
+            memcpy(&f, &m, 4);
+            f += whole; /* 0.5 has a last bit of 2^-24, so this rounds, ties to even */
+            memcpy(&m, &f, 4);
+            m -= 0x3f000000;
+        } else
+            m = (m + 0xfff + (m >> 13 & 1) - 0x38000000) >> 13;
+        half[i] = (uint16_t)(sign | m);
+    }
+}
 static inline reg reg_load_bf16(const void *p) {
     uint16_t half[LANES];
     memcpy(half, p, sizeof half);

@@ -6,7 +6,7 @@
 #define LANES 4
 #define TILE_ROWS 4
 #define TILE_OUTS 6
-#define VALUE_REGS 4
+#define VALUE_REGS 16
 
 typedef float32x4_t reg;
 
@@ -24,6 +24,9 @@ static inline reg reg_min(reg a, reg b) { return vminq_f32(a, b); }
 static inline reg reg_shl23(reg a) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 23)); }
 
 static inline reg reg_load_f16(const void *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+static inline void reg_narrow(uint16_t *half, const float *x) {
+    vst1_u16(half, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x))));
+}
 static inline reg reg_load_bf16(const void *p) {
     return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vreinterpret_u16_u8(vld1_u8(p))), 16));
 }
