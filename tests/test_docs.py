@@ -30,7 +30,7 @@ from llama2c.locate import BUNDLED, cache_folder, find_hub_model
 
 ROOT = Path(__file__).parents[1]
 DOCS = tuple(sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
-PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "training/README.md", *DOCS)
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "training/README.md", *DOCS)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = (".md", ".py", ".pyx", ".h", ".c", ".bin", ".json")
 TREES = ("README.md", "docs/layout.md")
@@ -185,6 +185,13 @@ PACKAGE = [
 ]
 
 
+# Set up an environment to work on llama2c.
+SET_UP = [
+    "python -m pip install 'setuptools>=77' 'cython>=3.1' 'numpy>=2.0'",
+    "python -m pip install --no-build-isolation -e '.[test]'",
+]
+
+
 @pytest.mark.parametrize("command", [c for c in commands("python -m llama2c") if not c.startswith(DOWNLOAD)])
 def test_shell_commands_run(command: str, folder: Path) -> None:
     done = run(command, folder)
@@ -205,8 +212,15 @@ def test_every_file_in_a_command_is_downloaded_by_another() -> None:
 
 def test_every_other_command_is_known() -> None:
     """These need the network, or are how the tests were started."""
-    known = {*commands("python -m llama2c"), *commands("curl"), *commands("make "), *PACKAGE, "pip install ."}
+    known = {command for word in ("python -m llama2c", "curl", "make ") for command in commands(word)}
+    known |= {*PACKAGE, *SET_UP, "pytest", "pip install ."}
     assert set(commands("")) == known | {"python benchmarks/compare.py --gguf smollm2.gguf -o build/gguf"}
+
+
+def test_the_build_requirements_of_the_page_are_those_of_the_package() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (requires,) = re.findall(r"^requires = \[(.*)\]$", pyproject, re.MULTILINE)
+    assert SET_UP[0].partition(" install ")[2].replace("' '", '", "').replace("'", '"') == requires
 
 
 def test_commands_of_the_training_name_its_scripts_and_their_flags() -> None:
