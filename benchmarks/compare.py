@@ -234,6 +234,8 @@ class Comparison:
         memory = self.group("memory beyond the file", model)
         for program in programs:
             ours = program.name == OURS
+            if not ours and not self.agrees(first, program, path, "-i", long, "-n", str(n_long + 9)):
+                continue
             for group, prompt, limit in ((first, brief, limits[0]), (later, long, None)):
                 command = program.command("-n", str(n_long + 16), *(["-i", prompt] if prompt else []))
                 measure = first_byte_of(command, program.environment, len(prompt.encode()))
@@ -348,7 +350,9 @@ class Comparison:
     # -- the rounds
 
     def measure(self, rounds: int) -> None:
-        take_rounds([group.tasks for group in self.groups if group.tasks], rounds)
+        tasks = [group.tasks for group in self.groups if group.tasks]
+        self.record.samples = [task.samples for group in tasks for task in group] + [samples for samples, _, _ in self.scaled]
+        take_rounds(tasks, rounds)
         for samples, work, factor in self.scaled:
             source = self.record.find(work, samples.model, samples.program)
             assert source is not None

@@ -39,7 +39,7 @@ def curves(record: Record) -> list[str]:
         models = dict.fromkeys(samples.model for samples in record.samples if samples.work == work)
         for model in models:
             points = [f"| {x} | {samples.cell()} |" for x, samples in record.curve(work, model, OURS)]
-            lines += [f"Decode, {model}:", "", f"| {x_name} | tok/s |", "|---:|---:|", *points, ""]
+            lines += [f"Decode by {x_name}, {model}:", "", f"| {x_name} | tok/s |", "|---:|---:|", *points, ""]
     return lines
 
 

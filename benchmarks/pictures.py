@@ -177,9 +177,9 @@ def lines(record: Record, work: str, model: str) -> Any:
     if work == "sequences":
         axes.set_xscale("log", base=2)
         (_, one), *more = record.curve(work, model, OURS)
-        for x, samples in more:
-            times = f"{short(samples.median / one.median)} times"
-            axes.annotate(times, (x, samples.median), xytext=(-9, 6), textcoords="offset points", ha="right", fontsize=9)
+        for x, point in more:
+            times = f"{short(point.median / one.median)} times"
+            axes.annotate(times, (x, point.median), xytext=(-9, 6), textcoords="offset points", ha="right", fontsize=9)
     axes.set_xticks(xs, [f"{x:g}" for x in xs])
     axes.minorticks_off()
     axes.set_ylim(0, 1.08 * axes.get_ylim()[1])

@@ -127,7 +127,8 @@ def test_starts(modules: Any, tmp_path: Path, honest: list[str]) -> None:
     record = only(modules, tmp_path, "first token", *honest)
     works = ("first token", "first token after 16 tokens", "memory beyond the file")
     programs = ("llama2c", "run", "NumPy")
-    assert sorted(keys(record)) == sorted((work, "110M fp32", name, None) for work in works for name in programs)
+    assert keys(record) == [(work, "110M fp32", name, None) for work in works for name in programs]
+    assert record.notes == ["first token, 110M fp32, run: the same text"]
     for work in works[:2]:
         assert all(0.001 < record.find(work, "110M fp32", name).values[0] < 600 for name in programs)
     assert 5 < record.find("memory beyond the file", "110M fp32").values[0] < 2000
