@@ -541,12 +541,12 @@ def test_load_puts_the_parts_together(given: str | None, tmp_path: Path, monkeyp
     monkeypatch.setattr(module.Checkpoint, "open", part("checkpoint", checkpoint))
     monkeypatch.setattr(module.Tokenizer, "open", part("tokenizer", tokenizer))
     monkeypatch.setattr(module, "Transformer", part("transformer", transformer))
-    llama = load(tmp_path / "model.bin", tokenizer=given, n_threads=3, mmap=False)
+    llama = load(tmp_path / "model.bin", tokenizer=given, n_threads=3, mmap=False, kv="float16")
     assert (llama.transformer, llama.tokenizer) == (transformer, tokenizer)
     assert sorted(calls, key=lambda call: call[0]) == [
         ("checkpoint", (tmp_path / "model.bin",), {"mmap": False}),
         ("tokenizer", (given or tmp_path / "tokenizer.bin",), {"vocab_size": 259}),
-        ("transformer", (checkpoint, 3), {}),
+        ("transformer", (checkpoint, 3), {"kv": "float16"}),
     ]
 
 

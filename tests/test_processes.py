@@ -387,7 +387,7 @@ check(transformer, cache)
 def test_a_limit_of_memory_is_an_exception(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     lines = run(TOO_LARGE, 32 << 20).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["cache", "logits", "copy"]
-    assert lines[0].startswith("cache max_length: a cache of 256 positions takes ")
+    assert lines[0].startswith("cache cache: 256 positions take ")
 
 
 # A thread of Python's starts, then the limit falls: what the step needs there is refused at one point after the other.
