@@ -7,6 +7,7 @@ number; a Tuner finds out whether fewer are faster, because other programs use t
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,7 @@ class Tuners:
     def __init__(self, most: int, start: int, cpu_clock: Callable[[], float] = process_time) -> None:
         """Arguments as in Tuner."""
         self._most = most
+        self._lock = threading.Lock()  # of all Tuners; who finds it taken goes on without a note
         self._all = [Tuner(most, start, cpu_clock) for _ in range(3)]
         for tuner in self._all:
             tuner._peers = [peer for peer in self._all if peer is not tuner]
@@ -127,7 +129,11 @@ class Tuners:
             now = perf_counter()
         finally:
             self._running.discard(step)
-        tuner.note(n_threads, work, now - start, now)
+        if self._lock.acquire(blocking=False):
+            try:
+                tuner.note(n_threads, work, now - start, now)
+            finally:
+                self._lock.release()
 
 
 class Tuner:

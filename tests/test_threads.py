@@ -274,6 +274,22 @@ def test_steps_that_are_made_at_the_same_time_share_the_cores() -> None:
     assert used[-1] == 8  # an interrupted step does not count for ever
 
 
+def test_a_step_that_ends_while_another_is_noted_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a window could end twice, the second time with no seconds in it."""
+    tuners = Tuners(2, 2, lambda: CPU[0])
+    noted: list[float] = []
+
+    def note(n_threads: int, work: float, seconds: float, now: float) -> None:
+        noted.append(work)
+        tuners.run(lambda n_threads: None, 1, 2.0)  # as another thread would
+
+    monkeypatch.setattr(Tuner, "note", lambda self, *values: note(*values))
+    tuners.run(lambda n_threads: None, 1, 1.0)
+    assert noted == [1.0]
+    tuners.run(lambda n_threads: None, 1, 3.0)
+    assert noted == [1.0, 3.0]
+
+
 def test_what_came_before_a_pause_does_not_count() -> None:
     tuner = make_tuner(2)
     now = 0.0

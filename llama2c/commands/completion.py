@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ..locate import NAMES, downloaded
-from .flags import FLAGS, MODES
+from .flags import CHOICES, FLAGS
 from .main import VERBS
 from .terminal import Parser, UsageError, put
 
@@ -90,7 +90,7 @@ def commands() -> list[Command]:
         Option(
             tuple(filter(None, flag[:2])),
             flag.value,
-            Value(MODES) if flag.value == "MODE" else KINDS.get(flag.value, Value()),
+            Value(CHOICES[flag.value]) if flag.value in CHOICES else KINDS.get(flag.value, Value()),
             flag.help,
             flag.repeats,
         )

@@ -54,23 +54,16 @@ def _integer(text: str) -> int:
         raise UsageError(f"expected an integer, found {text!r}") from None
 
 
-MODES = ("generate", "chat")
+CHOICES = {"MODE": ("generate", "chat"), "TYPE": ("float32", "float16")}  # by the name of the value
 
 
-def _mode(text: str) -> str:
-    if text not in MODES:
-        raise UsageError(f"expected {' or '.join(MODES)}, found {text!r}")
-    return text
+def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in choices:
+            raise UsageError(f"expected {' or '.join(choices)}, found {text!r}")
+        return text
 
-
-KV_TYPES: tuple[KVType, ...] = ("float32", "float16")
-
-
-def _kv(text: str) -> KVType:
-    for kv in KV_TYPES:
-        if text == kv:
-            return kv
-    raise UsageError(f"expected {' or '.join(KV_TYPES)}, found {text!r}")
+    return convert
 
 
 class Flag(NamedTuple):
@@ -99,10 +92,10 @@ FLAGS = (
     Flag("-s", "--seed", "S", _integer, "same seed, same text; 0: from the clock (default 0)"),
     Flag("-n", "--steps", "N", _integer, "positions; 0: the context (default 256, answers 0)"),
     Flag("", "--context", "N", _integer, "at most N positions, for less memory (default: all)"),
-    Flag("", "--kv", "TYPE", _kv, "cache in float32 or, half as large, float16"),
+    Flag("", "--kv", "TYPE", _one_of(CHOICES["TYPE"]), "cache in float32 or, half as large, float16"),
     Flag("-i", "--prompt", "TEXT", str, "how a story or chat begins; - reads all of stdin"),
     Flag("-z", "--tokenizer", "FILE", str, "default: the one in the model, beside it, or here"),
-    Flag("-m", "--mode", "MODE", _mode, "generate or chat (default generate)"),
+    Flag("-m", "--mode", "MODE", _one_of(CHOICES["MODE"]), "generate or chat (default generate)"),
     Flag("-y", "--system-prompt", "TEXT", str, "the system prompt of a chat or an answer"),
     Flag("", "--threads", "N", _integer, "default: OMP_NUM_THREADS, else the fastest number"),
     Flag("", "--trace", "FILE", str, "write what passes through the model, to compare"),
