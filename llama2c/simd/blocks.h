@@ -253,8 +253,6 @@ INLINE tile lay_out_tile(void *pack, int64_t n, int outputs) {
 
 /* ---------------------------------------------------------------------------------------------- few rows: straight from the file */
 
-enum { DIRECT_ROWS = 8 }; /* rows up to which this is faster than unpacking a tile */
-
 #ifndef HAVE_CHUNK_PRODUCTS
 /* products[r * row_stride + g] = (float)isum * scale of 256 weights (or `groups` groups of them) with each of the rows from x on,
  * and the minimums that go with them: one row for all, but of q2_k their products, one for each row. */
@@ -278,11 +276,6 @@ INLINE void chunk_products(float *products, float *minimums, int64_t row_stride,
         }
 }
 #endif
-
-INLINE void store_acc(float *out, const float *acc, int many, int add) {
-    for (int o = 0; o < many; o++)
-        out[o] = add ? out[o] + acc[o] : acc[o];
-}
 
 /* 16 outputs or the fewer that are left, for up to DIRECT_ROWS rows. The weights of each output are read once, in order. */
 INLINE void direct_block(float *out, int64_t out_stride, const q8_rows *x, int64_t rows, const matrix *w, int kind,
@@ -399,12 +392,15 @@ static void matmul_tiled(float *out, int64_t out_stride, const q8_rows *x, int64
     float acc[TILE_MOST_ROWS][TILE_WIDTH] __attribute__((aligned(64)));
     tile t = lay_out_tile(pack, w->columns, TILE_WIDTH);
     int64_t n_tiles = (n_rows + TILE_MOST_ROWS - 1) / TILE_MOST_ROWS;
+    int64_t lines = (TILE_WIDTH * row_bytes(w->kind, w->columns) / 64 + n_tiles - 1) / n_tiles; /* of the next tile, as in loops_q8.h */
     for (int64_t o = 0; o < n_out; o += TILE_WIDTH) {
         int outs = n_out - o < TILE_WIDTH ? (int)(n_out - o) : TILE_WIDTH;
+        const char *next = block_row(w, first + o + outs);
         unpack_tile(&t, w, first + o, outs);
         for (int64_t i = 0; i < n_tiles; i++) { /* equal tiles: 5 rows are 3 and 2 rather than 4 and 1 */
             int64_t r = n_rows * i / n_tiles;
             int rows = (int)(n_rows * (i + 1) / n_tiles - r);
+            ask_for(next + i * lines * 64, lines);
             tile_rows(acc, &t, w->kind, x, r, rows, w->columns);
             for (int j = 0; j < rows; j++)
                 store_acc(out + (r + j) * out_stride + o, acc[j], outs, add);

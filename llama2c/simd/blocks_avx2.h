@@ -26,7 +26,6 @@ INLINE int safe_pairs(int kind) {
 
 /* ---------------------------------------------------------------------------------------------- a chunk in registers */
 
-INLINE __m256i load_256(const void *p) { return _mm256_loadu_si256(p); }
 INLINE __m256i bytes_and(__m256i a, int mask) { return _mm256_and_si256(a, _mm256_set1_epi8((char)mask)); }
 
 /* 32 nibbles: those in the low halves of 16 bytes, then those in the high ones. */

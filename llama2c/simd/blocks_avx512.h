@@ -448,7 +448,7 @@ static void tile_rows(float acc[][TILE_WIDTH], const tile *t, int kind, const q8
         FOR_ROWS(rows, SUB_SCALES)
     } else {
         packed_up_to((float (*)[PACKED_HALVES][16])acc, (const packed_value *)t->packed, t->scales, x, row, rows, PACKED_HALVES, n,
-                     32);
+                     32, NULL, NULL, 0);
     }
     if (kind == GGUF_Q2_K) {
         FOR_ROWS(rows, Q2_MINIMUMS)

@@ -11,6 +11,7 @@
 
 enum { QUERY_TILE = 16 }; /* the most queries that attention() takes at once */
 enum { KEY_BLOCK = 16 };  /* positions whose keys are stored side by side */
+enum { DIRECT_ROWS = 8 }; /* the most rows that are multiplied straight with quantised weights in the file */
 
 /* The kinds of matrices: how the numbers are stored. What a kind needs is written down in four places: pack_size() and
  * input_group() below, and matmul() and widen() at the end of loops.h, each one switch over the kinds. Q8_0 is llama2.c's; the
@@ -110,12 +111,14 @@ static inline int64_t input_group(const matrix *w) {
 }
 
 /* Bytes of scratch that matmul() needs, a multiple of 64: room for the rows of weights that a level packs at once, and their
- * scales. */
+ * scales; or for what a few rows need. */
 static inline int64_t pack_size(const matrix *w) {
-    int64_t n = w->columns, bytes;
-    switch (w->kind) {
-    case Q8_0: bytes = 16 * (2 * (n + 64) + 8 * ((n + w->group_size - 1) / w->group_size + 16)); break;
-    default: bytes = is_blocks(w->kind) ? 64 * (n + 512) : 6 * (n + 16) * (int64_t)sizeof(float);
+    int64_t n = w->columns, bytes = is_blocks(w->kind) ? 64 * (n + 512) : 6 * (n + 16) * (int64_t)sizeof(float);
+    if (w->kind == Q8_0) {
+        int64_t size = w->group_size, n_groups = (n + size - 1) / size;
+        int64_t packed = 32 * 4 * (n_groups + 16) + 32 * (n + 64) + 12 * n + 64;
+        int64_t direct = DIRECT_ROWS * (4 * (17 * n_groups + 32) + n + 16 * size);
+        bytes = packed > direct ? packed : direct;
     }
     return bytes / 64 * 64 + 64;
 }

@@ -18,6 +18,7 @@ enum { PASS_ROWS = 96 };      /* unless those were fewer rows than this */
 enum { PACK_ROWS = 20 };      /* rows from which on it pays to copy the weights of a tile */
 enum { FETCH_AHEAD = 16384 }; /* bytes: how far ahead of its reading decode asks for weights */
 enum { IN_CACHE = 1 << 17 };  /* bytes of weights below which it does not */
+enum { DIRECT_STEP = 4 };     /* rows that use the weights while they are in registers */
 #define SIZE_OF(type) ((type) == FLOAT32 ? 4 : 2)
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -73,6 +74,17 @@ INLINE float fused(float a, float b, float c) {
 #else
     return a * b + c;
 #endif
+}
+
+/* Asks for `lines` cache lines that will soon be needed. */
+INLINE void ask_for(const char *next, int64_t lines) {
+    for (int64_t i = 0; i < lines; i++)
+        __builtin_prefetch(next + 64 * i, 0, 2);
+}
+
+INLINE void store_acc(float *out, const float *acc, int many, int add) {
+    for (int o = 0; o < many; o++)
+        out[o] = add ? out[o] + acc[o] : acc[o];
 }
 
 /* ---------------------------------------------------------------------------------------------- sums of 16 lanes */
@@ -415,6 +427,71 @@ static void matvec(float *out, const float *x, const void *w, int type, int64_t 
         matvec_type(out, x, w, BFLOAT16, w_stride, n_out, n, add);
 }
 
+/* acc[r] = the 16 lanes of x[r] . w for `rows` rows, a constant up to DIRECT_STEP. */
+INLINE void dot_rows(float acc[][16][16], const float *x, int64_t x_stride, int rows, const char *w, int type, int64_t n) {
+    const int64_t size = SIZE_OF(type);
+    reg a[DIRECT_STEP][PARTS];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int p = 0; p < PARTS; p++)
+            a[r][p] = reg_zero();
+    int64_t k = 0;
+    for (; k + 16 <= n; k += 16) {
+        __builtin_prefetch(w + k * size + FETCH_AHEAD, 0, 2);
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            reg wv = load_weights(w + (k + p * LANES) * size, type, LANES);
+            UNROLL for (int r = 0; r < rows; r++)
+                a[r][p] = reg_fma(reg_load(x + r * x_stride + k + p * LANES), wv, a[r][p]);
+        }
+    }
+    if (k < n)
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            int64_t at = k + p * LANES;
+            reg wv = load_weights(w + at * size, type, n - at);
+            UNROLL for (int r = 0; r < rows; r++)
+                a[r][p] = reg_fma(load_up_to(x + r * x_stride + at, n - at), wv, a[r][p]);
+        }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int p = 0; p < PARTS; p++)
+            reg_store(acc[r][0] + p * LANES, a[r][p]);
+}
+
+/* Up to DIRECT_ROWS rows against all the outputs. The weights are read once, in one stream. */
+INLINE void direct_type(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
+                        const char *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add) {
+    float acc[DIRECT_ROWS][16][16] __attribute__((aligned(64))), sums[16];
+    for (int64_t o = 0; o < n_out; o += 16) {
+        int outs = n_out - o < 16 ? (int)(n_out - o) : 16;
+        for (int i = 0; i < outs; i++)
+            for (int64_t r = 0; r < n_rows; r += DIRECT_STEP) {
+                const float *from = x + r * x_stride;
+                const char *row = w + (o + i) * w_stride * SIZE_OF(type);
+                float(*to)[16][16] = (float(*)[16][16])acc[r][i];
+                switch (n_rows - r) {
+                case 1: dot_rows(to, from, x_stride, 1, row, type, n); break;
+                case 2: dot_rows(to, from, x_stride, 2, row, type, n); break;
+                case 3: dot_rows(to, from, x_stride, 3, row, type, n); break;
+                default: dot_rows(to, from, x_stride, DIRECT_STEP, row, type, n);
+                }
+            }
+        for (int64_t r = 0; r < n_rows; r++) {
+            if (outs < 16)
+                memset(acc[r] + outs, 0, sizeof(acc[r][0]) * (size_t)(16 - outs));
+            sum16(sums, acc[r]);
+            store_acc(out + r * out_stride + o, sums, outs, add);
+        }
+    }
+}
+
+static void matmul_direct_floats(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t n_rows,
+                                 const char *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add) {
+    if (type == FLOAT32)
+        direct_type(out, out_stride, x, x_stride, n_rows, w, FLOAT32, w_stride, n_out, n, add);
+    else if (type == FLOAT16)
+        direct_type(out, out_stride, x, x_stride, n_rows, w, FLOAT16, w_stride, n_out, n, add);
+    else
+        direct_type(out, out_stride, x, x_stride, n_rows, w, BFLOAT16, w_stride, n_out, n, add);
+}
+
 /* out[r, o] (+)= sums[r * outs + o], for the first `used` of the outs. */
 INLINE void store_rows(float *out, int64_t out_stride, const float *sums, int64_t rows, int outs, int used, int add) {
     for (int64_t r = 0; r < rows; r++, out += out_stride, sums += outs)
@@ -513,6 +590,10 @@ static void matmul_floats(float *out, int64_t out_stride, const float *x, int64_
                           const void *w, int type, int64_t w_stride, int64_t n_out, int64_t n, int add, void *pack) {
     if (n_rows == 1) {
         matvec(out, x, w, type, w_stride, n_out, n, add);
+        return;
+    }
+    if (n_rows <= DIRECT_ROWS && (type != FLOAT32 || n_out * n * SIZE_OF(type) >= IN_CACHE)) {
+        matmul_direct_floats(out, out_stride, x, x_stride, n_rows, w, type, w_stride, n_out, n, add);
         return;
     }
     int64_t most = CACHED_X / n > PASS_ROWS ? CACHED_X / n : PASS_ROWS, n_passes = (n_rows + most - 1) / most;

@@ -114,14 +114,22 @@ static float dot_segments(const matrix *w, int64_t row, const int8_t *x, const f
     return acc;
 }
 
-/* ---------------------------------------------------------------------------------------------- one row, groups of 32 m */
+/* ---------------------------------------------------------------------------------------------- few rows, groups of 32 m */
+
+#ifndef HAVE_DIRECT_Q8_ROWS
+/* Rows up to which direct_q8() is faster than packing. */
+INLINE int direct_q8_rows(int64_t size) { return (void)size, DIRECT_ROWS; }
+#endif
 
 #ifndef HAVE_GROUP_DOTS
-/* isums[g] = w . x over group g, for up to 16 groups, then zeros. IN offsets[g] = -128 times the sum of x over group g. */
-INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *offsets, int groups, int64_t size) {
-    (void)offsets;
-    for (int g = 0; g < 16; g++)
-        isums[g] = g < groups ? dot_i8(w + g * size, x + g * size, size) : 0;
+/* isums[r][g] = w . x[r] over group g, for up to 16 groups and `rows` rows; any numbers for the groups that do not exist.
+ * offsets[r][g] = -128 times the sum of x[r] over group g. */
+INLINE void group_dots(int32_t isums[][16], const int8_t *w, const int8_t *x, int64_t x_stride, const int32_t *offsets,
+                       int64_t offset_stride, int rows, int groups, int64_t size) {
+    (void)offsets, (void)offset_stride;
+    for (int r = 0; r < rows; r++)
+        for (int g = 0; g < 16; g++)
+            isums[r][g] = g < groups ? dot_i8(w + g * size, x + r * x_stride + g * size, size) : 0;
 }
 #endif
 
@@ -151,39 +159,74 @@ static void add_up_groups(float acc[16], const float *products, int64_t stride, 
 }
 #endif
 
-/* 16 outputs (or the fewer that are left): each weight row is read once, in order. The products of its groups are stored, and
- * added up for all the outputs together, because the order allows only one accumulator for each. */
-static void matvec_q8_block(float acc[16], const int8_t *x, const float *x_scales, const int32_t *offsets,
-                            const matrix *w, int64_t first, int outs, int64_t n, float *products) {
-    int64_t size = w->group_size, n_groups = n / size, stride = (n_groups + 15) / 16 * 16;
-    for (int o = 0; o < outs; o++) {
-        const int8_t *row = (const int8_t *)w->numbers + (first + o) * n;
+/* products[r][g] = (float)isum * scale for 16 groups (or the fewer that are left) and `rows` rows, a constant. */
+INLINE void group_products(float *products, int64_t row_stride, const int8_t *w, const char *w_scales, const int8_t *x,
+                           int64_t x_stride, const int32_t *offsets, int64_t offset_stride, int rows, int groups, int64_t size) {
+    int32_t isums[DIRECT_STEP][16] __attribute__((aligned(64)));
+    float scales[16] = {0};
+    group_dots(isums, w, x, x_stride, offsets, offset_stride, rows, groups, size);
+    if (groups == 16)
+        memcpy(scales, w_scales, sizeof scales);
+    else
+        memcpy(scales, w_scales, sizeof(float) * (size_t)groups);
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < 16; j++)
+            products[r * row_stride + j] = (float)isums[r][j] * scales[j];
+}
+
+/* Up to DIRECT_ROWS rows, straight with the weights in the file, which are read once and in order. The groups of 16 outputs follow
+ * each other, so they are taken 16 at a time without regard to where an output ends; for this the rows of x are copied and
+ * continued with their own beginning. The products of the groups are stored, and added up for all the outputs together,
+ * because the order allows only one accumulator for each. */
+INLINE void direct_q8(float *out, int64_t out_stride, const q8_rows *x, int64_t n_rows, const matrix *w,
+                      int64_t first, int64_t n_out, int64_t n, int add, char *scratch) {
+    int64_t size = w->group_size, n_groups = n / size, plane = 16 * n_groups + 16, length = n + 16 * size;
+    float *products = (float *)scratch;
+    int32_t *offsets = (int32_t *)(products + n_rows * plane);
+    int8_t *xs = (int8_t *)(offsets + n_rows * (n_groups + 16));
+    for (int64_t r = 0; r < n_rows; r++)
+        for (int64_t g = 0; g < n_groups + 16; g++) {
+            offsets[r * (n_groups + 16) + g] = x->offsets[r * n_groups + g % n_groups];
+            memcpy(xs + r * length + g * size, x->values + r * n + g % n_groups * size, (size_t)size);
+        }
+    for (int64_t o = 0; o < n_out; o += 16) {
+        int outs = n_out - o < 16 ? (int)(n_out - o) : 16;
+        const int8_t *values = (const int8_t *)w->numbers + (first + o) * n;
         const char *scales = w->scales + (first + o) * n_groups * (int64_t)sizeof(float);
-        for (int64_t g = 0; g < n_groups; g += 16) {
-            int groups = n_groups - g < 16 ? (int)(n_groups - g) : 16;
-            int32_t isums[16] __attribute__((aligned(64)));
-            float w_scales[16] = {0}, *product = products + o * stride + g;
+        for (int64_t done = 0, g = 0; done < outs * n_groups; done += 16, g = (g + 16) % n_groups) {
+            int groups = outs * n_groups - done < 16 ? (int)(outs * n_groups - done) : 16;
             for (int64_t k = 0; k < groups * size; k += 64)
-                __builtin_prefetch(row + g * size + k + FETCH_AHEAD, 0, 2);
-            group_dots(isums, row + g * size, x + g * size, offsets + g, groups, size);
-            if (groups == 16)
-                memcpy(w_scales, scales + g * (int64_t)sizeof(float), sizeof w_scales);
-            else
-                memcpy(w_scales, scales + g * (int64_t)sizeof(float), sizeof(float) * (size_t)groups);
-            for (int j = 0; j < 16; j++)
-                product[j] = (float)isums[j] * w_scales[j];
+                __builtin_prefetch(values + done * size + k + FETCH_AHEAD, 0, 2);
+            for (int64_t r = 0, rows; r < n_rows; r += rows) {
+                rows = n_rows - r < DIRECT_STEP ? n_rows - r : DIRECT_STEP;
+#define CALL(rows)                                                                                                             \
+    group_products(products + r * plane + done, plane, values + done * size, scales + done * (int64_t)sizeof(float),           \
+                   xs + r * length + g * size, length, offsets + r * (n_groups + 16) + g, n_groups + 16, rows, groups, size)
+                switch (rows) {
+                case 1: CALL(1); break;
+                case 2: CALL(2); break;
+                case 3: CALL(3); break;
+                default: CALL(4);
+                }
+#undef CALL
+            }
+        }
+        for (int64_t r = 0; r < n_rows; r++) {
+            float acc[16];
+            if (outs < 16)
+                memset(products + r * plane + outs * n_groups, 0, sizeof(float) * (size_t)((16 - outs) * n_groups));
+            add_up_groups(acc, products + r * plane, n_groups, x->scales + r * n_groups, n_groups);
+            store_acc(out + r * out_stride + o, acc, outs, add);
         }
     }
-    if (outs < 16)
-        memset(products + outs * stride, 0, sizeof(float) * (size_t)((16 - outs) * stride));
-    add_up_groups(acc, products, stride, x_scales, n_groups);
 }
 
 /* ---------------------------------------------------------------------------------------------- many rows, packed */
 
 /* A level packs the weights of PACKED_HALVES times 16 outputs so that one instruction multiplies many of them: pack16() packs
  * 16 of them, interleaved with the others, and packed_rows() makes acc[r][half][o] for `rows` rows, at most
- * PACKED_ROWS, with w_scales (n_groups, halves, 16). Both counts are constant where it is called. */
+ * PACKED_ROWS, with w_scales (n_groups, halves, 16). Both counts are constant where it is called. With each group it asks for
+ * `lines` cache lines from `next` on. scratch has room for the values of the rows as int16. */
 #ifndef HAVE_PACKED
 /* As int16, interleaved in pairs: [k / 2][output][2]. */
 enum { PACKED_ROWS = 4, PACKED_HALVES = 1 };
@@ -197,8 +240,9 @@ static void pack16(packed_value *packed, int halves, const int8_t *w, int outs, 
 }
 
 INLINE void packed_rows(float acc[][PACKED_HALVES][16], const packed_value *packed, const float *w_scales, const q8_rows *x,
-                        int64_t row, int rows, int halves, int64_t n, int64_t size) {
-    (void)halves;
+                        int64_t row, int rows, int halves, int64_t n, int64_t size, void *scratch,
+                        const char *next, int64_t lines) {
+    (void)halves, (void)scratch, (void)next, (void)lines;
     memset(acc, 0, sizeof(acc[0]) * (size_t)rows);
     for (int64_t g = 0; g < n / size; g++)
         for (int r = 0; r < rows; r++) {
@@ -217,14 +261,15 @@ INLINE void packed_rows(float acc[][PACKED_HALVES][16], const packed_value *pack
 #endif
 
 INLINE void packed_up_to(float acc[][PACKED_HALVES][16], const packed_value *packed, const float *w_scales, const q8_rows *x,
-                         int64_t row, int rows, int halves, int64_t n, int64_t size) {
+                         int64_t row, int rows, int halves, int64_t n, int64_t size, void *scratch,
+                         const char *next, int64_t lines) {
     switch (rows) {
-    case 1: packed_rows(acc, packed, w_scales, x, row, 1, halves, n, size); break;
-    case 2: packed_rows(acc, packed, w_scales, x, row, 2, halves, n, size); break;
-    case 3: packed_rows(acc, packed, w_scales, x, row, 3, halves, n, size); break;
-    case 4: packed_rows(acc, packed, w_scales, x, row, 4, halves, n, size); break;
-    case 5: packed_rows(acc, packed, w_scales, x, row, 5 % (PACKED_ROWS + 1), halves, n, size); break;
-    case 6: packed_rows(acc, packed, w_scales, x, row, 6 % (PACKED_ROWS + 1), halves, n, size); break;
+    case 1: packed_rows(acc, packed, w_scales, x, row, 1, halves, n, size, scratch, next, lines); break;
+    case 2: packed_rows(acc, packed, w_scales, x, row, 2, halves, n, size, scratch, next, lines); break;
+    case 3: packed_rows(acc, packed, w_scales, x, row, 3, halves, n, size, scratch, next, lines); break;
+    case 4: packed_rows(acc, packed, w_scales, x, row, 4, halves, n, size, scratch, next, lines); break;
+    case 5: packed_rows(acc, packed, w_scales, x, row, 5 % (PACKED_ROWS + 1), halves, n, size, scratch, next, lines); break;
+    case 6: packed_rows(acc, packed, w_scales, x, row, 6 % (PACKED_ROWS + 1), halves, n, size, scratch, next, lines); break;
     }
 }
 
@@ -235,26 +280,26 @@ static void matmul_q8_packed(float *out, int64_t out_stride, const q8_rows *x, i
     const int8_t *values = (const int8_t *)w->numbers;
     float *w_scales = pack;
     packed_value *packed = (packed_value *)(w_scales + width * (n_groups + 16));
+    char *scratch = (char *)(packed + width * (n + 64));
     float acc[PACKED_ROWS][PACKED_HALVES][16] __attribute__((aligned(64)));
     for (int64_t g = 0; g < n_groups; g++)
         for (int o = 0; o < width; o++)
             w_scales[g * width + o] = o < outs ? scale_at(w->scales, (first + o) * n_groups + g) : 0;
     for (int h = 0; h < halves; h++)
         pack16(packed + h * (64 / (int)sizeof(packed_value)), halves, values + (first + 16 * h) * n, outs - 16 * h, n);
-    for (int64_t tile = 0; tile < n_tiles; tile++) { /* equal tiles: 8 rows are 4 and 4 rather than 6 and 2 */
+    /* The weights of the next tile are asked for on the way, a few lines with each group of each tile of rows. */
+    const char *next = (const char *)values + (first + outs) * n;
+    int64_t lines = (width * size / 64 + n_tiles - 1) / n_tiles;
+    for (int64_t tile = 0; tile < n_tiles; tile++, next += 64 * lines * n_groups) { /* equal tiles: 8 rows are 4 and 4 rather than 6 and 2 */
         int64_t r = n_rows * tile / n_tiles;
         int rows = (int)(n_rows * (tile + 1) / n_tiles - r);
         if (halves == PACKED_HALVES)
-            packed_up_to(acc, packed, w_scales, x, r, rows, PACKED_HALVES, n, size);
+            packed_up_to(acc, packed, w_scales, x, r, rows, PACKED_HALVES, n, size, scratch, next, lines);
         else
-            packed_up_to(acc, packed, w_scales, x, r, rows, 1, n, size);
+            packed_up_to(acc, packed, w_scales, x, r, rows, 1, n, size, scratch, next, lines);
         for (int i = 0; i < rows; i++)
-            for (int h = 0; h < halves; h++) {
-                float *at = out + (r + i) * out_stride + 16 * h;
-                int many = outs - 16 * h < 16 ? outs - 16 * h : 16;
-                for (int o = 0; o < many; o++)
-                    at[o] = add ? at[o] + acc[i][h][o] : acc[i][h][o];
-            }
+            for (int h = 0; h < halves; h++)
+                store_acc(out + (r + i) * out_stride + 16 * h, acc[i][h], outs - 16 * h < 16 ? outs - 16 * h : 16, add);
     }
 }
 
@@ -262,25 +307,19 @@ static void matmul_q8(float *out, int64_t out_stride, const q8_rows *x, int64_t 
                       const matrix *w, int64_t first, int64_t n_out, int64_t n, int add, void *pack) {
     int64_t size = w->group_size;
     int aligned = size % 32 == 0 && n % size == 0;
-    int packing = aligned && n_rows >= 3; /* packing costs about as much as two rows of products */
-    int step = packing ? 16 * PACKED_HALVES : aligned ? 16 : 1;
-    float acc[16];
+    int packing = aligned && n_rows > direct_q8_rows(size), step = packing ? 16 * PACKED_HALVES : 1;
+    if (aligned && n_rows == 1)
+        return direct_q8(out, out_stride, x, 1, w, first, n_out, n, add, pack);
+    if (aligned && !packing)
+        return direct_q8(out, out_stride, x, n_rows, w, first, n_out, n, add, pack);
     for (int64_t o = 0; o < n_out; o += step) {
         int outs = n_out - o < step ? (int)(n_out - o) : step;
         if (packing) {
             matmul_q8_packed(out + o, out_stride, x, n_rows, w, first + o, outs, n, add, pack);
-            continue;
-        }
-        for (int64_t r = 0; r < n_rows; r++) {
-            const int8_t *values = x->values + r * n;
-            const float *scales = x->scales + r * x->n_groups;
-            if (aligned)
-                matvec_q8_block(acc, values, scales, x->offsets + r * x->n_groups, w, first + o, outs, n, pack);
-            else
-                acc[0] = dot_segments(w, first + o, values, scales, n);
-            for (int i = 0; i < outs; i++) {
-                float *at = out + r * out_stride + o + i;
-                *at = add ? *at + acc[i] : acc[i];
+        } else {
+            for (int64_t r = 0; r < n_rows; r++) {
+                float acc = dot_segments(w, first + o, x->values + r * n, x->scales + r * x->n_groups, n);
+                store_acc(out + r * out_stride + o, &acc, 1, add);
             }
         }
     }

@@ -53,38 +53,20 @@ static inline __m512i int_fold21(__m512i a, __m512i b, __m512i c, __m512i d) {
     return _mm512_add_epi32(int_shuffle(ab, cd, 0x88), int_shuffle(ab, cd, 0xDD));
 }
 
-/* Groups of 32, two to a register: eight registers hold the 16 groups. */
-static inline __m512i group_dots_32(const int8_t *w, const int8_t *x, int groups) {
+/* Sixteen groups of 32, two to a register. */
+INLINE __m512i group_dots_32(const __m512i w[8], const int8_t *x) {
     __m512i pair[8], four[4];
-    UNROLL for (int i = 0; i < 8; i++) {
-        int left = groups - 2 * i; /* groups of this register that exist */
-        __mmask64 mask = left >= 2 ? ~(__mmask64)0 : left == 1 ? (__mmask64)0xFFFFFFFFu : 0;
-        __m512i wv = _mm512_maskz_loadu_epi8(mask, w + 64 * i), xv = _mm512_maskz_loadu_epi8(mask, x + 64 * i);
-        pair[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), unsigned_bytes(wv), xv);
-    }
+    UNROLL for (int i = 0; i < 8; i++)
+        pair[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[i], _mm512_loadu_si512(x + 64 * i));
     UNROLL for (int i = 0; i < 4; i++)
         four[i] = int_fold4(pair[2 * i], pair[2 * i + 1]); /* groups 4 i .. 4 i + 3, a quarter each */
     __m512i sums = int_fold21(four[0], four[1], four[2], four[3]); /* quarter q, lane l: group 4 l + q */
     return _mm512_permutexvar_epi32(_mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0), sums);
 }
 
-/* Groups of 64 m, or of an odd multiple of 32: a register of partial sums for each group. */
-static inline __m512i group_dots_wide(const int8_t *w, const int8_t *x, int groups, int64_t size) {
-    __m512i sum[16], quarter[4];
-    UNROLL for (int g = 0; g < 16; g++) {
-        sum[g] = _mm512_setzero_si512();
-        if (g >= groups)
-            continue;
-        const int8_t *wg = w + g * size, *xg = x + g * size;
-        int64_t k = 0;
-        for (; k + 64 <= size; k += 64)
-            sum[g] = _mm512_dpbusd_epi32(sum[g], unsigned_bytes(_mm512_loadu_si512(wg + k)), _mm512_loadu_si512(xg + k));
-        if (k < size) {
-            __m512i wv = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(wg + k)));
-            __m512i xv = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(xg + k)));
-            sum[g] = _mm512_dpbusd_epi32(sum[g], unsigned_bytes(wv), xv);
-        }
-    }
+/* The sums of the lanes of sixteen registers. */
+INLINE __m512i int_sum16(const __m512i sum[16]) {
+    __m512i quarter[4];
     UNROLL for (int i = 0; i < 4; i++) {
         __m512i lower = _mm512_add_epi32(_mm512_shuffle_i32x4(sum[i], sum[4 + i], 0x44),
                                          _mm512_shuffle_i32x4(sum[i], sum[4 + i], 0xEE));
@@ -95,10 +77,41 @@ static inline __m512i group_dots_wide(const int8_t *w, const int8_t *x, int grou
     return int_fold21(quarter[0], quarter[1], quarter[2], quarter[3]);
 }
 
-INLINE void group_dots(int32_t isums[16], const int8_t *w, const int8_t *x, const int32_t *offsets, int groups, int64_t size) {
-    __mmask16 exist = (__mmask16)((1u << groups) - 1);
-    __m512i sums = size == 32 ? group_dots_32(w, x, groups) : group_dots_wide(w, x, groups, size);
-    _mm512_storeu_si512(isums, _mm512_add_epi32(sums, _mm512_maskz_loadu_epi32(exist, offsets)));
+/* One group of 64 m, or of an odd multiple of 32: a register of partial sums. */
+INLINE __m512i group_lanes(const int8_t *w, const int8_t *x, int64_t size) {
+    __m512i sum = _mm512_setzero_si512();
+    int64_t k = 0;
+    for (; k + 64 <= size; k += 64)
+        sum = _mm512_dpbusd_epi32(sum, unsigned_bytes(_mm512_loadu_si512(w + k)), _mm512_loadu_si512(x + k));
+    if (k < size) {
+        __m512i wv = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(w + k)));
+        __m512i xv = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(x + k)));
+        sum = _mm512_dpbusd_epi32(sum, unsigned_bytes(wv), xv);
+    }
+    return sum;
+}
+
+/* Whole blocks of the usual sizes load their weights once for all rows. */
+INLINE void group_dots(int32_t isums[][16], const int8_t *w, const int8_t *x, int64_t x_stride, const int32_t *offsets,
+                       int64_t offset_stride, int rows, int groups, int64_t size) {
+    __m512i loaded[16], sum[16], dots;
+    int n_loaded = groups < 16 ? 0 : size == 32 ? 8 : size == 64 ? 16 : 0;
+    UNROLL for (int i = 0; i < 16; i++)
+        if (i < n_loaded)
+            loaded[i] = unsigned_bytes(_mm512_loadu_si512(w + 64 * i));
+    UNROLL for (int r = 0; r < rows; r++) {
+        const int8_t *xr = x + r * x_stride;
+        if (n_loaded == 8) {
+            dots = group_dots_32(loaded, xr);
+        } else {
+            UNROLL for (int g = 0; g < 16; g++)
+                sum[g] = n_loaded == 16 ? _mm512_dpbusd_epi32(_mm512_setzero_si512(), loaded[g], _mm512_loadu_si512(xr + 64 * g))
+                         : g < groups   ? group_lanes(w + g * size, xr + g * size, size)
+                                        : _mm512_setzero_si512();
+            dots = int_sum16(sum);
+        }
+        _mm512_storeu_si512(isums[r], _mm512_add_epi32(dots, _mm512_loadu_si512(offsets + r * offset_stride)));
+    }
 }
 
 /* columns[c] = the lanes c of the 16 rows. */
@@ -153,13 +166,16 @@ static void pack16(packed_value *packed, int halves, const int8_t *w, int outs, 
 }
 
 INLINE void packed_rows(float acc[][PACKED_HALVES][16], const packed_value *packed, const float *w_scales, const q8_rows *x,
-                        int64_t row, int rows, int halves, int64_t n, int64_t size) {
+                        int64_t row, int rows, int halves, int64_t n, int64_t size, void *scratch,
+                        const char *next, int64_t lines) {
+    (void)scratch;
     const int8_t *xv = x->values + row * n;
     __m512 sum[PACKED_ROWS][PACKED_HALVES];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int h = 0; h < halves; h++)
             sum[r][h] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < n / size; g++) {
+    for (int64_t g = 0; g < n / size; g++, next += 64 * lines) {
+        ask_for(next, lines);
         __m512i isum[PACKED_ROWS][PACKED_HALVES], wv[PACKED_HALVES];
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int h = 0; h < halves; h++)
