@@ -6,7 +6,7 @@ Readers, writers and layouts loop over it. No other module lists the names of te
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .config import Config
 
@@ -14,8 +14,7 @@ HUGGING_FACE, PYTORCH, GGUF = "huggingface", "pytorch", "gguf"  # formats that h
 LLAMA2C = "llama2c"  # v0 to v3: their tensors have no names, only an order (formats/layout.py)
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor of the model: one matrix or norm, or one for each layer."""
 
     name: str  # in llama2c
@@ -29,8 +28,8 @@ class Tensor:
         """Norms are fp32 in every format. All other tensors are matrices and may have any kind."""
         return len(self.shape) == 1
 
-    def count(self, config: Config) -> int:
-        """How many matrices or norms a model has of this tensor: n_layers or 1."""
+    def how_many(self, config: Config) -> int:
+        """The matrices or norms that a model has of this tensor: n_layers or 1."""
         return config.n_layers if self.per_layer else 1
 
     def shape_of_one(self, config: Config) -> tuple[int, ...]:
@@ -47,8 +46,7 @@ class Tensor:
         return self.names[format].format(layer)
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
+class Architecture(NamedTuple):
     """What distinguishes one family of models from another."""
 
     name: str  # model_type in config.json, general.architecture in GGUF

@@ -8,8 +8,7 @@ The layouts are those of ggml; docs/format.md describes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +19,7 @@ Floats: TypeAlias = NDArray[np.float32]
 SMALL, LARGE = 32, 256  # numbers in a block
 
 
-@dataclass(frozen=True, slots=True)
-class BlockType:
+class BlockType(NamedTuple):
     """One way to store a block of numbers."""
 
     name: str  # "q4_k"; in the kernels its kind is "gguf_q4_k"

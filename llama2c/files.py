@@ -5,7 +5,6 @@ Every error is one line that begins with the name of the file.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -64,6 +63,8 @@ def file_size(path: str | os.PathLike[str]) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. ModelError: the file does not contain one; other errors are those of read_file."""
+    import json  # a checkpoint with a tokenizer.bin needs no JSON
+
     raw = read_file(path)
     try:
         content = json.loads(raw)

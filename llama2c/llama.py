@@ -18,13 +18,13 @@ from .formats.checkpoint import Checkpoint
 from .generation import Options, Step, TopLogprobs, generate
 from .locate import find_tokenizer, resolve
 from .sampler import Sampler, SamplerOptions
-from .scoring import Score, score_ids, scored_ids
-from .text.chat import chat_ids
 from .text.tokenizer import Tokenizer
 from .transformer import KVCache, KVType, Transformer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # for type checkers alone; typing has it from Python 3.11
+
+    from .scoring import Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +213,8 @@ class Llama:
         Warns (RuntimeWarning) if a template was looked for and there is none. RequestError: the messages or template_options
         are not as they must be; ModelError: the template is broken or refuses them; OSError: Jinja2 is not installed.
         """
+        from .text.chat import chat_ids  # a story needs neither this nor scoring
+
         sequence = self.sequence(chat_ids(self.tokenizer, messages, template_options, now), **options)
         pieces = reply_pieces(self, sequence, self.transformer.new_cache(sequence.n_positions))
         return pieces if stream else _completion(pieces, sequence)
@@ -227,6 +229,8 @@ class Llama:
         text, token 0 is its bos_id all the same, or its eos_id if it has none.
         RequestError: an empty text, a lone surrogate, a stride out of range; TypeError: text or stride are of another type.
         """
+        from .scoring import score_ids, scored_ids
+
         ids = scored_ids(self.tokenizer, text)
         n_bytes = len(text.encode() if isinstance(text, str) else text)
         return score_ids(self.transformer, ids, n_bytes, stride)

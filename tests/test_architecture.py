@@ -47,7 +47,7 @@ def test_shapes() -> None:
     assert {name: tensor.whole_shape(CONFIG) for name, tensor in LLAMA.tensors.items()} == SHAPES
     for name, tensor in LLAMA.tensors.items():
         per_layer = SHAPES[name][0] == 3
-        assert (tensor.name, tensor.per_layer, tensor.count(CONFIG)) == (name, per_layer, 3 if per_layer else 1)
+        assert (tensor.name, tensor.per_layer, tensor.how_many(CONFIG)) == (name, per_layer, 3 if per_layer else 1)
         assert tensor.shape_of_one(CONFIG) == (SHAPES[name][1:] if per_layer else SHAPES[name])
     assert sorted(LLAMA.tensors) == sorted(V1)
 

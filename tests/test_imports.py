@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,33 @@ def test_the_check_sees_what_it_should() -> None:
     assert ("_kernels",) in imported(Path("transformer.py"))
     assert floor(("formats", "export")) < floor(("locate",))
     assert llama2c.__version__
+
+
+# What a story of a checkpoint v0 to v2 imports, as the bundled one. A line more here is a slower start.
+OURS = (
+    "_kernels", "architecture", "blocks", "commands", "commands.flags", "commands.guess", "commands.main", "commands.printing",
+    "commands.run", "commands.terminal", "config", "errors", "files", "formats", "formats.checkpoint", "formats.content",
+    "formats.layout", "generation", "llama", "locate", "sampler", "tensors", "text", "text._bpe", "text.stops",
+    "text.tokenizer", "text.vocabulary", "threads", "transformer",
+)  # fmt: skip
+NOT_NEEDED = (
+    "argparse", "asyncio", "difflib", "email", "gettext", "hashlib", "http", "importlib.metadata", "jinja2", "json", "logging",
+    "multiprocessing", "prompt_toolkit", "random", "readline", "safetensors", "shlex", "shutil", "socket", "ssl", "subprocess",
+    "tempfile", "tokenizers", "torch", "tqdm", "typing_extensions", "urllib.request", "zipfile",
+)  # fmt: skip
+STORY = """
+import sys
+import numpy
+before = set(sys.modules)
+from llama2c.commands.main import main
+assert main([*sys.argv[1:], "-n", "1"]) == 0
+print(*sorted(set(sys.modules) - before), file=sys.stderr)
+"""
+
+
+def test_a_story_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STORY]  # in another folder: sources would first be compared with the installed package
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = run.stderr.splitlines()[-1].split()
+    assert [name.removeprefix("llama2c.") for name in found if name.startswith("llama2c.")] == list(OURS)
+    assert not set(NOT_NEEDED) & set(found)

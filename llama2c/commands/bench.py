@@ -30,7 +30,8 @@ from ..tensors import count
 from ..threads import Threads, available_cores
 from ..transformer import Transformer
 from .machine import available_memory, cpu_name, read_bandwidth
-from .terminal import Parser, UsageError, markdown_table, progress, put, say
+from .parser import Parser
+from .terminal import UsageError, markdown_table, progress, put, say
 
 # ---------------------------------------------------------------------------
 # the command line

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from ..locate import NAMES, downloaded
 from .flags import CHOICES, FLAGS
 from .main import VERBS
-from .terminal import Parser, UsageError, put
+from .parser import Parser
+from .terminal import UsageError, put
 
 NOTES = """\
 Models are completed by the names of those that are downloaded, and as files.

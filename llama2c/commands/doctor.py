@@ -26,7 +26,8 @@ from .. import __file__ as own_file
 from .. import __path__ as own_path
 from .. import __version__, build_info
 from .machine import available_memory, cpu_name, read_bandwidth, total_memory
-from .terminal import Parser, describe_error, put
+from .parser import Parser
+from .terminal import describe_error, put
 
 if TYPE_CHECKING:
     from ..llama import Llama

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..downloads import download, find_source, is_complete
 from ..errors import RequestError
-from .terminal import Parser, UsageError, byte_bar, put, say
+from .parser import Parser
+from .terminal import UsageError, byte_bar, put, say
 
 NOTES = """\
 MODEL is one of

@@ -16,7 +16,8 @@ from ..formats.layout import DTYPES as DTYPES_OF_VERSIONS
 from ..formats.layout import Q8_0
 from ..formats.writer import replacing
 from ..locate import CONFIG, TOKENIZERS
-from .terminal import Parser, UsageError, progress, say
+from .parser import Parser
+from .terminal import UsageError, progress, say
 
 NOTES = """\
 SOURCE is one of

@@ -6,7 +6,6 @@ Says nothing about the name of a file or folder that exists, or of a model that 
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Sequence
 
 from ..files import exists
@@ -36,12 +35,14 @@ def guess(argv: Sequence[str], verbs: Iterable[str]) -> str | None:
     word = argv[0] if argv else ""
     if not word or word.startswith("-") or is_path(word) or find_hub_model(word) is not None:
         return None
+    import shlex  # most command lines are right
+
     if word in MEANT:
         model = shlex.quote(argv[1]) if len(argv) > 1 and not argv[1].startswith("-") else "MODEL"
         return f"{word}: there is no such verb or file; {MEANT[word].format(model=model)}"
     if len(word.split()) > 1:
         return f"{word}: there is no such file; to continue a text: python -m llama2c -i {shlex.quote(word)}"
-    import difflib  # most command lines are right
+    import difflib
 
     names = {name.lower(): name for name in (*verbs, *NAMES)}
     near = difflib.get_close_matches(word.lower(), names, n=1)

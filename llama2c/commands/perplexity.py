@@ -26,7 +26,8 @@ from ..scoring import Chunk, Rows, Score, choose_stride, pick_logprobs, plan_chu
 from ..text.tokenizer import Tokenizer
 from ..transformer import Floats, Transformer
 from .flags import choose_context
-from .terminal import Parser, markdown_table, named_as, progress, put
+from .parser import Parser
+from .terminal import markdown_table, named_as, progress, put
 
 NOTES = """\
 Perplexity is exp(-mean ln p) over the tokens of the text. The lower it is, the

@@ -13,12 +13,9 @@ from ..generation import Sequence, generate
 from ..llama import Llama, load
 from ..sampler import Sampler, SamplerOptions
 from ..text.stops import StopStrings
-from .answer import answer, read_question
-from .chat import chat
 from .flags import Arguments, adjust, choose_context, count_positions
 from .printing import SILENT, print_steps, stdin, tell_speed
 from .terminal import put, say
-from .trace import TraceWriter, open_trace
 
 
 def run(arguments: Arguments) -> None:
@@ -29,6 +26,8 @@ def run(arguments: Arguments) -> None:
     sampler = Sampler(**options)
     StopStrings(arguments.stop)
     if arguments.question is not None:
+        from .answer import read_question  # a story needs neither this nor the other modules imported below
+
         arguments.question = read_question(arguments.question)
     llama = load(arguments.model or None, arguments.tokenizer, arguments.threads, kv=arguments.kv)
     context = choose_context(arguments.context, llama.transformer.config.seq_len)
@@ -37,20 +36,26 @@ def run(arguments: Arguments) -> None:
         prompt = stdin().read()
     with contextlib.ExitStack() as stack:
         if arguments.trace is not None:
+            from .trace import TraceWriter, open_trace
+
             llama.transformer.observer = TraceWriter(stack.enter_context(open_trace(arguments.trace)))
         if arguments.verbose:
             describe(llama, seed)
         if arguments.question is not None:
+            from .answer import answer
+
             answer(llama, arguments, options, context)
             return
         if arguments.mode == "chat":
-            from .interactive import has_terminal, interactive  # only a chat needs what it imports
+            from .interactive import has_terminal, interactive
 
             if has_terminal():
                 interactive(llama, replace(arguments, seed=seed))
                 return
         n_positions = count_positions(arguments.steps, context)
         if arguments.mode == "chat":
+            from .chat import chat
+
             system = None if arguments.system_prompt is None else os.fsencode(arguments.system_prompt)
             chat(llama, sampler, prompt, system, n_positions, arguments.verbose, arguments.stop)
         else:

@@ -1,14 +1,13 @@
-"""What the verbs of the command line share: output, messages, tables, progress, and the parser of their flags."""
+"""What the verbs of the command line share: output, messages, tables and progress."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from time import monotonic
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import RequestError
 
@@ -18,29 +17,6 @@ EVERY = 10.0  # seconds between two lines about progress
 
 class UsageError(Exception):
     """A command line that cannot be understood. The message is one line."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser that keeps the line breaks of `epilog`, and raises UsageError where argparse would exit.
-
-    `actions` has what add_argument has made, --help first.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        self.actions: list[argparse.Action] = []
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
-
-    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        self.actions.append(super().add_argument(*names, **options))
-        return self.actions[-1]
-
-    def error(self, message: str) -> NoReturn:
-        unknown = message.startswith("unrecognized arguments: -")
-        raise UsageError(f"{message} ({hint(message.split()[2], self.flags)})" if unknown else message)
-
-    @property
-    def flags(self) -> list[str]:
-        return [name for action in self.actions for name in action.option_strings]
 
 
 def hint(word: str, flags: Collection[str]) -> str:

@@ -260,7 +260,7 @@ def list_parts(source: Source, dtype: str) -> list[Part]:
         Part(tensor, layer, tensor.shape_of_one(source.config), "float32" if tensor.is_norm else dtype)
         for tensor in LLAMA.tensors.values()
         if tensor is not CLASSIFIER or not source.shared_classifier
-        for layer in range(tensor.count(source.config))
+        for layer in range(tensor.how_many(source.config))
     ]
 
 

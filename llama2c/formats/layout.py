@@ -6,12 +6,11 @@ header(...) and then each entry in order (writer.py).
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Any, NamedTuple
 
 from ..architecture import CLASSIFIER, LLAMA, NORMS
 from ..config import DIMENSIONS, NORM_EPS, ROPE_THETA, Config, RopeScaling
@@ -47,8 +46,7 @@ def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 # Layout: where everything is in a file
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor in a file. For each of its n_matrices matrices: n_values values of `dtype`, then n_scales scales.
 
     Only q8_0 has scales. Its values are int8, its scales fp32.
@@ -84,8 +82,7 @@ class Entry:
         return self.n_matrices * self.stride
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """A file without its numbers: the content of the header, and the entries, which follow it without a gap."""
 
     config: Config
@@ -135,6 +132,8 @@ def header(layout: Layout) -> bytes:
     """The bytes before the first entry. ValueError: a file of this version cannot store the config."""
     config, version = layout.config, layout.version
     if version == 3:
+        import json  # only v3 has JSON
+
         described = asdict(config) | {"shared_classifier": layout.shared_classifier}
         text = json.dumps(described | {"dtype": layout.dtype, "group_size": layout.group_size}, allow_nan=False)
         return (HEADER_V3.pack(MAGIC, version) + text.encode("ascii")).ljust(HEADER_SIZES[version])
@@ -211,6 +210,8 @@ def _parse(raw: bytes, version: int) -> Layout:
 
 def _parse_json(text: bytes) -> Layout:
     """The header of v3: an object with exactly the fields of Config and three more."""
+    import json
+
     try:
         content = json.loads(text.decode("ascii"))
     except (ValueError, RecursionError):

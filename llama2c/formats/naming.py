@@ -50,7 +50,7 @@ def check_tensors(
         if tensor is CLASSIFIER and tied and classifier not in tensors:
             continue
         shape = tensor.shape_of_one(config)
-        for layer in range(tensor.count(config)):
+        for layer in range(tensor.how_many(config)):
             spelled = tensor.spelled(format, layer)
             check_tensor(path, spelled, tensors.get(spelled), shape, dtypes)
             expected.add(spelled)
@@ -83,7 +83,7 @@ def gather(config: Config, format: str, tensors: Mapping[str, Stored], shared: b
     for tensor in LLAMA.tensors.values():
         if tensor is CLASSIFIER and shared:
             continue
-        found = [tensors[tensor.spelled(format, layer)] for layer in range(tensor.count(config))]
+        found = [tensors[tensor.spelled(format, layer)] for layer in range(tensor.how_many(config))]
         parts = [as_weight(stored.raw(), stored.dtype) for stored in found]
         if tensor.is_norm:
             norms = np.stack([as_floats(part) for part in parts])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex
 
@@ -98,7 +97,7 @@ def read_folder(path: Path, model: SentencePieceModel, vocab_size: int | None) -
     special = read_special(path, {token.content: token.id for token in added.values()}.get, size, defaults=defaults)
     adds_bos, spaces = read_switches(path.parent, model)
     if adds_bos and special.bos_id is not None:
-        special = replace(special, prefix=(special.bos_id,))
+        special = special._replace(prefix=(special.bos_id,))
     return ModelVocabulary(model, size, spaces, list(added.values()), special), special
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, SupportsIndex
+from typing import NamedTuple, Protocol, SupportsIndex
 
 UNK = 0  # in a tokenizer.bin
 BOS = 1
@@ -34,8 +33,7 @@ def as_index(token: SupportsIndex) -> int:
         raise TypeError(f"token: expected an int, found {type(token).__name__}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class ChatTemplate:
+class ChatTemplate(NamedTuple):
     """A template of Jinja2 that turns messages into a prompt; chat_template.py renders it."""
 
     source: str
@@ -43,8 +41,7 @@ class ChatTemplate:
     special_tokens: Mapping[str, str]  # what it may use besides the messages: {"bos_token": "<s>", ...}
 
 
-@dataclass(frozen=True, slots=True)
-class Special:
+class Special(NamedTuple):
     """The special tokens of a vocabulary. The defaults are those of every tokenizer.bin."""
 
     bos_id: int | None = BOS

@@ -14,7 +14,6 @@ import pytest
 
 from llama2c.commands import terminal
 from llama2c.commands.terminal import (
-    Parser,
     UsageError,
     byte_bar,
     describe_error,
@@ -80,25 +79,6 @@ def test_an_error_of_the_system_in_words(tmp_path: Path) -> None:
     with pytest.raises(OSError) as error:
         (tmp_path / "absent").read_bytes()
     assert describe_error(error.value) == f"{tmp_path / 'absent'}: No such file or directory"
-
-
-def test_parser_raises() -> None:
-    parser = Parser()
-    parser.add_argument("--number", type=int)
-    with pytest.raises(UsageError, match=r"^argument --number: invalid int value: 'x'$"):
-        parser.parse_args(["--number", "x"])
-
-
-def test_unknown_flags_of_a_verb() -> None:
-    parser = Parser()
-    parser.add_argument("-n", "--number", type=int)
-    assert [action.dest for action in parser.actions] == ["help", "number"]
-    for word, near in (("--nubmer", "did you mean --number? "), ("--x", ""), ("-q", "")):
-        with pytest.raises(UsageError) as error:
-            parser.parse_args([word, "1"])
-        assert str(error.value) == f"unrecognized arguments: {word} 1 ({near}--help lists the flags)"
-    with pytest.raises(UsageError, match=r"^unrecognized arguments: more$"):
-        parser.parse_args(["more"])
 
 
 def test_an_argument_is_called_by_its_flag() -> None:
