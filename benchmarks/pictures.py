@@ -32,7 +32,7 @@ TITLES = {
     "position": "Decode by the position in the context",
     "sequences": "Decode of several sequences in the same steps",
     "step": "Time of a step by the number of sequences, milliseconds (lower is faster)",
-    "depth": "Decode by the position in the context, tok/s",
+    "depth": "Decode by the position, with a cache in fp16 unless the line says fp32, tok/s",
 }
 STARTS = ("first token", "memory")
 WHISKER = {"ecolor": "#222222", "elinewidth": 1, "capsize": 2.5}
@@ -209,7 +209,7 @@ def panels_of_lines(record: Record, work: str, models: list[str]) -> Any:
     """A panel for each model, with a line for each program, and one legend."""
     columns = min(2, len(models))
     rows = -(-len(models) // columns)
-    figure = Figure((4.5 * columns + 0.5 * (columns == 1) * 6, 3.4 * rows + 0.9), layout="constrained")
+    figure = Figure((4.5 * columns if columns > 1 else 7.5, 3.4 * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     colours = colours_of([s.program for s in record.samples if s.work == work])
     handles: dict[str, Any] = {}
