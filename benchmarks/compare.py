@@ -298,27 +298,36 @@ class Comparison:
         """Decode with so many positions in the cache. They are evaluated once: later rounds cut back to them."""
         if not self.chosen("depth", model):
             return
-        limit = self.ours(path).transformer.config.seq_len
-        for position in [position for position in DEPTHS if position + DEPTH_TOKENS <= limit]:
-            n, at = position + DEPTH_TOKENS, position
+        for at in DEPTHS:
+            n = at + DEPTH_TOKENS
+            if not self.fits(path, n, f"decode at position {at}, {model}"):
+                continue
             half, full = (self.ours(path).with_context(1, n, kv) for kv in ("float16", "float32"))
             group = self.group("depth", model)
-            group.add(OURS, depth_of(half, position), at=at)
+            group.add(OURS, depth_of(half, at), at=at)
             contexts: list[Steps] = [full, *self.steppers(path, half, 1, n)]
             for context, name in zip(contexts, ("llama2c, fp32 cache", LlamaCpp.name), strict=False):
-                aim = aims.get(name) if position == DEPTHS[-1] else None
-                group.add(name, depth_of(context, position), at=at, aim=aim)
+                aim = aims.get(name) if at == DEPTHS[-1] else None
+                group.add(name, depth_of(context, at), at=at, aim=aim)
 
     def prompts(self, path: Path, model: str, aim: float | None) -> None:
         """Long prompts. llama.cpp reads them with flash attention and without: the faster one counts, so both have the aim."""
-        limit = self.ours(path).transformer.config.seq_len
-        for n in [n for n in self.n_long if n <= limit and self.chosen("prompt", model)]:
+        for n in self.n_long if self.chosen("prompt", model) else []:
+            if not self.fits(path, n, f"prompt of {n} tokens, {model}"):
+                continue
             ours = self.ours(path).with_context(1, n, "float32")
             group = self.group("prompt", model)
             group.add(OURS, read_of(ours, n), at=n)
             for flash, name in ((True, "flash attention"), (False, "no flash attention")):
                 for peer in self.steppers(path, ours, 1, n, flash_attention=flash):
                     group.add(f"{peer.name}, {name}", read_of(peer, n), at=n, aim=aim)
+
+    def fits(self, path: Path, n_positions: int, work: str) -> bool:
+        """Whether the context of a model has so many positions. Otherwise the work is left out, and a line says so."""
+        has = self.ours(path).transformer.config.seq_len
+        if n_positions > has:
+            self.skip(f"{work}: expected a context of at least {n_positions} positions, found {has}")
+        return n_positions <= has
 
     def steppers(self, path: Path, ours: Ours, n_sequences: int, n_positions: int = 64, **more: Any) -> list[Steps]:
         """llama.cpp with a context for this, if it is installed and its logits agree: in steps of several rows, too."""

@@ -259,6 +259,7 @@ def test_depth_and_long_prompts(modules: Any, tmp_path: Path, twin: Any, monkeyp
         *[(f"prompt of {at} tokens, m", name, 1.5) for at in (40, 100) for name in names[1:]],
     ]
     assert all(0 < samples.values[0] < 1e9 for samples in record.samples)
+    assert record.skipped[-1] == "prompt of 1000 tokens, m: expected a context of at least 1000 positions, found 128"
 
 
 @pytest.mark.parametrize("mixed_up", ["each", "rows"])
