@@ -19,15 +19,32 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from make_checkpoint import PRESETS, make_checkpoint, make_tokenizer
-from measure import AUTO, OURS, Measure, Record, Samples, Task, first_byte, pairs, peak_memory, slower, take_rounds, whole_run
+from measure import (
+    AUTO,
+    BOUND,
+    OURS,
+    ROWS_OF_ONE,
+    Measure,
+    Record,
+    Samples,
+    Task,
+    first_byte,
+    pairs,
+    peak_memory,
+    seconds,
+    slower,
+    take_rounds,
+    whole_run,
+)
 from pages import markdown
-from peers import PACKAGES, Ours, Program, ids, installed, is_quantized, middle, our_program
+from peers import FEW_REPEATS, PACKAGES, LlamaCpp, Ours, Program, Steps, ids, installed, is_quantized, middle, our_program
 
 import llama2c
 from llama2c import Checkpoint
@@ -48,6 +65,7 @@ AIMS: dict[tuple[str, str, str], float] = {  # (work, model, peer) -> the aim fo
     **{("decode", f"{shape} Q8_0", "llama.cpp"): 1.3 for shape in ("42M", "110M")},
     **{("prefill", f"{shape} fp32", "run"): 12.0 for shape in ("42M", "110M")},
     **{("prefill", f"{shape} fp32", "SGEMM"): 0.85 for shape in ("42M", "110M")},
+    ("decode", "110M Q8_0", "read bandwidth"): 0.93,
     ("prefill", "42M fp32", "llama.cpp"): 1.15,
     ("prefill", "110M fp32", "llama.cpp"): 1.0,
     **{("prefill", f"{shape} Q8_0", "llama.cpp"): 2.5 for shape in ("42M", "110M")},
@@ -59,9 +77,23 @@ GGUF_AIMS = {
     "prefill": {"Q4_0": 1.5, "Q4_1": 4.0, "Q4_K_M": 2.0, "Q8_0": 2.2},
 }
 SMALL = 500e6
+# Few rows and long contexts. The aims are for AVX-512 with VNNI, too. A time of at most 0.9 is a ratio of at least 1 / 0.9.
+PROMPT = 128  # tokens of the prompt that gives the time of a token for BOUND
+DEPTHS = (0, 1000, 4000)
+DEPTH_TOKENS = 21  # as of "position": the middle one is there
+BOUND_AIMS = {"135M Q8_0": 1 / 0.9, "135M bf16": 1 / 0.9}
+ROWS_AIMS = {"110M fp32": 1 / 1.35, "110M Q8_0": 1 / 1.35}
+GGUF_ROWS_AIMS = {"Q4_0": 1 / 1.6}
+EIGHT_AIM = 2.5  # times llama.cpp, 8 sequences of SmolLM2 in Q8_0
+DEPTH_AIMS = {"llama2c, fp32 cache": 1.3, "llama.cpp": 1.5}  # at the last of DEPTHS, SmolLM2 in Q8_0
+LONG_PROMPT_AIM = 1.5  # times llama.cpp
+FEW_MIXES, LONG_MIXES = ("Q4_0", "Q8_0"), ("Q8_0",)  # the GGUF files that these are measured for unless --only names others
+START_LIMIT = 0.05  # seconds to the first token of 110M in fp32, less those of NumPy's import
 FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 15: "Q4_K_M", 18: "Q6_K", 25: "IQ4_NL"}
 
 
+IMPORT = [sys.executable, "-c", "import numpy"]
+TOKENIZER, VOCABULARY = "tokenizer.bin", 32000  # tokens of most models
 CURVES = ("sequences", "position", "threads")
 CURVED = "42M"  # the shape that has curves
 
@@ -72,16 +104,29 @@ class Group:
     def __init__(self, record: Record, work: str, model: str) -> None:
         self.record, self.work, self.model = record, work, model
         self.tasks: list[Task] = []
+        self.samples: list[Samples] = []  # of the tasks, and those that are computed from others
+        self.derived: list[tuple[Samples, Callable[[], list[float]]]] = []
 
     def add(
         self, program: str, measure: Measure, unit: str = "tok/s", at: int | None = None, aim: float | None = None,
         limit: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> Samples:  # fmt: skip
         """The fields are those of Samples. Aims are for two threads."""
-        aim = AIMS.get((self.work, self.model, program), aim) if self.record.info["threads"] == 2 else None
-        samples = Samples(self.work, self.model, program, unit, at, aim, limit)
-        self.record.samples.append(samples)
+        samples = self.new(program, unit, at, AIMS.get((self.work, self.model, program), aim), limit)
         self.tasks.append(Task(samples, measure))
+        return samples
+
+    def derive(
+        self, program: str, values: Callable[[], list[float]], unit: str = "tok/s", *, at: int, aim: float | None = None
+    ) -> None:
+        """Samples that are computed after the rounds: `values` returns one for each."""
+        self.derived.append((self.new(program, unit, at, aim), values))
+
+    def new(self, program: str, unit: str, at: int | None, aim: float | None, limit: float | None = None) -> Samples:
+        samples = Samples(self.work, self.model, program, unit, at, aim if self.record.info["threads"] == 2 else None, limit)
+        self.samples.append(samples)
+        self.record.samples.append(samples)
+        return samples
 
 
 class Comparison:
@@ -90,12 +135,11 @@ class Comparison:
     def __init__(self, options: argparse.Namespace, folder: Path, c_programs: dict[str, Path], record: Record) -> None:
         self.folder, self.c_programs, self.record = folder, c_programs, record
         self.n_threads, self.only = options.threads, options.only
-        self.n_decode, self.n_prompt = options.tokens, options.prompt
-        self.tokenizer = folder / "tokenizer.bin"
+        self.n_decode, self.n_prompt, self.n_long = options.tokens, options.prompt, options.long
+        self.tokenizer = folder / TOKENIZER
         self.groups: list[Group] = []
         self.loaded: dict[tuple[Path, int | None], Ours] = {}
         self.checked: dict[Path, list[Any]] = {}  # the peers of a checkpoint
-        self.scaled: list[tuple[Samples, str, float]] = []
         self.memory = np.ones(0, np.float32)  # what the bandwidth is measured on
         self.packages = [peer for peer in PACKAGES if installed(peer)]
         for peer in PACKAGES:
@@ -108,7 +152,7 @@ class Comparison:
 
     def plan(self) -> None:
         """Everything about checkpoints in the shapes of the story models."""
-        make_tokenizer(self.tokenizer, 32000)
+        make_tokenizer(self.tokenizer, VOCABULARY)
         for kind, wanted in (("an fp32", False), ("a Q8_0", True)):
             if not any(is_quantized(name) == wanted for name in self.c_programs):
                 self.skip(f"{kind} C program: not given; name one with --c {'runq' if wanted else 'run'}=PATH")
@@ -117,6 +161,10 @@ class Comparison:
         self.curves(CURVED)
         for shape, group_size in (("42M", None), ("42M", 32), ("110M", None), ("110M", 64)):
             self.prefill(shape, group_size)
+        self.few("110M")
+        self.few("110M", 64)
+        self.few("135M", 64)
+        self.few("135M", dtype="bfloat16")
         self.tiny()
         self.starts("110M")
 
@@ -152,15 +200,23 @@ class Comparison:
         size, cached = path.stat().st_size, 2 * 4 * config.n_layers * config.kv_dim
         for x in [x for x in POSITIONS if x <= config.seq_len - 16]:
             position.add(OURS, position_of(ours, x), at=x, aim=0.78 if x == POSITIONS[-1] else None)
-            limit = Samples("position", model, "read bandwidth", at=x)
-            self.record.samples.append(limit)
-            self.scaled.append((limit, "decode", size / (size + x * cached)))
+            position.derive("read bandwidth", self.scaled(model, size / (size + x * cached)), at=x)
         cores = available_cores()
         for x in [x for x in range(1, 2 * cores + 1) if (x <= 8 or x % (cores // 2) == 0) and x != self.n_threads]:
             threads.add(OURS, decode_of(self.ours(path, x), n), at=x)
             for program in self.programs(path, n_threads=x):
                 if self.record.find("decode", model, program.name):
                     threads.add(program.name, rate_of(program, "-n", str(n)), at=x)
+
+    def scaled(self, model: str, factor: float) -> Callable[[], list[float]]:
+        """The speed of a loop that reads as many bytes as decode, times a factor."""
+
+        def values() -> list[float]:
+            limit = self.record.find("decode", model, "read bandwidth")
+            assert limit is not None
+            return [value * factor for value in limit.values]
+
+        return values
 
     def prefill(self, shape: str, group_size: int | None = None) -> None:
         """A prompt, until its last logits are computed."""
@@ -184,10 +240,8 @@ class Comparison:
         """
         if not (path := self.wanted(("whole run less start-up",), "260K")):
             return
-        tokenizer = self.folder / "tokenizer512.bin"
-        make_tokenizer(tokenizer, PRESETS["260K"].vocab_size)
         group = self.group("whole run less start-up", "260K fp32 on one thread")
-        ours, *others = self.programs(path, tokenizer, n_threads=1, with_ours=True)
+        ours, *others = self.programs(path, path.with_name(TOKENIZER), n_threads=1, with_ours=True)
         group.add(OURS, whole_of(ours))
         for program in others:
             if self.agrees(group, program, path, "-n", "256"):
@@ -198,15 +252,105 @@ class Comparison:
         if path := self.wanted(("first token", "memory"), shape):
             programs = self.programs(path, with_ours=True)
             self.commands(path, label(shape), programs, "", self.prompt(), self.tokenizer, limits=(0.5, 60.0))
+            group = self.group("first token less `import numpy`", label(shape))
+            group.add(OURS, beyond_numpy(programs[0]), "s", limit=START_LIMIT)
+            group.add("python -c 'import numpy'", lambda: middle(lambda: seconds(IMPORT, programs[0].environment)), "s")
+
+    # -- few rows and long contexts
+
+    def few(self, shape: str, group_size: int | None = None, dtype: str | None = None) -> None:
+        """Steps of several sequences and of several rows, of a checkpoint."""
+        if path := self.wanted(("step", ROWS_OF_ONE), shape, group_size, dtype):
+            model = label(shape, group_size, dtype)
+            if self.only or model != "110M Q8_0":  # whose steps are like those of 135M
+                self.steps(path, model, bound_aim=BOUND_AIMS.get(model), aims={8: EIGHT_AIM} if model == "135M Q8_0" else {})
+            self.rows(path, model, ROWS_AIMS.get(model))
+
+    def steps(self, path: Path, model: str, bound_aim: float | None, aims: dict[int, float]) -> None:
+        """Steps of R sequences, beside the time of a step of one and R tokens of a prompt. `aims`: R -> ratio to llama.cpp."""
+        if not self.chosen("step", model):
+            return
+        ours = self.ours(path).with_context(SEQUENCES[-1], 64, "float32")
+        peers = self.steppers(path, ours, SEQUENCES[-1])
+        prompt = self.group("prompt", model).add(OURS, brief_of(self.ours(path), PROMPT), at=PROMPT)
+        for n in (1, *SEQUENCES):
+            group = self.group("step", model)
+            own = group.add(OURS, step_of(ours, n), "ms", at=n)
+            for peer in peers:
+                group.add(peer.name, step_of(peer, n), "ms", at=n, aim=aims.get(n))
+            if n == 1:
+                one = own
+            else:
+                group.derive(BOUND, bound(one, prompt, n), "ms", at=n, aim=bound_aim)
+
+    def rows(self, path: Path, model: str, aim: float | None) -> None:
+        """Five tokens of one sequence in a step, with the logits of each, as a draft is verified; and one."""
+        if not self.chosen(ROWS_OF_ONE, model):
+            return
+        ours = self.ours(path).with_context(1, 64, "float32")
+        group = self.group(ROWS_OF_ONE, model)
+        group.add(OURS, rows_of(ours, 5), "ms")
+        group.add("llama2c, 1 row", rows_of(ours, 1), "ms", aim=aim)
+        for peer in self.steppers(path, ours, 1):
+            group.add(peer.name, rows_of(peer, 5), "ms")
+
+    def depth(self, path: Path, model: str, aims: dict[str, float]) -> None:
+        """Decode with so many positions in the cache. They are evaluated once: later rounds cut back to them."""
+        if not self.chosen("depth", model):
+            return
+        for at in DEPTHS:
+            n = at + DEPTH_TOKENS
+            if not self.fits(path, n, f"decode at position {at}, {model}"):
+                continue
+            half, full = (self.ours(path).with_context(1, n, kv) for kv in ("float16", "float32"))
+            group = self.group("depth", model)
+            group.add(OURS, depth_of(half, at), at=at)
+            contexts: list[Steps] = [full, *self.steppers(path, half, 1, n)]
+            for context, name in zip(contexts, ("llama2c, fp32 cache", LlamaCpp.name), strict=False):
+                aim = aims.get(name) if at == DEPTHS[-1] else None
+                group.add(name, depth_of(context, at), at=at, aim=aim)
+
+    def prompts(self, path: Path, model: str, aim: float | None) -> None:
+        """Long prompts. llama.cpp reads them with flash attention and without: the faster one counts, so both have the aim."""
+        for n in self.n_long if self.chosen("prompt", model) else []:
+            if not self.fits(path, n, f"prompt of {n} tokens, {model}"):
+                continue
+            ours = self.ours(path).with_context(1, n, "float32")
+            group = self.group("prompt", model)
+            group.add(OURS, read_of(ours, n), at=n)
+            for flash, name in ((True, "flash attention"), (False, "no flash attention")):
+                for peer in self.steppers(path, ours, 1, n, flash_attention=flash):
+                    group.add(f"{peer.name}, {name}", read_of(peer, n), at=n, aim=aim)
+
+    def fits(self, path: Path, n_positions: int, work: str) -> bool:
+        """Whether the context of a model has so many positions. Otherwise the work is left out, and a line says so."""
+        has = self.ours(path).transformer.config.seq_len
+        if n_positions > has:
+            self.skip(f"{work}: expected a context of at least {n_positions} positions, found {has}")
+        return n_positions <= has
+
+    def steppers(self, path: Path, ours: Ours, n_sequences: int, n_positions: int = 64, **more: Any) -> list[Steps]:
+        """llama.cpp with a context for this, if it is installed and its logits agree: in steps of several rows, too."""
+        found = []
+        for peer in self.peers(path):
+            if isinstance(peer, Steps):
+                context = peer.with_context(n_sequences, n_positions, **more)
+                if (error := most_different(ours, context, min(n_sequences, 4))) < self.tolerance(path):
+                    found.append(context)
+                else:
+                    said = f"in steps of {n_sequences} sequences, its logits differ by {error:.2g} of the largest"
+                    self.skip(f"{peer.name}, {path.stem}: {said}")
+        return found
 
     def gguf(self, path: Path) -> None:
-        """A GGUF file as it is: decode, a prompt, the first token and memory, against llama.cpp on the same file."""
+        """A GGUF file as it is, against llama.cpp on the same file."""
         checkpoint = Checkpoint.open(path)
         model, mix = path.stem, FILE_TYPES.get(checkpoint.metadata.get("general.file_type", -1), checkpoint.kind)
-        if self.only not in f"decode, prefill, first token, memory, {model}":
-            return
+        small = count_weights(checkpoint.config) < SMALL
         for work, measure_of, n in (("decode", decode_of, self.n_decode), ("prefill", prefill_of, self.n_prompt)):
-            aim = GGUF_AIMS[work].get(mix) if count_weights(checkpoint.config) < SMALL else None
+            if not self.chosen(work, model):
+                continue
+            aim = GGUF_AIMS[work].get(mix) if small else None
             group = self.group(work, model)
             group.add(OURS, measure_of(self.ours(path), n))
             if work == "decode":
@@ -217,8 +361,16 @@ class Comparison:
                 read_whole = [weight for name, weight in checkpoint.weights.items() if name not in (*NORMS, EMBEDDING.name)]
                 n_bytes = sum(weight.nbytes for weight in read_whole)  # a shared classifier counts as the classifier
                 group.add("read bandwidth", self.bandwidth(n_bytes), aim=0.9)
-        ours = our_program(path, None, self.n_threads)
-        self.commands(path, model, [ours], "Hello", " the" * self.n_prompt, path, limits=(0.7, 100.0))
+        if self.only or mix in FEW_MIXES:
+            self.steps(path, model, bound_aim=None, aims={8: EIGHT_AIM} if small and mix == "Q8_0" else {})
+            self.rows(path, model, GGUF_ROWS_AIMS.get(mix) if small else None)
+        if self.only or mix in LONG_MIXES:
+            aimed = small and mix == "Q8_0"
+            self.depth(path, model, DEPTH_AIMS if aimed else {})
+            self.prompts(path, model, LONG_PROMPT_AIM if aimed else None)
+        if self.chosen("first token", model) or self.chosen("memory", model):
+            ours = our_program(path, None, self.n_threads)
+            self.commands(path, model, [ours], "Hello", " the" * self.n_prompt, path, limits=(0.7, 100.0))
 
     def commands(
         self, path: Path, model: str, programs: list[Program], brief: str, long: str, tokenizer: Path,
@@ -254,21 +406,33 @@ class Comparison:
         self.groups.append(Group(self.record, work, model))
         return self.groups[-1]
 
-    def wanted(self, works: tuple[str, ...], shape: str, group_size: int | None = None) -> Path | None:
+    def chosen(self, work: str, model: str) -> bool:
+        """Whether --only has this work, or everything."""
+        return not self.only or any(text in f"{work}, {model}" for text in self.only)
+
+    def wanted(
+        self, works: tuple[str, ...], shape: str, group_size: int | None = None, dtype: str | None = None
+    ) -> Path | None:
         """The checkpoint for kinds of work, made if necessary. None if --only leaves them out, or if memory is too small."""
-        model = label(shape, group_size)
-        if not any(self.only in f"{work}, {model}" for work in works):
+        model = label(shape, group_size, dtype)
+        if not any(self.chosen(work, model) for work in works):
             return None
         config = PRESETS[shape]
-        size = make_layout(config, 2 if group_size else 0, True, group_size).file_size
+        version = 3 if dtype else 2 if group_size else 0
+        size = make_layout(config, version, True, group_size, dtype).file_size
         fp32 = make_layout(config, 0, True).file_size
         needed, available = size + 3 * fp32, bench.available_memory()  # ours, the buffer that is read, and two copies
         if needed > available:
             self.skip(f"{works[0]}, {model}: expected {needed / 1e6:.0f} MB of free memory, found {available / 1e6:.0f} MB")
             return None
-        path = self.folder / (f"{shape}_q{group_size}.bin" if group_size else f"{shape}.bin")
+        kind = f"_q{group_size}" if group_size else f"_{dtype}" if dtype else ""
+        folder = self.folder
+        if config.vocab_size != VOCABULARY:  # its tokenizer has to be beside it, for the GGUF file that is made from both
+            folder = usable(folder / shape)
+            make_tokenizer(folder / TOKENIZER, config.vocab_size)
+        path = folder / f"{shape}{kind}.bin"
         if not path.exists() or path.stat().st_size != size:
-            make_checkpoint(path, config, 2 if group_size else 0, 0, group_size)
+            make_checkpoint(path, config, version, 0, group_size, dtype=dtype)
         return path
 
     def ours(self, path: Path, n_threads: int | None = 0) -> Ours:
@@ -306,10 +470,9 @@ class Comparison:
     def peers(self, path: Path) -> list[Any]:
         """The installed peers for this checkpoint. A peer with other logits than ours is left out."""
         if path not in self.checked:
-            quantized = path.suffix == ".gguf" or Checkpoint.open(path).group_size is not None
-            made = [make(path, self.n_threads) for make in self.packages if make.name == "llama.cpp" or not quantized]
-            # llama.cpp rounds some values to 16 bits, and of blocks the scales of the activations, which moves single logits.
-            most = 0.2 if path.suffix == ".gguf" else 5e-2 if quantized else 1e-2
+            fp32 = path.suffix != ".gguf" and Checkpoint.open(path).kind == "fp32"
+            made = [make(path, self.n_threads) for make in self.packages if make.name == "llama.cpp" or fp32]
+            most = self.tolerance(path)
             tokens = ids(12, self.ours(path).vocab_size)
             expected = self.ours(path).logits(tokens)
             errors = [float(np.abs(expected - peer.logits(tokens)).max() / np.abs(expected).max()) for peer in made]
@@ -318,6 +481,13 @@ class Comparison:
                     self.skip(f"{peer.name}, {path.stem}: its logits differ from ours by {error:.2g} of the largest")
             self.checked[path] = [peer for peer, error in zip(made, errors, strict=True) if error < most]
         return self.checked[path]
+
+    def tolerance(self, path: Path) -> float:
+        """How much the logits of others may differ from ours, as a part of the largest.
+
+        llama.cpp rounds some values to 16 bits, and of blocks the scales of the activations, which moves single logits.
+        """
+        return 0.2 if path.suffix == ".gguf" else 1e-2 if Checkpoint.open(path).kind == "fp32" else 5e-2
 
     def prompt(self) -> str:
         """--prompt tokens of the made-up tokenizer: BOS, the leading space, and one for each byte."""
@@ -350,17 +520,31 @@ class Comparison:
     # -- the rounds
 
     def measure(self, rounds: int) -> None:
-        tasks = [group.tasks for group in self.groups if group.tasks]
-        self.record.samples = [task.samples for group in tasks for task in group] + [samples for samples, _, _ in self.scaled]
-        take_rounds(tasks, rounds)
-        for samples, work, factor in self.scaled:
-            source = self.record.find(work, samples.model, samples.program)
-            assert source is not None
-            samples.values = [value * factor for value in source.values]
+        self.record.samples = [samples for group in self.groups for samples in group.samples]
+        take_rounds([group.tasks for group in self.groups if group.tasks], rounds)
+        for group in self.groups:
+            for samples, values in group.derived:
+                samples.values = values()
 
 
-def label(shape: str, group_size: int | None = None) -> str:
-    return f"{shape} Q8_0" if group_size else f"{shape} fp32"
+def label(shape: str, group_size: int | None = None, dtype: str | None = None) -> str:
+    return f"{shape} {'Q8_0' if group_size else 'bf16' if dtype == 'bfloat16' else 'fp32'}"
+
+
+def most_different(ours: Steps, theirs: Steps, n_sequences: int) -> float:
+    """The largest difference between their logits and ours, as a part of the largest of ours.
+
+    Ours, of a step with several sequences, are compared with theirs of the same step, and with theirs of each sequence alone.
+    Then the rows of one sequence are compared. All tokens differ, so that one in the place of another is seen.
+    """
+    texts = [[(5 + 11 * i + 3 * j) % ours.vocab_size for j in range(4)] for i in range(n_sequences)]
+    together, theirs_together = ours.together(texts), theirs.together(texts)
+    alone = np.stack([theirs.logits(text) for text in texts])
+    ours.clear()
+    theirs.clear()
+    rows = (ours.rows(texts[0]), theirs.rows(texts[0]))
+    compared = ((together, theirs_together), (together, alone), rows)
+    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in compared)
 
 
 def same_words(ours: bytes, theirs: bytes) -> tuple[int, int]:
@@ -399,6 +583,40 @@ def position_of(ours: Ours, position: int) -> Measure:
     return lambda: ours.decode_at(position, 21)
 
 
+def step_of(context: Steps, n_sequences: int) -> Measure:
+    return lambda: context.step(n_sequences)
+
+
+def rows_of(context: Steps, n_rows: int) -> Measure:
+    return lambda: context.verify(n_rows)
+
+
+def depth_of(context: Steps, position: int) -> Measure:
+    return lambda: context.decode_at(position, DEPTH_TOKENS)
+
+
+def brief_of(context: Steps, n: int) -> Measure:
+    return lambda: middle(lambda: context.read(n), FEW_REPEATS)
+
+
+def read_of(context: Steps, n: int) -> Measure:
+    return lambda: context.read(n)
+
+
+def bound(one: Samples, prompt: Samples, n: int) -> Callable[[], list[float]]:
+    """BOUND for n sequences, of each round: the time of a step of one, and n times that of a token of a prompt."""
+    return lambda: [step + n * 1000 / speed for step, speed in zip(one.values, prompt.values, strict=True)]
+
+
+def beyond_numpy(program: Program) -> Measure:
+    """Seconds to the first token beyond those that Python and the import of NumPy take: the median of several pairs."""
+
+    def once() -> float:
+        return first_byte(program.command("-n", "16"), program.environment) - seconds(IMPORT, program.environment)
+
+    return lambda: middle(once)
+
+
 def first_byte_of(command: list[str], environment: dict[str, str], after: int) -> Measure:
     return lambda: first_byte(command, environment, after)
 
@@ -422,7 +640,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--tokens", type=at_least(16), default=100, metavar="N", help="tokens of one decode measurement (default 100)")
     add("--prompt", type=at_least(16), default=200, metavar="N", help="tokens of one prefill measurement (default 200)")
     add("--folder", type=Path, help="the folder for the checkpoints (default: a temporary folder)")
-    add("--only", default="", metavar="TEXT", help="only work with TEXT in its name, e.g. 'prefill' or 'decode, 42M fp32'")
+    add("--long", type=lengths, default=[2048], metavar="N", help="tokens of long prompts (default 2048), e.g. 2048,8192")
+    add("--only", action="append", default=[], metavar="TEXT",
+        help="only work with TEXT in its name, e.g. 'prefill' or 'decode, 42M fp32'; may be repeated")  # fmt: skip
     add("-o", "--output", type=Path, metavar="FOLDER", help="write results.json, results.md and, with matplotlib, pictures")
     add("--against", type=Path, metavar="JSON", help="print what became slower than in this run, as a ratio to the C programs")
     options = parser.parse_args(arguments)
@@ -437,6 +657,11 @@ def at_least(least: int) -> Any:
         return int(text)
 
     return convert
+
+
+def lengths(text: str) -> list[int]:
+    """ "2048,8192" -> [2048, 8192]"""
+    return [at_least(16)(part) for part in text.split(",")]
 
 
 def c_programs(arguments: list[str]) -> dict[str, Path]:

@@ -24,6 +24,7 @@ PRESETS = {
     "15M": Config(288, 768, 6, 6, 6, 32000, 256),
     "42M": Config(512, 1376, 8, 8, 8, 32000, 1024),
     "110M": Config(768, 2048, 12, 12, 12, 32000, 1024),
+    "135M": Config(576, 1536, 30, 9, 3, 49152, 8192),  # SmolLM2's
     "1.1B": Config(2048, 5632, 22, 32, 4, 32000, 2048),
 }
 CHUNK = 1 << 22  # values made at once, or more if a few rows have more
@@ -31,10 +32,14 @@ CLASSIFIERS = ("token_embedding_table", "wcls")
 
 
 def make_checkpoint(
-    path: Path, config: Config, version: int = 0, seed: int = 0, group_size: int | None = None, shared_classifier: bool = True
-) -> None:
-    """Writes normally distributed weights in version 0, 1 or 2. Their scale keeps the activations near 1."""
-    layout = make_layout(config, version, shared_classifier, group_size)
+    path: Path, config: Config, version: int = 0, seed: int = 0, group_size: int | None = None, shared_classifier: bool = True,
+    dtype: str | None = None,
+) -> None:  # fmt: skip
+    """Writes normally distributed weights in version 0 to 3. Their scale keeps the activations near 1.
+
+    dtype is that of the matrices in version 3, such as "bfloat16"; None is the version's default.
+    """
+    layout = make_layout(config, version, shared_classifier, group_size, dtype)
     streams = {entry.name: np.random.default_rng([seed, number]) for number, entry in enumerate(layout.entries)}
 
     def numbers(entry: Entry, _: int) -> Iterator[Floats]:

@@ -23,6 +23,14 @@ from typing import Any
 Measure = Callable[[], float]
 OURS, AUTO = "llama2c", "llama2c, automatic threads"
 CEILINGS = ("read bandwidth", "SGEMM")  # limits of the machine, not programs
+BOUND = "step of 1 + R tokens of a prompt"  # what a step of R sequences is compared with
+# Works that are compared at each x by itself, and what a line of the table calls them.
+POINTS = {
+    "step": "step of R = {at:,}",
+    "depth": "decode with an fp16 cache at position {at:,}",
+    "prompt": "prompt of {at:,} tokens",
+}
+ROWS_OF_ONE = "5 rows of a sequence"
 HEADER = ["work", "llama2c", "against", "theirs", "ratio", "aim", "met"]
 PAUSE = 0.2  # seconds: the threads of OpenBLAS and others spin for a tenth of a second after their work
 RUNS = 9  # runs of a whole command for one sample
@@ -81,6 +89,11 @@ class Row:
     @property
     def is_speed(self) -> bool:
         return self.ours.unit == "tok/s"
+
+    @property
+    def is_few_or_long(self) -> bool:
+        """Whether few rows or a long context are measured."""
+        return self.ours.work in (*POINTS, ROWS_OF_ONE)
 
     @property
     def ratio(self) -> float:
@@ -149,7 +162,7 @@ class Record:
     def curve(self, work: str, model: str, program: str) -> list[tuple[int, Samples]]:
         """The points of one program, in the order of x."""
         points = {s.at: s for s in self.samples if (s.work, s.model, s.program) == (work, model, program) and s.at is not None}
-        start = self.find("decode", model, program)
+        start = None if work in POINTS else self.find("decode", model, program)
         if points and start:
             points[self.start(work)] = start
         return sorted(points.items())
@@ -158,14 +171,15 @@ class Record:
         """The lines of the table, in the order of the samples."""
         rows = []
         for samples in self.samples:
-            on_curve = samples.at is not None
-            ours = self.find("decode" if on_curve else samples.work, samples.model)
+            on_curve = samples.at is not None and samples.work not in POINTS  # a curve of decode
+            ours = self.find("decode", samples.model) if on_curve else self.find(samples.work, samples.model, at=samples.at)
             if ours is None or samples is ours or (on_curve and samples.aim is None):
                 continue
             if samples.program == AUTO or on_curve:
                 rows.append(self.row_of_ours(samples, ours))
             else:
-                rows.append(Row(f"{samples.work}, {samples.model}", ours, samples.program, samples, samples.aim))
+                work = POINTS.get(samples.work, samples.work).format(at=samples.at)
+                rows.append(Row(f"{work}, {samples.model}", ours, samples.program, samples, samples.aim))
         return rows
 
     def row_of_ours(self, samples: Samples, base: Samples) -> Row:

@@ -18,6 +18,11 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "docs/benchmarks.md")
 CURVES = {"sequences": "sequences in a step", "position": "position", "threads": "threads"}
+PICTURES = {"step": "Milliseconds of a step over its sequences", "depth": "Decode over the position"}
+POINT_CURVES = {
+    "step": ("Milliseconds of a step", "sequences R"),
+    "depth": ("Decode, tok/s", "position"),
+}  # of several programs
 
 
 def number(n: int, word: str) -> str:
@@ -43,12 +48,27 @@ def curves(record: Record) -> list[str]:
     return lines
 
 
+def point_curves(record: Record) -> list[str]:
+    """A table for each model at a work that several programs are measured at, with a column for each program."""
+    lines = []
+    for work, (heading, x_name) in POINT_CURVES.items():
+        for model in dict.fromkeys(samples.model for samples in record.samples if samples.work == work):
+            samples = [s for s in record.samples if (s.work, s.model) == (work, model)]
+            programs = list(dict.fromkeys(s.program for s in samples))
+            lines += [f"{heading}, {model}:", "", f"| {x_name} | {' | '.join(programs)} |", "|" + "---:|" * (1 + len(programs))]
+            for x in dict.fromkeys(s.at for s in samples):
+                found = [record.find(work, model, program, x) for program in programs]
+                lines.append(f"| {x} | {' | '.join(s.cell() if s else '' for s in found)} |")
+            lines.append("")
+    return lines
+
+
 def markdown(record: Record) -> str:
     """All figures of a run as a page: results.md."""
     info = record.info
     build = f"llama2c {info['version']}" + (f" ({info['commit']})" if info["commit"] else "")
     lines = ["# Results", "", f"{how(info)}; {build}, Python {info['python']}:", "", f"    {info['command']}", ""]
-    lines += [*table(record.rows()), "", *curves(record)]
+    lines += [*table(record.rows()), "", *curves(record), *point_curves(record)]
     if record.notes:
         lines += ["What both sides printed:", "", *(f"- {line}" for line in record.notes), ""]
     if record.skipped:
@@ -72,12 +92,29 @@ def in_readme(row: Row) -> bool:
     )
 
 
+def few_and_long(stored: dict[str, Record]) -> str:
+    """Few rows and long contexts of all runs, by the folder of each: the lines with an aim, and the pictures."""
+    blocks = []
+    for folder, record in stored.items():
+        rows = [row for row in record.rows() if row.is_few_or_long and row.has_aim]
+        works = dict.fromkeys(samples.work for samples in record.samples)
+        if rows:
+            blocks.append("\n".join([f"{how(record.info)}:", "", *table(rows)]))
+        blocks += [f"![{PICTURES[work]}](../{folder}/{work}.png)" for work in PICTURES if work in works]
+    return "\n\n".join(blocks) or "The stored runs are older than these measurements and have no figures of them."
+
+
 def parts(record: Record, gguf: Record) -> dict[str, str]:
     """What is written between the comments, by name."""
+
+    def aimed(row: Row) -> bool:
+        return row.has_aim and not row.is_few_or_long
+
     return {
         "readme": chosen(record, in_readme),
-        "stories": f"`{record.info['command']}`\n\n" + chosen(record, lambda row: row.has_aim),
-        "gguf": f"`{gguf.info['command']}`\n\n" + chosen(gguf, lambda row: row.has_aim),
+        "stories": f"`{record.info['command']}`\n\n" + chosen(record, aimed),
+        "gguf": f"`{gguf.info['command']}`\n\n" + chosen(gguf, aimed),
+        "few": few_and_long({"benchmarks/results": record, "benchmarks/results/gguf": gguf}),
     }
 
 

@@ -6,6 +6,7 @@ A peer is left out if its binary was not named or its package is not installed; 
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import re
@@ -18,15 +19,21 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama2c import Checkpoint, Config, Transformer, export
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Floats = NDArray[np.float32]
 REPEATS = 5  # runs of something short for one sample
+FEW_REPEATS = 3  # the same, for steps of few rows: there are many of them
+BEFORE = 32  # positions that are filled before a draft is verified
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "Q8_0": "q8_0"}  # the names of Checkpoint.kind for export
 
 
 def ids(n: int, vocab_size: int = 1 << 30) -> list[int]:
@@ -34,10 +41,10 @@ def ids(n: int, vocab_size: int = 1 << 30) -> list[int]:
     return [token % vocab_size for token in range(5, 5 + n)]
 
 
-def middle(measure: Callable[[], float]) -> float:
-    """The median of REPEATS measurements, after one that wakes up sleeping threads."""
+def middle(measure: Callable[[], float], repeats: int = REPEATS) -> float:
+    """The median of so many measurements, after one that wakes up sleeping threads."""
     measure()
-    return statistics.median(measure() for _ in range(REPEATS))
+    return statistics.median(measure() for _ in range(repeats))
 
 
 class InProcess:
@@ -87,7 +94,87 @@ class InProcess:
         return middle(read)
 
 
-class Ours(InProcess):
+class Steps(InProcess):
+    """A model whose context can be cut back, and that feeds several sequences in one step.
+
+    `feed` continues the first sequence. Times of steps are in milliseconds.
+    """
+
+    def with_context(self, n_sequences: int = 1, n_positions: int = 512, kv: str = "float16") -> Self:
+        """Another one with the same weights, and an empty context for so many sequences of so many positions each."""
+        raise NotImplementedError
+
+    def filled(self) -> int:
+        """The number of positions that the first sequence has."""
+        raise NotImplementedError
+
+    def truncate(self, length: int) -> None:
+        """Forgets what every sequence has beyond `length` positions."""
+        raise NotImplementedError
+
+    def each(self, tokens: list[int]) -> Floats:
+        """Continues the first len(tokens) sequences with a token each, in one step: (len(tokens), vocab_size)."""
+        raise NotImplementedError
+
+    def rows(self, tokens: list[int]) -> Floats:
+        """Continues the first sequence. Returns the logits after every token: (len(tokens), vocab_size)."""
+        raise NotImplementedError
+
+    def clear(self) -> None:
+        self.truncate(0)
+
+    def together(self, texts: list[list[int]]) -> Floats:
+        """The logits after these texts of one length, from empty contexts, a step for each token: (len(texts), vocab_size)."""
+        self.clear()
+        for tokens in zip(*texts, strict=True):
+            logits = self.each(list(tokens))
+        return logits.copy()
+
+    def step(self, n_sequences: int) -> float:
+        """The time of a step with one token of each of so many sequences, at their beginnings."""
+        self.clear()
+        tokens = ids(n_sequences, self.vocab_size)
+        return middle(lambda: milliseconds(lambda: self.each(tokens)), FEW_REPEATS)
+
+    def verify(self, n_rows: int) -> float:
+        """The time of a step with so many tokens of one sequence and the logits of each, as a draft is verified."""
+        self.clear()
+        self.feed(ids(BEFORE, self.vocab_size))
+        tokens = ids(n_rows, self.vocab_size)
+
+        def once() -> float:
+            took = milliseconds(lambda: self.rows(tokens))
+            self.truncate(BEFORE)
+            return took
+
+        return middle(once, FEW_REPEATS)
+
+    def decode_at(self, position: int, n_tokens: int) -> float:
+        """Speed around a position: `n_tokens` steps, of which the middle one is at `position`."""
+        first = max(position - n_tokens // 2, 0)
+        self.truncate(first)
+        if first > self.filled():
+            self.feed(ids(first - self.filled(), self.vocab_size))
+        token = self.choose([1])
+        start = time.perf_counter()
+        for _ in range(n_tokens - 1):
+            token = self.choose([token])
+        return (n_tokens - 1) / (time.perf_counter() - start)
+
+    def read(self, n_tokens: int) -> float:
+        """Speed of a long prompt, which is read once."""
+        self.clear()
+        tokens = ids(n_tokens, self.vocab_size)
+        return 1000 * n_tokens / milliseconds(lambda: self.feed(tokens))
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - start)
+
+
+class Ours(Steps):
     """llama2c, through its public functions."""
 
     name = "llama2c"
@@ -95,26 +182,29 @@ class Ours(InProcess):
     def __init__(self, checkpoint: Path, n_threads: int | None) -> None:
         self.transformer = Transformer(Checkpoint.open(checkpoint), n_threads=n_threads)
         self.vocab_size = self.transformer.config.vocab_size
-        self.cache = self.transformer.new_cache()
+        self.caches = [self.transformer.new_cache()]
         self.out = np.empty(self.vocab_size, np.float32)
 
-    def clear(self) -> None:
-        self.cache.truncate(0)
+    def with_context(self, n_sequences: int = 1, n_positions: int = 512, kv: str = "float16") -> Self:
+        other = copy.copy(self)
+        other.caches = [self.transformer.new_cache(n_positions, kv) for _ in range(n_sequences)]
+        return other
+
+    def filled(self) -> int:
+        return self.caches[0].length
+
+    def truncate(self, length: int) -> None:
+        for cache in self.caches:
+            cache.truncate(min(length, cache.length))
 
     def feed(self, tokens: list[int]) -> Floats:
-        return self.transformer.forward(tokens, self.cache, out=self.out)
+        return self.transformer.forward(tokens, self.caches[0], out=self.out)
 
-    def decode_at(self, position: int, n_tokens: int) -> float:
-        """Speed around a position: `n_tokens` steps, of which the middle one is at `position`."""
-        first = max(position - n_tokens // 2, 0)
-        self.cache.truncate(min(first, self.cache.length))
-        if first > self.cache.length:
-            self.feed(ids(first - self.cache.length, self.vocab_size))
-        token = self.choose([1])
-        start = time.perf_counter()
-        for _ in range(n_tokens - 1):
-            token = self.choose([token])
-        return (n_tokens - 1) / (time.perf_counter() - start)
+    def rows(self, tokens: list[int]) -> Floats:
+        return self.transformer.forward(tokens, self.caches[0], logits=None)
+
+    def each(self, tokens: list[int]) -> Floats:
+        return self.transformer.forward_batch([([token], cache) for token, cache in zip(tokens, self.caches, strict=False)])
 
     def batch(self, n_sequences: int, n_tokens: int) -> float:
         """Speed of all sequences together, written in the same steps, without the first step."""
@@ -127,8 +217,11 @@ class Ours(InProcess):
         return n_sequences * (n_tokens - 1) / (time.perf_counter() - start)
 
 
-class LlamaCpp(InProcess):
-    """llama.cpp through llama-cpp-python, on the same weights written as GGUF."""
+class LlamaCpp(Steps):
+    """llama.cpp through llama-cpp-python, on the same weights written as GGUF.
+
+    Its first context has a cache in fp32, so that logits can be compared; those of with_context have what it has by default.
+    """
 
     name = "llama.cpp"
     modules = ("llama_cpp",)
@@ -139,28 +232,78 @@ class LlamaCpp(InProcess):
 
         gguf = checkpoint.with_suffix(".gguf")
         if gguf != checkpoint:
-            converted(checkpoint, gguf, dtype="float32" if Checkpoint.open(checkpoint).group_size is None else "q8_0")
-        self.api = llama_cpp
+            converted(checkpoint, gguf, dtype=DTYPES[Checkpoint.open(checkpoint).kind])
+        self.api, self.n_threads = llama_cpp, n_threads
         self.silent = llama_cpp.llama_log_callback(lambda *_: None)  # kept alive: C calls it
         llama_cpp.llama_log_set(self.silent, None)
         llama_cpp.llama_backend_init()
-        model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), llama_cpp.llama_model_default_params())
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = 512
-        params.n_threads = params.n_threads_batch = n_threads
-        params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
-        self.context = llama_cpp.llama_init_from_model(model, params)
-        self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+        self.model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), llama_cpp.llama_model_default_params())
+        self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        self.open(1, 512, "float32", None)
 
-    def clear(self) -> None:
-        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+    def with_context(
+        self, n_sequences: int = 1, n_positions: int = 512, kv: str = "float16", flash_attention: bool | None = None
+    ) -> Self:
+        """`flash_attention`: None: what llama.cpp chooses."""
+        other = copy.copy(self)
+        other.open(n_sequences, n_positions, kv, flash_attention)
+        return other
+
+    def open(self, n_sequences: int, n_positions: int, kv: str, flash_attention: bool | None) -> None:
+        """A context of its own. Any prompt that fits is one batch, which is computed 512 tokens at a time, its default."""
+        api = self.api
+        params = api.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = n_sequences * n_positions, n_sequences
+        params.n_batch, params.n_ubatch = max(n_positions, n_sequences), 512
+        params.n_threads = params.n_threads_batch = self.n_threads
+        params.type_k = params.type_v = {"float32": api.GGML_TYPE_F32, "float16": api.GGML_TYPE_F16}[kv]
+        if flash_attention is not None:
+            kinds = (api.LLAMA_FLASH_ATTN_TYPE_DISABLED, api.LLAMA_FLASH_ATTN_TYPE_ENABLED)
+            params.flash_attn_type = kinds[flash_attention]
+        self.context = api.llama_init_from_model(self.model, params)
+        if not self.context:
+            raise ValueError(f"{self.name}: no context for {n_sequences} sequences of {n_positions} positions")
+        self.lengths = [0] * n_sequences
+
+    def filled(self) -> int:
+        return self.lengths[0]
+
+    def truncate(self, length: int) -> None:
+        memory = self.api.llama_get_memory(self.context)
+        for sequence, filled in enumerate(self.lengths):
+            if filled > length:
+                self.api.llama_memory_seq_rm(memory, sequence, length, -1)
+                self.lengths[sequence] = length
 
     def feed(self, tokens: list[int]) -> Floats:
-        array = (self.api.llama_token * len(tokens))(*tokens)
-        if self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(tokens))):
-            raise RuntimeError(f"{self.name}: llama_decode failed on {len(tokens)} tokens")
-        logits: Floats = np.ctypeslib.as_array(self.api.llama_get_logits(self.context), (self.vocab_size,))  # this waits
-        return logits
+        return self.fed([(0, token) for token in tokens], 1)[0]
+
+    def rows(self, tokens: list[int]) -> Floats:
+        return self.fed([(0, token) for token in tokens], len(tokens))
+
+    def each(self, tokens: list[int]) -> Floats:
+        return self.fed(list(enumerate(tokens)), len(tokens))
+
+    def fed(self, pairs: list[tuple[int, int]], n_rows: int) -> Floats:
+        """Feeds pairs of a sequence and its next token in one batch. Returns the logits of the last n_rows, which C owns."""
+        most = self.api.llama_n_batch(self.context)
+        if len(pairs) > most:  # llama.cpp would end the process
+            raise ValueError(f"{self.name}: expected at most {most} tokens at once, found {len(pairs)}")
+        batch = self.api.llama_batch_init(len(pairs), 0, 1)
+        try:
+            batch.n_tokens = len(pairs)
+            for i, (sequence, token) in enumerate(pairs):
+                batch.token[i], batch.pos[i] = token, self.lengths[sequence]
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+                batch.logits[i] = i >= len(pairs) - n_rows
+                self.lengths[sequence] += 1
+            if self.api.llama_decode(self.context, batch):
+                raise ValueError(f"{self.name}: llama_decode failed on {len(pairs)} tokens")
+            shape = (n_rows, self.vocab_size)
+            logits: Floats = np.ctypeslib.as_array(self.api.llama_get_logits(self.context), shape)  # this waits
+            return logits
+        finally:
+            self.api.llama_batch_free(batch)
 
 
 class Torch(InProcess):

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
-from measure import AUTO, CEILINGS, OURS, Record, Samples, short
+from measure import AUTO, BOUND, CEILINGS, OURS, Record, Samples, short
 
 COLOURS = {
     OURS: "#1b6ca8", AUTO: "#7db4dc", "run": "#d98c3f", "runq": "#b5651d", "llama.cpp": "#6f8f3f", "PyTorch": "#9b7fb0",
-    "NumPy": "#a3a3a3", **dict.fromkeys(CEILINGS, "#c0392b"),
+    "NumPy": "#a3a3a3", "llama2c, fp32 cache": "#7db4dc", **dict.fromkeys((*CEILINGS, BOUND), "#c0392b"),
 }  # fmt: skip
 OTHERS = ("#c97b84", "#5f9ea0", "#8c6d46", "#4f4f4f")  # for programs that have no colour of their own
 TITLES = {
@@ -31,10 +31,13 @@ TITLES = {
     "threads": "Decode by the number of threads",
     "position": "Decode by the position in the context",
     "sequences": "Decode of several sequences in the same steps",
+    "step": "Time of a step by the number of sequences, milliseconds (lower is faster)",
+    "depth": "Decode by the position, with a cache in fp16 unless the line says fp32, tok/s",
 }
 STARTS = ("first token", "memory")
 WHISKER = {"ecolor": "#222222", "elinewidth": 1, "capsize": 2.5}
 X_NAMES = {"threads": "threads", "position": "position", "sequences": "sequences"}
+POINT_NAMES = {"step": "sequences R", "depth": "position"}  # a panel for each model
 
 
 def draw(record: Record, folder: Path) -> list[Path]:
@@ -61,6 +64,9 @@ def figures(record: Record) -> dict[str, Any]:
         for work in X_NAMES:
             for model in models_of(record, work):
                 drawn[work] = lines(record, work, model)
+        for work in POINT_NAMES:
+            if models := models_of(record, work):
+                drawn[work] = panels_of_lines(record, work, models)
     return drawn
 
 
@@ -158,18 +164,8 @@ def lines(record: Record, work: str, model: str) -> Any:
     """Speed over x: a line for each program, with the spread of its rounds."""
     figure = Figure((8, 4.6), layout="constrained")
     axes = figure.subplots()
-    programs = list(dict.fromkeys(s.program for s in record.samples if (s.work, s.model) == (work, model)))
-    colours, ends = colours_of(programs), []
-    for program in programs:
-        xs, samples = zip(*record.curve(work, model, program), strict=True)
-        medians = [s.median for s in samples]
-        style: dict[str, Any] = (
-            {"linestyle": "--", "linewidth": 1.3} if program in CEILINGS else {"marker": "o", "linewidth": 2}
-        )
-        axes.errorbar(
-            xs, medians, yerr=spreads(samples), color=colours[program], label=program, **{**WHISKER, "ecolor": None}, **style
-        )
-        ends.append((medians[-1], program))
+    colours = colours_of([s.program for s in record.samples if (s.work, s.model) == (work, model)])
+    xs, ends = draw_lines(axes, record, work, model, colours)
     auto = record.find("decode", model, AUTO)
     if work == "threads" and auto:
         axes.axhline(auto.median, color=colours[AUTO], linestyle=":", linewidth=1.8, zorder=0)
@@ -187,6 +183,48 @@ def lines(record: Record, work: str, model: str) -> Any:
     axes.set(xlabel=X_NAMES[work], ylabel="tok/s")
     axes.grid(axis="y", color="#eeeeee")
     title(figure, record, f"{TITLES[work]}, {model}")
+    return figure
+
+
+def draw_lines(
+    axes: Any, record: Record, work: str, model: str, colours: dict[str, str]
+) -> tuple[list[int], list[tuple[float, str]]]:
+    """Draws a line for each program. Returns all x, and where each line ends: its last y and the program."""
+    all_xs: set[int] = set()
+    ends = []
+    for program in dict.fromkeys(s.program for s in record.samples if (s.work, s.model) == (work, model)):
+        xs, samples = zip(*record.curve(work, model, program), strict=True)
+        medians = [s.median for s in samples]
+        limit = program in (*CEILINGS, BOUND)
+        style: dict[str, Any] = {"linestyle": "--", "linewidth": 1.3} if limit else {"marker": "o", "linewidth": 2}
+        axes.errorbar(
+            xs, medians, yerr=spreads(samples), color=colours[program], label=program, **{**WHISKER, "ecolor": None}, **style
+        )
+        all_xs.update(xs)
+        ends.append((medians[-1], program))
+    return sorted(all_xs), ends
+
+
+def panels_of_lines(record: Record, work: str, models: list[str]) -> Any:
+    """A panel for each model, with a line for each program, and one legend."""
+    columns = min(2, len(models))
+    rows = -(-len(models) // columns)
+    figure = Figure((4.5 * columns if columns > 1 else 7.5, 3.4 * rows + 0.9), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    colours = colours_of([s.program for s in record.samples if s.work == work])
+    handles: dict[str, Any] = {}
+    for axes, model in zip(grid.flat, models, strict=False):
+        xs, _ = draw_lines(axes, record, work, model, colours)
+        axes.set_xticks(xs, [f"{x:,}" for x in xs])
+        axes.set_ylim(0)
+        axes.set_title(model, loc="left", fontsize=10.5, fontweight="bold")
+        axes.set_xlabel(POINT_NAMES[work])
+        axes.grid(axis="y", color="#eeeeee")
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    for axes in grid.flat[len(models) :]:
+        axes.set_visible(False)
+    grid.flat[0].legend(handles.values(), handles.keys(), frameon=False, fontsize=9)
+    title(figure, record, TITLES[work])
     return figure
 
 

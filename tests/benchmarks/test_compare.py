@@ -39,7 +39,9 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
     loaded = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     for shape in ("15M", "42M", "110M"):
         monkeypatch.setitem(loaded.make_checkpoint.PRESETS, shape, TINY)
+    monkeypatch.setitem(loaded.make_checkpoint.PRESETS, "135M", replace(TINY, vocab_size=400))
     monkeypatch.setitem(loaded.make_checkpoint.PRESETS, "260K", TINIER)
+    monkeypatch.setattr(loaded.compare, "PROMPT", 16)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(loaded.measure, "PAUSE", 0)
     monkeypatch.setattr(loaded.measure, "RUNS", 1)
@@ -127,11 +129,15 @@ def test_starts(modules: Any, tmp_path: Path, honest: list[str]) -> None:
     record = only(modules, tmp_path, "first token", *honest)
     works = ("first token", "first token after 16 tokens", "memory beyond the file")
     programs = ("llama2c", "run", "NumPy")
-    assert keys(record) == [(work, "110M fp32", name, None) for work in works for name in programs]
+    less = [("first token less `import numpy`", "110M fp32", name, None) for name in ("llama2c", "python -c 'import numpy'")]
+    assert keys(record) == [(work, "110M fp32", name, None) for work in works for name in programs] + less
     assert record.notes == ["first token, 110M fp32, run: the same text"]
     for work in works[:2]:
         assert all(0.001 < record.find(work, "110M fp32", name).values[0] < 600 for name in programs)
     assert 5 < record.find("memory beyond the file", "110M fp32").values[0] < 2000
+    first, numpy = (record.find(*key[:3]).values[0] for key in less)
+    assert 0.001 < numpy < 600 and -numpy < first < 600
+    assert record.find(*less[0][:3]).limit == 0.05
     assert {samples.limit for samples in record.samples if samples.program != "llama2c"} == {None}
 
 
@@ -145,10 +151,193 @@ def test_gguf(modules: Any, tmp_path: Path) -> None:
     modules.make_checkpoint.make_tokenizer(tmp_path / "tokenizer.bin", 32000)
     modules.make_checkpoint.make_checkpoint(tmp_path / "m.bin", replace(TINY, seq_len=128))
     export(tmp_path / "m.bin", tmp_path / "m.gguf", "q8_0")
-    record = only(modules, tmp_path, "decode, prefill", "--gguf", str(tmp_path / "m.gguf"))
-    assert [samples.work for samples in record.samples][-3:-1] == ["first token", "first token after 66 tokens"]
+    flags = ["--gguf", str(tmp_path / "m.gguf")]
+    record = only(modules, tmp_path, "", *flags)
+    works = [
+        "decode",
+        "prefill",
+        "prompt",
+        "step",
+        "5 rows of a sequence",
+        "depth",
+        "first token",
+        "first token after 66 tokens",
+    ]
+    assert [*dict.fromkeys(samples.work for samples in record.samples)] == [*works, "memory beyond the file"]
     assert {samples.model for samples in record.samples} == {"m"}
     assert all(samples.values[0] > 0 for samples in record.samples[:-1])
+    record = only(modules, tmp_path, "prefill", "--only", "rows", *flags)
+    assert [samples.work for samples in record.samples] == ["prefill", *2 * ["5 rows of a sequence"]]
+
+
+def test_parts_that_a_gguf_file_has(modules: Any, tmp_path: Path) -> None:
+    """Few rows for Q4_0 and Q8_0, long contexts for Q8_0: others only if --only names them."""
+    modules.make_checkpoint.make_tokenizer(tmp_path / "tokenizer.bin", 32000)
+    modules.make_checkpoint.make_checkpoint(tmp_path / "m.bin", replace(TINY, seq_len=128))
+    few, long = {"step", "5 rows of a sequence"}, {"depth"}  # no long prompt fits
+    for mix, flags, found in (
+        ("q4_0", [], few), ("q4_1", [], set()), ("q8_0", [], few | long), ("q4_1", ["--only", "m"], few | long),
+    ):  # fmt: skip
+        export(tmp_path / "m.bin", tmp_path / "m.gguf", mix)
+        options = modules.compare.parse([*FLAGS, *flags])
+        comparison = modules.compare.Comparison(options, tmp_path, {}, modules.measure.Record({"threads": 1}))
+        comparison.gguf(tmp_path / "m.gguf")
+        assert {group.work for group in comparison.groups} & (few | long) == found
+
+
+# ---------------------------------------------------------------------------
+# few rows and long contexts
+
+
+@pytest.fixture
+def twin(modules: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Takes the place of llama.cpp: llama2c again, with the same methods."""
+
+    class Twin(modules.peers.Ours):  # type: ignore[misc, name-defined]
+        name, modules, packages = "llama.cpp", ("numpy",), "numpy"
+
+        def with_context(
+            self, n_sequences: int = 1, n_positions: int = 512, kv: str = "float16", flash_attention: bool | None = None
+        ) -> Any:
+            return super().with_context(n_sequences, n_positions, kv)
+
+    monkeypatch.setattr(modules.compare, "PACKAGES", (Twin,))
+    return Twin
+
+
+def test_steps_and_their_bound(modules: Any, tmp_path: Path, twin: Any) -> None:
+    record = only(modules, tmp_path, "step, 135M Q8_0", "--threads", "2", "--rounds", "2")
+    prompt, *steps = record.samples
+    assert (prompt.work, prompt.at, prompt.unit) == ("prompt", 16, "tok/s")
+    bound = "step of 1 + R tokens of a prompt"
+    points = [(1, "llama2c"), (1, "llama.cpp")]
+    points += [(n, name) for n in (2, 4, 8, 16, 32) for name in ("llama2c", "llama.cpp", bound)]
+    assert [(s.at, s.program) for s in steps] == points
+    assert {(s.work, s.model, s.unit) for s in steps} == {("step", "135M Q8_0", "ms")}
+    one = record.find("step", "135M Q8_0", at=1)
+    for n in (2, 8, 32):
+        times = [step + n / speed * 1000 for step, speed in zip(one.values, prompt.values, strict=True)]
+        assert record.find("step", "135M Q8_0", bound, n).values == pytest.approx(times)
+    lines = {(row.work, row.against): row for row in record.rows()}
+    eight = lines["step of R = 8, 135M Q8_0", bound]
+    assert eight.aim == pytest.approx(1 / 0.9)
+    assert eight.ratio == pytest.approx(eight.theirs.median / eight.ours.median)
+    assert lines["step of R = 8, 135M Q8_0", "llama.cpp"].aim == 2.5
+    assert lines["step of R = 4, 135M Q8_0", "llama.cpp"].aim is None
+    assert len(lines) == 11
+    page = (tmp_path / "results" / "results.md").read_text()
+    assert (
+        f"Milliseconds of a step, 135M Q8_0:\n\n| sequences R | llama2c | llama.cpp | {bound} |\n|---:|---:|---:|---:|\n| 1 |"
+        in page
+    )
+
+
+def test_rows_of_one_sequence(modules: Any, tmp_path: Path, twin: Any) -> None:
+    record = only(modules, tmp_path, "5 rows of a sequence", "--threads", "2")
+    models = ["110M fp32", "110M Q8_0", "135M Q8_0", "135M bf16"]
+    programs = ["llama2c", "llama2c, 1 row", "llama.cpp"]
+    assert keys(record) == [("5 rows of a sequence", model, name, None) for model in models for name in programs]
+    aims = {(row.work, row.against): row.aim for row in record.rows() if row.aim is not None}
+    expected = {(f"5 rows of a sequence, {model}", "llama2c, 1 row"): pytest.approx(1 / 1.35) for model in models[:2]}
+    assert aims == expected
+
+
+def test_depth_and_long_prompts(modules: Any, tmp_path: Path, twin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules.compare, "DEPTHS", (0, 20, 60))
+    monkeypatch.setattr(modules.compare, "DEPTH_TOKENS", 5)
+    modules.make_checkpoint.make_tokenizer(tmp_path / "tokenizer.bin", 32000)
+    modules.make_checkpoint.make_checkpoint(tmp_path / "m.bin", replace(TINY, seq_len=128))
+    export(tmp_path / "m.bin", tmp_path / "m.gguf", "q8_0")
+    flags = ["--gguf", str(tmp_path / "m.gguf"), "--only", "prompt", "--long", "40,100,1000", "--threads", "2"]
+    record = only(modules, tmp_path, "depth", *flags)
+    deep = [("depth", "m", name, at) for at in (0, 20, 60) for name in ("llama2c", "llama2c, fp32 cache", "llama.cpp")]
+    names = ("llama2c", "llama.cpp, flash attention", "llama.cpp, no flash attention")
+    assert keys(record) == deep + [("prompt", "m", name, at) for at in (40, 100) for name in names]
+    assert [(row.work, row.against, row.aim) for row in record.rows() if row.aim is not None] == [
+        ("decode with an fp16 cache at position 60, m", "llama2c, fp32 cache", 1.3),
+        ("decode with an fp16 cache at position 60, m", "llama.cpp", 1.5),
+        *[(f"prompt of {at} tokens, m", name, 1.5) for at in (40, 100) for name in names[1:]],
+    ]
+    assert all(0 < samples.values[0] < 1e9 for samples in record.samples)
+    assert record.skipped[-1] == "prompt of 1000 tokens, m: expected a context of at least 1000 positions, found 128"
+
+
+@pytest.mark.parametrize("mixed_up", ["each", "rows"])
+def test_a_peer_with_other_logits_in_steps_does_not_count(
+    modules: Any, tmp_path: Path, twin: Any, monkeypatch: pytest.MonkeyPatch, mixed_up: str
+) -> None:
+    right = getattr(modules.peers.Ours, mixed_up)
+    monkeypatch.setattr(twin, mixed_up, lambda self, tokens: right(self, tokens)[::-1])
+    record = only(modules, tmp_path, "step, 135M Q8_0")
+    assert {samples.program for samples in record.samples} == {"llama2c", "step of 1 + R tokens of a prompt"}
+    (line,) = [line for line in record.skipped if "steps" in line]
+    assert line.startswith("llama.cpp, 135M_q64: in steps of 32 sequences, its logits differ by ")
+
+
+def test_depth_is_evaluated_once(modules: Any) -> None:
+    """Later measurements cut back to the position. Those at the beginning feed nothing before."""
+
+    class Counting(modules.peers.Steps):  # type: ignore[misc, name-defined]
+        vocab_size = 10
+
+        def __init__(self) -> None:
+            self.length, self.calls = 0, []
+
+        def filled(self) -> int:
+            return self.length
+
+        def truncate(self, length: int) -> None:
+            self.length = min(length, self.length)
+
+        def feed(self, tokens: list[int]) -> Any:
+            self.calls.append((self.length, len(tokens)))
+            self.length += len(tokens)
+            return np.zeros(10)
+
+        def rows(self, tokens: list[int]) -> Any:
+            return self.feed(tokens)
+
+        def each(self, tokens: list[int]) -> Any:
+            self.calls.append(len(tokens))
+            return np.zeros((len(tokens), 10))
+
+    context = Counting()
+    assert context.decode_at(100, 5) > 0
+    assert context.calls == [(0, 98), *[(98 + i, 1) for i in range(5)]]
+    context.calls.clear()
+    context.decode_at(100, 5)
+    assert context.calls == [(98 + i, 1) for i in range(5)]
+    context.calls.clear()
+    context.decode_at(0, 3)
+    assert context.calls == [(0, 1), (1, 1), (2, 1)]
+    context.calls.clear()
+    assert context.verify(5) > 0
+    assert context.calls == [(0, 32), *[(32, 5)] * 4]
+    context.calls.clear()
+    context.step(3)
+    assert context.calls == [3] * 4
+    context.calls.clear()
+    assert context.read(7) > 0
+    assert context.calls == [(0, 7)]
+
+
+def test_points_have_lines_of_their_own(modules: Any) -> None:
+    """Each x is compared with the same x, not with decode."""
+    samples = modules.measure.Samples
+    kept = [samples("decode", "m", "llama2c", values=[1.0]), samples("decode", "m", "llama.cpp", values=[1.0])]
+    for at, ours in ((1000, 30.0), (4000, 20.0)):
+        kept += [
+            samples("depth", "m", "llama2c", at=at, values=[ours]),
+            samples("depth", "m", "llama.cpp", at=at, values=[10.0]),
+        ]
+    record = modules.measure.Record({"threads": 2, "tokens": 100}, kept)
+    found = [(row.work, row.against, row.ratio, row.is_few_or_long) for row in record.rows()]
+    assert found == [
+        ("decode, m", "llama.cpp", 1.0, False),
+        ("decode with an fp16 cache at position 1,000, m", "llama.cpp", 3.0, True),
+        ("decode with an fp16 cache at position 4,000, m", "llama.cpp", 2.0, True),
+    ]
+    assert [x for x, _ in record.curve("depth", "m", "llama2c")] == [1000, 4000]
 
 
 def test_missing_programs_are_named(modules: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +390,10 @@ def test_errors(modules: Any, capsys: pytest.CaptureFixture[str], flags: list[st
     assert not [line for line in err if "Traceback" in line]
 
 
-@pytest.mark.parametrize("flags", [["--tokens", "1"], ["--prompt", "x"], ["--rounds", "0"], ["--threads", "-1"]])
+@pytest.mark.parametrize(
+    "flags",
+    [["--tokens", "1"], ["--prompt", "x"], ["--rounds", "0"], ["--threads", "-1"], ["--long", "2048,"], ["--long", "8"]],
+)
 def test_too_few(modules: Any, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         modules.compare.main(flags)
@@ -357,3 +549,25 @@ def test_program_reads_its_rate(modules: Any, tmp_path: Path) -> None:
     name, _, path = program(tmp_path, "run", "printf 'a b'; echo 'achieved tok/s: inf' >&2").partition("=")
     run = modules.peers.Program(name, [path], ["m", "-t", "0"], 3).run("-n", "4")
     assert run == (b"a b", math.inf)
+
+
+def test_llama_cpp_feeds_rows_and_sequences(modules: Any, tmp_path: Path) -> None:
+    """The logits of sequences in one batch, of the rows of one, and after cutting back, are ours."""
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: pip install '.[peers]'")
+    modules.make_checkpoint.make_tokenizer(tmp_path / "tokenizer.bin", 300)
+    modules.make_checkpoint.make_checkpoint(tmp_path / "m.bin", replace(TINY, vocab_size=300, seq_len=128))
+    ours = modules.peers.Ours(tmp_path / "m.bin", 1).with_context(6, 64, "float32")
+    for flash in (None, True, False):
+        theirs = modules.peers.LlamaCpp(tmp_path / "m.bin", 1).with_context(6, 64, flash_attention=flash)
+        assert modules.compare.most_different(ours, theirs, 6) < 1e-2
+    for context in (ours, theirs):
+        context.clear()
+        context.feed([5, 6, 7, 8])
+        context.truncate(2)
+        assert context.filled() == 2
+    rows = [context.rows([9, 10, 11]).copy() for context in (ours, theirs)]
+    np.testing.assert_allclose(rows[1], rows[0], rtol=0, atol=1e-2 * np.abs(rows[0]).max())
+    np.testing.assert_allclose(rows[1][-1], ours.logits([5, 6, 9, 10, 11]), rtol=0, atol=1e-2 * np.abs(rows[0]).max())
+    theirs.clear()
+    with pytest.raises(ValueError, match="expected at most 64 tokens at once, found 65"):
+        theirs.feed([5] * 65)

@@ -94,14 +94,14 @@ def test_command_line(maker: ModuleType, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_presets(maker: ModuleType) -> None:
-    """The number of weights of the story models and of TinyLlama, in millions."""
+    """The number of weights of the story models, SmolLM2 and TinyLlama, in millions."""
 
     def millions(c: Config) -> float:
         layer = c.dim * (2 * c.dim + 2 * c.kv_dim + 3 * c.hidden_dim) + 2 * c.dim
         return (c.n_layers * layer + c.vocab_size * c.dim + c.dim) / 1e6
 
     sizes = {name: round(millions(config), 2) for name, config in maker.PRESETS.items()}
-    assert sizes == {"260K": 0.26, "15M": 15.19, "42M": 41.69, "110M": 109.53, "1.1B": 1034.51}
+    assert sizes == {"260K": 0.26, "15M": 15.19, "42M": 41.69, "110M": 109.53, "135M": 134.52, "1.1B": 1034.51}
 
 
 def test_an_interrupted_run_leaves_no_file(maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,3 +112,15 @@ def test_an_interrupted_run_leaves_no_file(maker: ModuleType, tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         maker.make_checkpoint(tmp_path / "m.bin", CONFIG)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bfloat16(maker: ModuleType, tmp_path: Path) -> None:
+    """Version 3 holds other types. The weights are those in fp32, rounded to 8 bits."""
+    maker.make_checkpoint(tmp_path / "a.bin", CONFIG, 3)
+    maker.make_checkpoint(tmp_path / "b.bin", CONFIG, 3, dtype="bfloat16")
+    exact, rounded = (Checkpoint.open(tmp_path / name) for name in ("a.bin", "b.bin"))
+    assert (rounded.kind, rounded.version) == ("bf16", 3)
+    tokens = [1, 7, 40]
+    logits = [model.forward(tokens, model.new_cache()) for model in map(Transformer, (exact, rounded))]
+    difference = np.abs(logits[0] - logits[1]).max() / np.abs(logits[0]).max()
+    assert 0 < difference < 0.05

@@ -18,6 +18,8 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: pip install '.[bench
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 INFO = {"cpu": "CPU", "cores": 2, "isa": "avx2", "threads": 2, "rounds": 3, "date": "2026-01-02", "tokens": 100}
 
+BOUND = "step of 1 + R tokens of a prompt"
+
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
@@ -47,6 +49,11 @@ def record(modules: SimpleNamespace) -> Any:
     for at in (1, 3):
         add("threads", ("llama2c", "run"), at)
     add("position", ("llama2c", "read bandwidth"), 500)
+    for model in ("135M Q8_0", "135M bf16", "110M fp32"):
+        for at in (1, 2, 16):
+            add("step", ("llama2c", "llama.cpp", BOUND)[: 3 if at > 1 else 2], at, model, "ms")
+    for at in (0, 4000):
+        add("depth", ("llama2c", "llama2c, fp32 cache", "llama.cpp"), at, "smollm2")
     return kept
 
 
@@ -94,6 +101,26 @@ def test_lines_are_the_samples_and_pass_through_decode(modules: SimpleNamespace,
     assert auto == [median(record.find("decode", "42M fp32", "llama2c, automatic threads").values)]
 
 
+def test_panels_of_lines_are_the_samples(modules: SimpleNamespace, record: Any) -> None:
+    """A panel for each model, a line for each program: only of the x that it has."""
+    figures = modules.pictures.figures(record)
+    theirs = {"step": ("llama.cpp", BOUND), "depth": ("llama2c, fp32 cache", "llama.cpp")}
+    for work, models, xs in (("step", ["135M Q8_0", "135M bf16", "110M fp32"], [1, 2, 16]), ("depth", ["smollm2"], [0, 4000])):
+        panels = [axes for axes in figures[work].axes if axes.get_visible()]
+        assert [axes.get_title(loc="left") for axes in panels] == models
+        for axes, model in zip(panels, models, strict=True):
+            assert [container.get_label() for container in axes.containers] == ["llama2c", *theirs[work]]
+            for container in axes.containers:
+                program = container.get_label()
+                shown = [x for x in xs if program != BOUND or x > 1]
+                expected = [record.find(work, model, program, x) for x in shown]
+                assert list(container[0].get_xdata()) == shown
+                assert list(container[0].get_ydata()) == [median(s.values) for s in expected]
+                assert whiskers(container, 1) == [pytest.approx((min(s.values), max(s.values))) for s in expected]
+            assert axes.get_ylim()[0] == 0
+        assert [text.get_text() for text in panels[0].get_legend().get_texts()] == ["llama2c", *theirs[work]]
+
+
 def test_a_program_has_one_colour(modules: SimpleNamespace, record: Any) -> None:
     seen: dict[str, set[str]] = {}
     for figure in modules.pictures.figures(record).values():
@@ -109,7 +136,7 @@ def test_pictures_contain_the_checksum_of_their_samples(modules: SimpleNamespace
     record.save(tmp_path / "results.json")
     assert modules.pictures.main([str(tmp_path)]) == 0
     drawn = sorted(tmp_path.glob("*.png"))
-    assert [path.stem for path in drawn] == ["decode", "position", "prefill", "sequences", "start", "threads"]
+    assert [path.stem for path in drawn] == ["decode", "depth", "position", "prefill", "sequences", "start", "step", "threads"]
     sums = {source_of(path) for path in drawn}
     assert sums == {modules.pictures.checksum(modules.measure.Record.load(tmp_path / "results.json"))}
     record.samples[-1].values[0] += 1e-9
