@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import date
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import generation
 from .errors import ModelError
 from .formats.checkpoint import Checkpoint
-from .generation import Options, Step, TopLogprobs, generate
+from .generation import Options, Step, generate
 from .locate import find_tokenizer, resolve
-from .sampler import Sampler, SamplerOptions
+from .requests import Completion, Piece, PieceMaker, Prompt, check_options, complete, new_sequence
 from .scoring import Score, score_ids, scored_ids
 from .text.chat import chat_ids
 from .text.tokenizer import Tokenizer
@@ -25,41 +23,6 @@ from .transformer import KVCache, KVType, Transformer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # for type checkers alone; typing has it from Python 3.11
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What a request made. `tokens` has every token drawn, a stop token at the end too."""
-
-    text: str  # without the prompt, the stop token and the stop string
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...] | None  # of each token; None unless asked for
-    top_logprobs: tuple[TopLogprobs, ...] | None
-    prompt_tokens: int
-    prompt_tps: float  # tokens a second, up to the first token drawn
-    generation_tokens: int  # == len(tokens)
-    generation_tps: float  # tokens a second, those after the first token; 0.0 if there are none
-    finish_reason: str  # "stop" (a stop token or string) or "length" (max_tokens or the end of the context)
-    seed: int  # with it the same request gives the same tokens again
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One token of a stream. The texts of all pieces, joined, are the text of the Completion.
-
-    `text` may be empty: of a stop token, of a part of a character, of what may yet become a stop string.
-    Counts and speeds are those so far, as in Completion; only the last piece has a finish_reason.
-    """
-
-    text: str
-    token: int
-    logprob: float | None
-    top_logprobs: TopLogprobs
-    prompt_tokens: int
-    prompt_tps: float
-    generation_tokens: int
-    generation_tps: float
-    finish_reason: str | None
 
 
 def load(
@@ -117,7 +80,7 @@ class Llama:
     def generate(self, prompt: str | bytes | Sequence[int], **options: Unpack[Options]) -> Completion:
         """The whole continuation of `prompt` at once. Options and errors are those of stream."""
         sequence = self.sequence(prompt, **options)
-        return _completion(_pieces(self._steps(sequence), sequence.n_prompt), sequence)
+        return _completion(self._pieces(sequence), sequence)
 
     def stream(self, prompt: str | bytes | Sequence[int], **options: Unpack[Options]) -> Iterator[Piece]:
         """The continuation of `prompt`, a Piece for each token as it is made.
@@ -138,25 +101,43 @@ class Llama:
         The work starts with the first next(), and may be given up at any piece.
         """
         sequence = self.sequence(prompt, **options)
-        return _pieces(self._steps(sequence), sequence.n_prompt)
+        return self._pieces(sequence)
 
     def sequence(self, prompt: str | bytes | Sequence[int], **options: Unpack[Options]) -> generation.Sequence:
         """The request itself, for generation.generate or your own loop to drive. Options and errors are those of stream."""
-        unknown = next((name for name in options if name not in Options.__optional_keys__), None)
-        if unknown is not None:
-            raise TypeError(f"{unknown}: unknown option; there are {', '.join(sorted(Options.__optional_keys__))}")
-        sampling = SamplerOptions.__optional_keys__
-        others: Any = {name: value for name, value in options.items() if name not in sampling}
-        sampler: Any = {name: value for name, value in options.items() if name in sampling}
-        return generation.Sequence(
-            self._ids(prompt),
-            Sampler(**sampler),
-            vocab_size=self.transformer.config.vocab_size,
-            max_length=self.transformer.config.seq_len,
-            stop_tokens=self.tokenizer.end_ids,
-            text_stream=self.tokenizer.text_stream,
-            **others,
-        )
+        return new_sequence(self.transformer.config, self.tokenizer, prompt, options)
+
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt | Mapping[str, Any]],
+        *,
+        on_error: Literal["raise", "return"] = "raise",
+        max_sequences: int = 32,
+        cache_bytes: int | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[Completion]:
+        """The Completions of many prompts, in their order, as they are ready: those of generate and chat, but several times as
+        fast, because an Engine works on many at once.
+
+        prompts    any iterable, a generator over a million lines too: it is read a little ahead. A prompt is a text, ids, the
+                   messages of a chat, or a dict with options of its own: {"prompt": ..., "max_tokens": 5}, {"messages": ...,
+                   "now": ...}
+        on_error   "raise": an error of a prompt is raised in its place; "return": it is the `error` of a Completion with the
+                   finish_reason "error", and the others go on
+        max_sequences, cache_bytes  as in Engine
+        options    those of stream, for all prompts. With a seed, prompt i has the seed (seed + i) mod 2**64
+        """
+        from .engine.engine import Engine
+        from .engine.many import check_arguments
+
+        check_arguments(prompts, on_error, options.get("seed"))
+        check_options(self.transformer.config, self.tokenizer, options)
+
+        def completions() -> Iterator[Completion]:
+            with Engine(self, max_sequences, cache_bytes) as engine:
+                yield from engine.generate_many(prompts, on_error=on_error, **options)
+
+        return completions()
 
     @overload
     def chat(
@@ -231,16 +212,10 @@ class Llama:
         n_bytes = len(text.encode() if isinstance(text, str) else text)
         return score_ids(self.transformer, ids, n_bytes, stride)
 
-    def _ids(self, prompt: str | bytes | Sequence[int]) -> list[int]:
-        if isinstance(prompt, (str, bytes)):
-            return self.tokenizer.encode(prompt)
-        if not isinstance(prompt, Iterable):
-            raise TypeError(f"prompt: expected str, bytes or token ids, found {type(prompt).__name__}")
-        return list(prompt)
-
-    def _steps(self, sequence: generation.Sequence) -> Iterator[Step]:
-        """The steps of a sequence on a cache of its own, which is made now."""
-        return generate(self.transformer, self.transformer.new_cache(sequence.n_positions), sequence)
+    def _pieces(self, sequence: generation.Sequence) -> Iterator[Piece]:
+        """The pieces of a sequence on a cache of its own, which is made now."""
+        steps = generate(self.transformer, self.transformer.new_cache(sequence.n_positions), sequence)
+        return _pieces(steps, PieceMaker(sequence.n_prompt))
 
 
 def reply_pieces(llama: Llama, sequence: generation.Sequence, cache: KVCache) -> Iterator[Piece]:
@@ -248,50 +223,15 @@ def reply_pieces(llama: Llama, sequence: generation.Sequence, cache: KVCache) ->
 
     So a chat that keeps its cache gets the replies of Llama.chat.
     """
-    pieces = _pieces(generate(llama.transformer, cache, sequence), sequence.n_prompt)
-    return _without_first_space(pieces) if llama.tokenizer.chat_template is None else pieces
+    maker = PieceMaker(sequence.n_prompt, without_first_space=llama.tokenizer.chat_template is None)
+    return _pieces(generate(llama.transformer, cache, sequence), maker)
 
 
-def _pieces(steps: Iterator[Step], prompt_tokens: int) -> Iterator[Piece]:
-    """The steps with counts and speeds."""
-    first = start = perf_counter()
-    prompt_tps = generation_tps = 0.0
-    for generation_tokens, (token, text, logprob, top_logprobs, finish_reason) in enumerate(steps, 1):
-        now = perf_counter()
-        if generation_tokens == 1:
-            first = now
-            prompt_tps = prompt_tokens / max(now - start, 1e-9)  # a coarse clock may not have moved
-        else:
-            generation_tps = (generation_tokens - 1) / max(now - first, 1e-9)
-        yield Piece(
-            text, token, logprob, top_logprobs,
-            prompt_tokens, prompt_tps, generation_tokens, generation_tps, finish_reason,
-        )  # fmt: skip
-
-
-def _without_first_space(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The pieces of a reply in the form of Llama 2, without the one space that it begins with."""
-    started = False
-    for piece in pieces:
-        if not started and piece.text:
-            started = True
-            piece = replace(piece, text=piece.text.removeprefix(" "))
-        yield piece
+def _pieces(steps: Iterator[Step], maker: PieceMaker) -> Iterator[Piece]:
+    maker.begin()
+    for step in steps:
+        yield maker.make(step)
 
 
 def _completion(pieces: Iterator[Piece], sequence: generation.Sequence) -> Completion:
-    made = list(pieces)
-    last = made[-1] if made else None  # max_tokens=0 makes none
-    logprobs = tuple(piece.logprob for piece in made if piece.logprob is not None)
-    return Completion(
-        text="".join([piece.text for piece in made]),
-        tokens=tuple([piece.token for piece in made]),
-        logprobs=logprobs or None,
-        top_logprobs=tuple([piece.top_logprobs for piece in made]) if logprobs else None,
-        prompt_tokens=sequence.n_prompt,
-        prompt_tps=last.prompt_tps if last else 0.0,
-        generation_tokens=len(made),
-        generation_tps=last.generation_tps if last else 0.0,
-        finish_reason=(last and last.finish_reason) or "length",
-        seed=sequence.sampler.seed,
-    )
+    return complete(list(pieces), sequence.n_prompt, sequence.sampler.seed, sequence.finish_reason or "length")

@@ -18,7 +18,8 @@ from .errors import check_int, check_real
 
 _MASK64 = 2**64 - 1
 _MULTIPLIER = 0x2545F4914F6CDD1D
-_STATE_OF_SEED_0 = 0x9E3779B97F4A7C15  # any constant but 0: xorshift never leaves the state 0
+_GAMMA = 0x9E3779B97F4A7C15
+_STATE_OF_SEED_0 = _GAMMA  # any constant but 0: xorshift never leaves the state 0
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _SEED_BITS = 53  # of seeds that are chosen here: JSON and JavaScript keep integers of so many bits
 
@@ -102,6 +103,16 @@ class Sampler:
         coin = self.coin() if self.temperature > 0.0 else 0.0
         top_k = min(self.top_k, n)
         return _sample(logits, self._probs, self._candidates, self.temperature, self.top_p, top_k, self.min_p, coin)
+
+
+def seed_of_sample(seed: int, k: int) -> int:
+    """The seed of sample k of several of one request: `seed` itself, then what SplitMix64 gives (Steele et al. 2014)."""
+    if k == 0:
+        return seed
+    z = (seed + k * _GAMMA) & _MASK64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK64
+    return z ^ (z >> 31)
 
 
 def _penalised(logits: NDArray[np.float32], seen: NDArray[Any], penalty: float) -> NDArray[np.float32]:

@@ -40,17 +40,17 @@ READING = 16  # reading a weight from memory costs about what using it so many t
 class KVCache:
     """The keys and values of one sequence, and how many of its positions are filled. For one step at a time.
 
-    It begins small and grows as positions are filled, up to max_length. copy.copy gives an independent cache with the same
-    positions filled. A cache cannot be pickled.
+    It begins small and grows as positions are filled, up to max_length (cache_capacity says how). copy.copy gives a separate
+    cache with the same positions filled. A cache cannot be pickled.
     """
 
-    __slots__ = ("_buffer", "kv", "max_length")
+    __slots__ = ("_buffer", "_first", "kv", "max_length")
 
     def __init__(self, config: Config, max_length: int, kv: KVType = "float32") -> None:
         self.max_length: int = max_length
         self.kv: KVType = kv  # the type of the stored numbers
-        bytes_per_position = 2 * np.dtype(kv).itemsize * config.n_layers * config.n_kv_heads * config.head_size
-        n_positions = min(max_length, max(KEY_BLOCK, FIRST_BYTES // bytes_per_position))
+        self._first = first_capacity(bytes_per_position(config, kv))
+        n_positions = cache_capacity(1, max_length, self._first)
         self._buffer = _kernels.KVBuffer(*self._arrays((config.n_layers, config.n_kv_heads, n_positions, config.head_size)))
 
     def _arrays(self, shape: tuple[int, int, int, int]) -> tuple[CacheArray, CacheArray]:
@@ -68,11 +68,11 @@ class KVCache:
             raise MemoryError(message) from None
 
     def _make_room(self, n_positions: int) -> None:
-        """Grow, at least to twice the size, so that n_positions fit. Only while the buffer is claimed."""
+        """Grow so that n_positions fit. Only while the buffer is claimed."""
         own = self._buffer
         if n_positions > own.capacity:
-            n_layers, n_kv_heads, capacity, head_size = own.values.shape
-            wanted = min(self.max_length, max(n_positions, 2 * capacity))
+            n_layers, n_kv_heads, _, head_size = own.values.shape
+            wanted = cache_capacity(n_positions, self.max_length, self._first)
             own.hold(*self._copied((n_layers, n_kv_heads, wanted, head_size)))
 
     def _copied(self, shape: tuple[int, int, int, int]) -> tuple[CacheArray, CacheArray]:
@@ -92,6 +92,33 @@ class KVCache:
         """Positions filled so far; the next forward() continues there."""
         return self._buffer.length
 
+    def reserve(self, n_positions: int) -> None:
+        """Allocate the memory for n_positions now, at most max_length. MemoryError: there is too little; nothing changed."""
+        claim = _kernels.Claim()
+        try:
+            claim.take([self._buffer])
+            self._make_room(min(n_positions, self.max_length))
+        finally:
+            claim.release()
+
+    def copy_from(self, other: KVCache, length: int) -> None:
+        """Take over the first `length` positions of a cache of the same model, in place of what is here.
+
+        ValueError: the other has fewer, this one has not so much room, or a step uses one of them.
+        """
+        if not 0 <= length <= min(other.length, self.max_length):
+            raise RequestError(f"length: expected 0 to {min(other.length, self.max_length)}, found {length}", "length")
+        claim = _kernels.Claim()
+        try:
+            claim.take([self._buffer, other._buffer])
+            self._make_room(length)
+            own, n_blocks = self._buffer, -(-length // KEY_BLOCK)
+            own.keys[:, :, :n_blocks] = other._buffer.keys[:, :, :n_blocks]
+            own.values[:, :, :length] = other._buffer.values[:, :, :length]
+            own.length = length
+        finally:
+            claim.release()
+
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on, to go on from an earlier one. ValueError: there are not so many."""
         length = index(length)
@@ -102,7 +129,7 @@ class KVCache:
     def __copy__(self) -> KVCache:
         """A cache of its own with the same positions. ValueError: a step uses this one at the moment."""
         copied = KVCache.__new__(KVCache)
-        copied.max_length, copied.kv = self.max_length, self.kv
+        copied.max_length, copied.kv, copied._first = self.max_length, self.kv, self._first
         claim = _kernels.Claim()
         try:
             claim.take([self._buffer])
@@ -182,6 +209,17 @@ class Transformer:
             max_length = self.config.seq_len
         max_length = check_int("max_length", max_length, 1, self.config.seq_len)
         return KVCache(self.config, max_length, self.kv if kv is None else check_kv(kv))
+
+    def cache_bytes(self, n_positions: int, max_length: int) -> int:
+        """Bytes that a cache for up to max_length positions takes once n_positions of them are filled or reserved."""
+        size = bytes_per_position(self.config, self.kv)
+        capacity = cache_capacity(n_positions, max_length, first_capacity(size))
+        return size * -(-capacity // KEY_BLOCK) * KEY_BLOCK
+
+    @property
+    def rows_per_step(self) -> int:
+        """The most rows of one step. forward takes longer prompts in several."""
+        return self._rows_per_step
 
     def forward(self, tokens: Tokens, cache: KVCache, *, logits: int | None = 1, out: Floats | None = None) -> Floats:
         """Feed the tokens, which take the positions from cache.length on, and compute logits.
@@ -317,6 +355,27 @@ class Transformer:
             _kernels.rope_table(rope[have:], self._frequencies, have)
             self._rope = rope
         return rope
+
+
+def bytes_per_position(config: Config, kv: KVType) -> int:
+    """Bytes of the keys and values of one position in a cache."""
+    return 2 * np.dtype(kv).itemsize * config.n_layers * config.n_kv_heads * config.head_size
+
+
+def first_capacity(size: int) -> int:
+    """Positions of a new cache that will need them, where one takes `size` bytes."""
+    return max(KEY_BLOCK, FIRST_BYTES // size)
+
+
+def cache_capacity(n_positions: int, max_length: int, first: int) -> int:
+    """Positions that a cache has memory for when n_positions have to fit: `first`, doubled until they do, up to max_length.
+
+    (5, 100, 16) -> 16, (17, 100, 16) -> 32, (70, 100, 16) -> 100
+    """
+    capacity = first
+    while capacity < n_positions:
+        capacity *= 2
+    return min(capacity, max_length)
 
 
 def check_kv(kv: KVType) -> KVType:

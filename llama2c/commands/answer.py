@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..errors import RequestError
-from ..llama import Llama, Piece, reply_pieces
+from ..llama import Llama, reply_pieces
+from ..requests import Piece
 from ..sampler import SamplerOptions
 from ..text.chat import chat_ids
 from .flags import Arguments, count_positions

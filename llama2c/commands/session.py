@@ -15,7 +15,8 @@ from typing import Any, TypeAlias, cast
 from .. import generation
 from ..errors import RequestError, check_int
 from ..generation import Options, count_common
-from ..llama import Llama, Piece, reply_pieces
+from ..llama import Llama, reply_pieces
+from ..requests import Piece
 from ..text.chat import chat_ids
 
 # The settings with their defaults: options of Llama.chat. `seed` is that of the next reply.

@@ -1,0 +1,234 @@
+"""What the thread of an engine does: take in what its users want, plan a step, feed the model, draw, deliver.
+
+Each request is fed what generation.generate would feed it, so that its tokens are those of Llama.generate: the model gives the
+same bits in every company, and the Sequence draws with its own random numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from ..generation import count_common
+from .request import Task
+from .scheduler import Pace, Scheduler, Share
+
+if TYPE_CHECKING:
+    from ..generation import Floats
+    from ..transformer import KVCache, Transformer
+
+LEAST_SHARED = 16  # positions that are worth waiting for, or copying
+
+
+@dataclass(slots=True)
+class Stats:
+    """What an engine does and has done. Counts are those since it was made."""
+
+    running: int = 0  # requests now
+    waiting: int = 0
+    tokens: int = 0  # drawn
+    prompt_tokens: int = 0  # computed: those that were copied are not counted, those that were computed again are
+    steps: int = 0
+    rows: int = 0
+    cache_bytes: int = 0  # of the caches of running requests, now
+    shared_tokens: int = 0  # positions that were copied from the cache of a running request
+
+    @property
+    def rows_per_step(self) -> float:
+        return self.rows / self.steps if self.steps else 0.0
+
+
+class Close:
+    """The command to end."""
+
+
+class Cancel:
+    """The command to end one request."""
+
+    __slots__ = ("task",)
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+
+class Worker:
+    """The requests of an engine, and the step that brings all of them on. All methods are for one thread.
+
+    commands  what the users want: a Task to begin, a Cancel or a Close. Its put() may be called from anywhere, also by a
+              destructor in the middle of something else, which a lock would not allow
+    """
+
+    def __init__(self, transformer: Transformer, max_sequences: int, cache_bytes: int) -> None:
+        self.commands: SimpleQueue[Task | Cancel | type[Close]] = SimpleQueue()
+        self.stats = Stats()
+        self.closed = False  # from then on no command is looked at
+        self._transformer = transformer
+        self._scheduler: Scheduler[Task] = Scheduler(max_sequences, cache_bytes)
+        self._pace = Pace(transformer.rows_per_step)
+
+    def run(self) -> None:
+        """Work until a Close comes. Whatever happens, every request has an end then."""
+        error: Exception | None = None
+        try:
+            while self.take_commands():
+                if self._scheduler.running or self._scheduler.waiting:
+                    self.step()
+        except Exception as caught:  # none is known; nobody must wait for ever because of it
+            error = caught
+            raise
+        finally:
+            self.end(error)
+
+    def end(self, error: Exception | None = None) -> None:
+        """End all requests, those in the queue too. To be called again after a put() that may have come too late."""
+        self.closed = True
+        for task in [*self._scheduler.running, *self._scheduler.waiting]:
+            self._finish(task, "error" if error else "cancelled", error)
+        while (command := self._next_command(wait=False)) is not None:
+            if isinstance(command, Task):
+                command.finish("error" if error else "cancelled", error)
+
+    def take_commands(self) -> bool:
+        """Do what was asked for, and wait for more if there is nothing to work on. Whether to go on."""
+        idle = not (self._scheduler.running or self._scheduler.waiting)
+        while (command := self._next_command(wait=idle)) is not None:
+            idle = False
+            if isinstance(command, Task):
+                self._scheduler.add(command)
+            elif isinstance(command, Cancel):
+                self._finish(command.task, "cancelled")
+            else:
+                return False
+        return True
+
+    def _next_command(self, wait: bool) -> Task | Cancel | type[Close] | None:
+        try:
+            return self.commands.get(block=wait)
+        except Empty:
+            return None
+
+    # ---- one step
+
+    def step(self) -> None:
+        """Bring each running request on, by a token or a part of its prompt."""
+        self._make_room()
+        self._admit()
+        shares = self._share()
+        if not shares:
+            return
+        start = perf_counter()
+        try:
+            logits = self._feed(shares)
+        except MemoryError as error:  # the step has to become smaller
+            self._finish(shares[-1].work, "error", error)
+            return
+        except Exception as error:  # none is known
+            for share in shares:
+                self._finish(share.work, "error", error)
+            return
+        self._draw(shares, logits)
+        n_rows, n_read = sum(share.n_rows for share in shares), sum(share.n_rows for share in shares if share.n_rows > 1)
+        self._pace.note(n_rows, n_read, perf_counter() - start)
+        self.stats.steps += 1
+        self.stats.rows += n_rows
+        self.stats.prompt_tokens += n_read
+        self._count()
+
+    def _make_room(self) -> None:
+        for task, grows in self._scheduler.make_room():
+            if not grows:
+                task.drop_cache()
+                continue
+            assert task.cache is not None
+            try:
+                task.cache.reserve(task.n_ids)
+            except MemoryError as error:
+                self._finish(task, "error", error)
+
+    def _admit(self) -> None:
+        for task in self._scheduler.admit(self._has_to_wait):
+            try:
+                task.new_cache()
+            except MemoryError as error:
+                self._finish(task, "error", error)
+                continue
+            if not task.pieces:
+                task.maker.begin()
+            self._copy_prefix(task)
+
+    def _share(self) -> list[Share[Task]]:
+        """The step: large where all requests read their prompts, else so small that texts go on."""
+        running = self._scheduler.running
+        flows = any(task.pieces for task in running)
+        return self._scheduler.share(self._pace.rows if flows else self._transformer.rows_per_step)
+
+    def _feed(self, shares: list[Share[Task]]) -> Floats:
+        """The logits of all rows that are wanted, in the order of the shares."""
+        parts: list[tuple[list[int], KVCache]] = []
+        for task, n_rows, _ in shares:
+            assert task.cache is not None
+            parts.append((task.sequence.ids[task.n_filled : task.n_filled + n_rows], task.cache))
+        wanted = [int(task.n_filled + n_rows == task.n_ids) for task, n_rows, _ in shares]
+        return self._transformer.forward_batch(parts, logits=wanted)
+
+    def _draw(self, shares: list[Share[Task]], logits: Floats) -> None:
+        first = 0
+        for task, _, _ in shares:
+            if task.n_filled < task.n_ids:  # in the middle of its prompt
+                continue
+            rows = logits[first : first + task.sequence.wanted]
+            first += len(rows)
+            try:
+                steps = task.sequence.accept(rows)
+            except Exception as error:  # of this request alone: NaN, a mask that leaves no token
+                self._finish(task, "error", error)
+                continue
+            self.stats.tokens += len(steps)
+            task.deliver(steps)
+            if task.sequence.finish_reason is not None:
+                self._finish(task, task.sequence.finish_reason)
+
+    def _finish(self, task: Task, reason: str, error: Exception | None = None) -> None:
+        self._scheduler.remove(task)
+        self._count()
+        task.finish(reason, error)
+
+    def _count(self) -> None:
+        self.stats.running, self.stats.waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        self.stats.cache_bytes = self._scheduler.used
+
+    # ---- prefixes in common
+
+    def _has_to_wait(self, task: Task) -> bool:
+        """Whether a running request is computing a part of the prompt of this one, which it can then copy."""
+        if task.waits_for is not None:
+            other, n = task.waits_for
+            if other.cache is not None and other.n_filled < n:
+                return True
+        task.waits_for = None
+        ids = task.sequence.ids
+        best = self._longest_filled(task)[1]
+        for other in self._scheduler.running:
+            n = min(count_common(other.sequence.ids, ids), len(ids) - 1)
+            if n >= best + LEAST_SHARED and other.n_filled < n:
+                best, task.waits_for = n, (other, n)
+        return task.waits_for is not None
+
+    def _longest_filled(self, task: Task) -> tuple[Task | None, int]:
+        """The running request whose cache has most of the prompt of this one, and how many positions."""
+        best, most = None, 0
+        for other in self._scheduler.running:
+            if other is not task and other.cache is not None:
+                n = min(count_common(other.sequence.ids[: other.n_filled], task.sequence.ids), task.n_ids - 1)
+                if n > most:
+                    best, most = other, n
+        return best, most
+
+    def _copy_prefix(self, task: Task) -> None:
+        other, n = self._longest_filled(task)
+        if other is not None and n >= LEAST_SHARED:
+            assert task.cache is not None and other.cache is not None
+            task.cache.copy_from(other.cache, n)
+            self.stats.shared_tokens += n
