@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import ClassVar, NamedTuple
 
 from ._kernels import bound_cores, openmp
 from .errors import RequestError, check_int
+from .limits import control_groups
 
 MOST = 1024  # more is a typing error
 TINY_MODEL = 1_000_000  # weights: in a smaller model a second thread costs more time than it saves (docs/kernels.md)
@@ -270,27 +271,6 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
     """The smallest CPU quota, in cores, of the control groups this process is in; None without one (versions 1 and 2)."""
     quotas = [_quota_v2(place) if version == 2 else _quota_v1(place) for version, place in control_groups("cpu", root, own)]
     return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def control_groups(controller: str, root: Path, own: Path) -> Iterator[tuple[int, Path]]:
-    """The folders of the control groups this process is in, from its own up to the root, each with its version, 1 or 2."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, version = root, 2
-        elif controller in controllers.split(","):
-            base, version = root / controller, 1
-        else:
-            continue
-        folder = base / path.lstrip("/")
-        for place in [folder, *folder.parents]:
-            if place == base.parent:
-                break
-            yield version, place
 
 
 def _quota_v2(folder: Path) -> float | None:

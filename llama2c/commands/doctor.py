@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import __file__ as own_file
 from .. import __path__ as own_path
 from .. import __version__, build_info
-from .machine import available_memory, cpu_name, read_bandwidth, total_memory
+from ..limits import available_memory, total_memory
+from .machine import cpu_name, read_bandwidth
 from .terminal import Parser, describe_error, put
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What the verbs say about this machine: its processor and its memory."""
+"""What the verbs say about this machine: its processor, and how fast it reads memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..memory import available_memory, total_memory
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-__all__ = ["available_memory", "cpu_name", "read_bandwidth", "total_memory"]
 
 
 def cpu_name() -> str:

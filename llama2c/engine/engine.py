@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from ..errors import RequestError, check_int
 from ..generation import Options
-from ..memory import usable_memory
+from ..limits import usable_memory
 from ..requests import Completion, Piece, Prompt, check_options, new_request
 from ..sampler import seed_of_sample
 from .many import OnError, check_arguments, completions

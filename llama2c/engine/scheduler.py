@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+OVERTAKE = 4  # times as many requests as run at once are looked at, where those in front wait for others
 LEAST_CHUNK = 16  # rows of a prompt in a step, however many others decode
 FIRST_ROWS = 32  # of a step beside running texts, before any was timed
 STEP_SECONDS = 0.045  # of a step beside running texts: what a reader of a stream does not notice
@@ -101,7 +102,7 @@ class Scheduler(Generic[W]):
 
         waits  whether a request has to wait for one that is running, for another reason than room. Those behind may overtake it
         """
-        for work in self.waiting[: self.max_sequences]:
+        for work in self.waiting[: OVERTAKE * self.max_sequences]:
             if len(self.running) >= self.max_sequences:
                 break
             if waits(work):

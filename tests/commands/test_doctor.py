@@ -16,7 +16,7 @@ import pytest
 from command_line import SECONDS, Command
 
 import llama2c
-from llama2c import _kernels, threads
+from llama2c import _kernels, limits, threads
 from llama2c.commands import doctor, machine
 from llama2c.commands.doctor import PACKAGES, Fact, Report, import_error
 from llama2c.locate import BUNDLED
@@ -293,7 +293,8 @@ def test_without_proc_and_control_groups(command: Command, monkeypatch: pytest.M
             return text
 
     monkeypatch.setattr(machine, "Path", Elsewhere)
-    monkeypatch.setattr(doctor, "available_memory", machine.available_memory)
+    monkeypatch.setattr(limits, "Path", Elsewhere)
+    monkeypatch.setattr(doctor, "available_memory", limits.available_memory)
     monkeypatch.setattr(threads.cgroup_quota, "__defaults__", (Elsewhere("/sys/fs/cgroup"), Elsewhere("/proc/self/cgroup")))
     monkeypatch.setattr(doctor, "read_bandwidth", lambda memory, n_threads: 1e9)
     content = page(command)

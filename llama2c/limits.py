@@ -1,11 +1,10 @@
-"""How much memory there is: of the machine, and for this process."""
+"""What the system lets this process use: memory, and the control groups that limit it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-
-from .threads import control_groups
 
 LIMIT_FILES = {1: "memory.limit_in_bytes", 2: "memory.max"}  # of a control group, by version
 
@@ -36,3 +35,24 @@ def _limit(file: Path) -> int | None:
         return int(file.read_text())
     except (OSError, ValueError):
         return None
+
+
+def control_groups(controller: str, root: Path, own: Path) -> Iterator[tuple[int, Path]]:
+    """The folders of the control groups this process is in, from its own up to the root, each with its version, 1 or 2."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, version = root, 2
+        elif controller in controllers.split(","):
+            base, version = root / controller, 1
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        for place in [folder, *folder.parents]:
+            if place == base.parent:
+                break
+            yield version, place
