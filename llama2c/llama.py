@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import generation
+from .constraints import CONSTRAINTS, constrain
 from .errors import ModelError
 from .formats.checkpoint import Checkpoint
 from .generation import Options, Step, TopLogprobs, generate
@@ -39,7 +40,7 @@ class Completion:
     prompt_tps: float  # tokens a second, up to the first token drawn
     generation_tokens: int  # == len(tokens)
     generation_tps: float  # tokens a second, those after the first token; 0.0 if there are none
-    finish_reason: str  # "stop" (a stop token or string) or "length" (max_tokens or the end of the context)
+    finish_reason: str  # "stop" (a stop token or string, a complete text) or "length" (max_tokens, the end of the context)
     seed: int  # with it the same request gives the same tokens again
 
 
@@ -133,6 +134,8 @@ class Llama:
         stop                one or more strings; the text ends before the first that appears
         logprobs            k > 0: also the log-probability of the token and the k likeliest tokens, before bias and temperature
         logit_bias          {id: value}: is added to the logit of that id; -inf excludes it
+        schema              a JSON schema as a dict: the text is JSON that is valid for it, unless max_tokens cuts it off
+        regex, grammar      the text matches a regular expression, or a grammar; constraints.constrain explains all three
 
         The arguments are checked now: TypeError, or RequestError (also for a prompt that does not fit the context).
         The work starts with the first next(), and may be given up at any piece.
@@ -145,9 +148,7 @@ class Llama:
         unknown = next((name for name in options if name not in Options.__optional_keys__), None)
         if unknown is not None:
             raise TypeError(f"{unknown}: unknown option; there are {', '.join(sorted(Options.__optional_keys__))}")
-        sampling = SamplerOptions.__optional_keys__
-        others: Any = {name: value for name, value in options.items() if name not in sampling}
-        sampler: Any = {name: value for name, value in options.items() if name in sampling}
+        sampler, constraint, others = split_options(options)
         return generation.Sequence(
             self._ids(prompt),
             Sampler(**sampler),
@@ -155,6 +156,7 @@ class Llama:
             max_length=self.transformer.config.seq_len,
             stop_tokens=self.tokenizer.end_ids,
             text_stream=self.tokenizer.text_stream,
+            constraint=constrain(self.tokenizer, **constraint),
             **others,
         )
 
@@ -243,6 +245,17 @@ class Llama:
         return generate(self.transformer, self.transformer.new_cache(sequence.n_positions), sequence)
 
 
+def split_options(options: Options) -> tuple[Any, Any, Any]:
+    """The options of the Sampler, of the constraint, and the others, which are those of a Sequence."""
+    sampler: dict[str, Any] = {}
+    constraint: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for name, value in options.items():
+        group = sampler if name in SamplerOptions.__optional_keys__ else constraint if name in CONSTRAINTS else others
+        group[name] = value
+    return sampler, constraint, others
+
+
 def reply_pieces(llama: Llama, sequence: generation.Sequence, cache: KVCache) -> Iterator[Piece]:
     """The reply to a conversation that chat_ids has made the prompt of `sequence`; `cache` holds its first n_fed ids.
 
@@ -292,6 +305,6 @@ def _completion(pieces: Iterator[Piece], sequence: generation.Sequence) -> Compl
         prompt_tps=last.prompt_tps if last else 0.0,
         generation_tokens=len(made),
         generation_tps=last.generation_tps if last else 0.0,
-        finish_reason=(last and last.finish_reason) or "length",
+        finish_reason=sequence.finish_reason or "length",
         seed=sequence.sampler.seed,
     )
