@@ -96,6 +96,8 @@ class Llama:
         stop                one or more strings; the text ends before the first that appears
         logprobs            k > 0: also the log-probability of the token and the k likeliest tokens, before bias and temperature
         logit_bias          {id: value}: is added to the logit of that id; -inf excludes it
+        schema              a JSON schema as a dict: the text is JSON that is valid for it, unless max_tokens cuts it off
+        regex, grammar      the text matches a regular expression, or a grammar; constraints.constrain explains all three
 
         The arguments are checked now: TypeError, or RequestError (also for a prompt that does not fit the context).
         The work starts with the first next(), and may be given up at any piece.

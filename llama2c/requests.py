@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from . import generation
+from .constraints import CONSTRAINTS, constrain
 from .errors import RequestError
 from .generation import Options, Step, TopLogprobs
 from .sampler import Sampler, SamplerOptions
@@ -37,8 +38,8 @@ class Completion:
     prompt_tps: float  # tokens a second, up to the first token drawn
     generation_tokens: int  # == len(tokens)
     generation_tps: float  # tokens a second, those after the first token; 0.0 if there are none
-    finish_reason: str  # "stop" (a stop token or string), "length" (max_tokens or the end of the context); with an engine also
-    #                     "cancelled" and "error"
+    finish_reason: str  # "stop" (a stop token or string, a complete text), "length" (max_tokens, the end of the context);
+    #                     with an engine also "cancelled" and "error"
     seed: int  # with it the same request gives the same tokens again
     error: Exception | None = None  # what ended the request; None unless finish_reason is "error"
 
@@ -69,9 +70,7 @@ def new_sequence(
     unknown = next((name for name in options if name not in Options.__optional_keys__), None)
     if unknown is not None:
         raise TypeError(f"{unknown}: unknown option; there are {', '.join(sorted(Options.__optional_keys__))}")
-    sampling = SamplerOptions.__optional_keys__
-    others: Any = {name: value for name, value in options.items() if name not in sampling}
-    sampler: Any = {name: value for name, value in options.items() if name in sampling}
+    sampler, constraint, others = _split_options(options)
     return generation.Sequence(
         _prompt_ids(tokenizer, prompt),
         Sampler(**sampler),
@@ -79,8 +78,20 @@ def new_sequence(
         max_length=config.seq_len,
         stop_tokens=tokenizer.end_ids,
         text_stream=tokenizer.text_stream,
+        constraint=constrain(tokenizer, **constraint),
         **others,
     )
+
+
+def _split_options(options: Options) -> tuple[Any, Any, Any]:
+    """The options of the Sampler, of the constraint, and the others, which are those of a Sequence."""
+    sampler: dict[str, Any] = {}
+    constraint: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for name, value in options.items():
+        group = sampler if name in SamplerOptions.__optional_keys__ else constraint if name in CONSTRAINTS else others
+        group[name] = value
+    return sampler, constraint, others
 
 
 def is_conversation(prompt: Any) -> bool:

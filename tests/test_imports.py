@@ -22,6 +22,7 @@ ORDER = (
     "requests",
     "generation",
     "sampler",
+    "constraints",
     "text",
     "transformer",
     "formats",
