@@ -33,6 +33,9 @@ TopLogprobs: TypeAlias = "tuple[tuple[int, float], ...]"  # (id, logprob), the l
 LogitProcessor: TypeAlias = "Callable[[Floats, abc.Sequence[int]], Floats]"
 
 
+NO_DISTRIBUTION = "logits: expected numbers that make a distribution, found NaN or infinity"
+
+
 class Options(SamplerOptions, total=False):
     """The options of a request. Sampler and Sequence have the meanings and the defaults."""
 
@@ -173,11 +176,30 @@ class Sequence:
         self._draft = self._checked("draft", draft[: max(room, 0)])
         self.wanted = 1 + len(self._draft)
 
-    def accept(self, logits: Floats) -> list[Step]:
+    @property
+    def draft(self) -> list[int]:
+        """The guesses that are not compared yet. The rows of to_feed that `wanted` asks for are one more."""
+        return self._draft
+
+    def to_draw(self, logits: Floats) -> list[Floats] | None:
+        """What the sampler has to draw from, for an engine that draws the tokens of many at once and gives them to accept().
+
+        A row for each of `logits`, as accept() takes them. None where what a row becomes depends on the token before, so that
+        accept() itself has to draw. Errors as there.
+        """
+        if not self._processors and self._constraint is None and self._seen is None:
+            return list(logits)
+        if len(logits) != 1:
+            return None
+        adjusted = self._adjusted(logits[0])
+        return [adjusted if self._seen is None else self.sampler.penalise(adjusted, self._seen[: len(self.ids)])]
+
+    def accept(self, logits: Floats, drawn: abc.Sequence[int] | None = None) -> list[Step]:
         """Draw a token from each row of `logits`, (rows, vocab_size), up to the first that is not the one that was guessed.
 
         The rows are those after the last `wanted` ids of to_feed, in order; they may come in several calls. Rows after a wrong
         guess, and after the end of the text, are ignored: they draw no random number. Without a draft one row gives one step.
+        drawn: the tokens, if they were drawn already: see to_draw(); -1: there was none to draw.
         ValueError: more rows than are wanted, NaN in a row, or every token is excluded.
         """
         n_rows = len(logits)
@@ -189,7 +211,7 @@ class Sequence:
             if self.finish_reason is not None or self._wrong:
                 break
             self.n_fed = len(self.ids)  # the row comes after all of them
-            steps.append(self._draw(logits[i]))
+            steps.append(self._draw(logits[i], None if drawn is None else drawn[i]))
             if self._draft:
                 self._wrong = self._draft.pop(0) != self.ids[-1]
         if self.wanted == 0 and self.finish_reason is None:
@@ -211,19 +233,21 @@ class Sequence:
             raise RequestError(f"{name}: expected token ids from 0 to {self._vocab_size - 1}, found {wrong}", name)
         return tokens
 
-    def _draw(self, row: Floats) -> Step:
-        """The next token, from its row of logits (vocab_size,)."""
-        adjusted = row
+    def _adjusted(self, row: Floats) -> Floats:
+        """The row with biases and masks."""
         for processor in self._processors:
-            adjusted = processor(adjusted, self.ids)
-        if self._constraint is not None:
-            adjusted = self._constraint.mask(adjusted)
-        if self._seen is None:
-            token = self.sampler.sample(adjusted)
-        else:
-            n_seen = len(self.ids)
-            token = self.sampler.sample(adjusted, self._seen[:n_seen])
-            self._seen[n_seen] = token
+            row = processor(row, self.ids)
+        return row if self._constraint is None else self._constraint.mask(row)
+
+    def _draw(self, row: Floats, token: int | None) -> Step:
+        """The next token, from its row of logits (vocab_size,); None: it is not drawn yet."""
+        if token is None:
+            seen = None if self._seen is None else self._seen[: len(self.ids)]
+            token = self.sampler.sample(self._adjusted(row), seen)
+        elif token < 0:
+            raise ValueError(NO_DISTRIBUTION)
+        if self._seen is not None:
+            self._seen[len(self.ids)] = token
         self.ids.append(token)
         self._n_left -= 1
         reason = "stop" if self._ends(token) else None if self._n_left else "length"

@@ -20,6 +20,7 @@ from ..generation import Options
 from ..limits import usable_memory
 from ..requests import Completion, Piece, Prompt, check_options, new_request
 from ..sampler import seed_of_sample
+from .drafts import Drafts
 from .many import OnError, check_arguments, completions
 from .request import Request, Task
 from .worker import Cancel, Close, Stats, Worker
@@ -48,12 +49,13 @@ class Engine:
     max_sequences  requests that run at once; others wait. First come, first served
     cache_bytes    memory for the caches of running requests; None: half of what there is now. A request that never fits is
                    refused, one that does not fit now waits
+    drafts         guess what follows where a text repeats itself or a recent one, and compute several tokens in one step
 
     Use it from any number of threads. close() ends it, and so does the end of a `with` block, or of the last reference to it
     and to its requests. In a process made by fork() it cannot be used: make another one there.
     """
 
-    def __init__(self, llama: Model, max_sequences: int = 32, cache_bytes: int | None = None) -> None:
+    def __init__(self, llama: Model, max_sequences: int = 32, cache_bytes: int | None = None, *, drafts: bool = True) -> None:
         self._transformer, self._tokenizer = llama.transformer, llama.tokenizer
         self.max_sequences: int = check_int("max_sequences", max_sequences, 1, MOST_SEQUENCES)
         if cache_bytes is None:
@@ -61,7 +63,7 @@ class Engine:
         self.cache_bytes: int = check_int("cache_bytes", cache_bytes, 1)
         self._arrivals = itertools.count()
         self._pid = os.getpid()
-        self._worker = Worker(self._transformer, self.max_sequences, self.cache_bytes)
+        self._worker = Worker(self._transformer, self.max_sequences, self.cache_bytes, Drafts() if drafts else None)
         self._thread = threading.Thread(target=_run, args=(self._worker,), name="llama2c engine", daemon=True)
         self._thread.start()
         weakref.finalize(self, _tell_to_close, self._worker, self._pid).atexit = False

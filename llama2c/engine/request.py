@@ -28,8 +28,8 @@ class Task:
     """One request inside of the engine. Its thread alone changes it, but for `wakes`."""
 
     __slots__ = (
-        "_n_positions", "_transformer", "arrival", "cache", "done", "error", "finish_reason", "held", "maker", "pieces",
-        "sequence", "waits_for", "wakes",
+        "_n_positions", "_transformer", "arrival", "cache", "done", "drafter", "error", "finish_reason", "held", "maker",
+        "pieces", "sequence", "waits_for", "wakes",
     )  # fmt: skip
 
     def __init__(self, transformer: Transformer, sequence: generation.Sequence, arrival: int, maker: PieceMaker) -> None:
@@ -38,6 +38,7 @@ class Task:
         self.maker = maker
         self.cache: KVCache | None = None  # while it runs
         self.held = 0
+        self.drafter: generation.Drafter | None = None
         self.waits_for: tuple[Task, int] | None = None  # a running task, and how many positions it has to have
         self.pieces: list[Piece] = []
         self.finish_reason: str | None = None
@@ -71,6 +72,7 @@ class Task:
         """Its ids are enough to compute everything again; the sampler goes on where it is."""
         self.cache = None
         self.sequence.n_fed = 0
+        self.sequence.propose([])
 
     def deliver(self, steps: list[generation.Step]) -> None:
         self.pieces += [self.maker.make(step) for step in steps]

@@ -12,6 +12,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ..generation import count_common
+from ..sampler import Draw, Drawer
+from .drafts import Drafts
 from .request import Task
 from .scheduler import Pace, Scheduler, Share
 
@@ -34,6 +36,8 @@ class Stats:
     rows: int = 0
     cache_bytes: int = 0  # of the caches of running requests, now
     shared_tokens: int = 0  # positions that were copied from the cache of a running request
+    drafts_proposed: int = 0  # guesses that were computed
+    drafts_accepted: int = 0  # those that were right
 
     @property
     def rows_per_step(self) -> float:
@@ -60,13 +64,15 @@ class Worker:
               destructor in the middle of something else, which a lock would not allow
     """
 
-    def __init__(self, transformer: Transformer, max_sequences: int, cache_bytes: int) -> None:
+    def __init__(self, transformer: Transformer, max_sequences: int, cache_bytes: int, drafts: Drafts | None = None) -> None:
         self.commands: SimpleQueue[Task | Cancel | type[Close]] = SimpleQueue()
         self.stats = Stats()
         self.closed = False  # from then on no command is looked at
         self._transformer = transformer
         self._scheduler: Scheduler[Task] = Scheduler(max_sequences, cache_bytes)
         self._pace = Pace(transformer.rows_per_step)
+        self._drawer = Drawer(transformer.config.vocab_size)
+        self._drafts = drafts
 
     def run(self) -> None:
         """Work until a Close comes. Whatever happens, every request has an end then."""
@@ -119,6 +125,7 @@ class Worker:
         if not shares:
             return
         start = perf_counter()
+        n_guesses = self._guess(shares)
         try:
             logits = self._feed(shares)
         except MemoryError as error:  # the step has to become smaller
@@ -129,8 +136,12 @@ class Worker:
                 self._finish(share.work, "error", error)
             return
         self._draw(shares, logits)
-        n_rows, n_read = sum(share.n_rows for share in shares), sum(share.n_rows for share in shares if share.n_rows > 1)
-        self._pace.note(n_rows, n_read, perf_counter() - start)
+        n_rows = sum(share.n_rows for share in shares) + n_guesses
+        n_read = sum(share.n_rows for share in shares if share.n_rows > 1)
+        seconds = perf_counter() - start
+        self._pace.note(n_rows, n_read, seconds)
+        if self._drafts is not None and n_read == 0:
+            self._drafts.times.add(n_rows, seconds)
         self.stats.steps += 1
         self.stats.rows += n_rows
         self.stats.prompt_tokens += n_read
@@ -156,6 +167,7 @@ class Worker:
                 continue
             if not task.pieces:
                 task.maker.begin()
+                task.drafter = None if self._drafts is None else self._drafts.drafter()
             self._copy_prefix(task)
 
     def _share(self) -> list[Share[Task]]:
@@ -164,33 +176,78 @@ class Worker:
         flows = any(task.pieces for task in running)
         return self._scheduler.share(self._pace.rows if flows else self._transformer.rows_per_step)
 
+    def _guess(self, shares: list[Share[Task]]) -> int:
+        """Have the drafters guess what follows, where there is room. How many guesses there are in all."""
+        n_rows, n_guesses = sum(share.n_rows for share in shares), 0
+        for task, _, most in shares:
+            if task.drafter is None or task.n_filled + 1 < task.n_ids:
+                continue
+            if task.bytes_for(task.n_ids + most) > task.held:  # for a guess no cache grows
+                most = 0
+            draft = task.drafter.propose(task.sequence.ids, most, n_rows + n_guesses)
+            if draft:
+                task.sequence.propose(draft)
+                n_guesses += len(task.sequence.draft)
+        return n_guesses
+
     def _feed(self, shares: list[Share[Task]]) -> Floats:
         """The logits of all rows that are wanted, in the order of the shares."""
         parts: list[tuple[list[int], KVCache]] = []
+        wanted: list[int | None] = []
         for task, n_rows, _ in shares:
             assert task.cache is not None
-            parts.append((task.sequence.ids[task.n_filled : task.n_filled + n_rows], task.cache))
-        wanted = [int(task.n_filled + n_rows == task.n_ids) for task, n_rows, _ in shares]
+            start, stop = task.n_filled, task.n_filled + n_rows
+            due = task.sequence.ids[start:stop]
+            ready = stop == task.n_ids  # the prompt is read to its end
+            parts.append((due + task.sequence.draft if ready else due, task.cache))
+            wanted.append(task.sequence.wanted if ready else 0)
         return self._transformer.forward_batch(parts, logits=wanted)
 
     def _draw(self, shares: list[Share[Task]], logits: Floats) -> None:
+        """Draw the tokens of all requests that are ready, in one call as far as that is possible, and deliver them."""
+        rows: dict[Task, Floats] = {}
+        draws: dict[Task, Draw] = {}
         first = 0
         for task, _, _ in shares:
             if task.n_filled < task.n_ids:  # in the middle of its prompt
                 continue
-            rows = logits[first : first + task.sequence.wanted]
-            first += len(rows)
+            n_wanted = task.sequence.wanted
+            rows[task] = logits[first : first + n_wanted]
+            first += n_wanted
             try:
-                steps = task.sequence.accept(rows)
-            except Exception as error:  # of this request alone: NaN, a mask that leaves no token
+                own = task.sequence.to_draw(rows[task])
+            except Exception as error:
                 self._finish(task, "error", error)
+                del rows[task]
                 continue
-            self.stats.tokens += len(steps)
-            task.deliver(steps)
-            if task.sequence.finish_reason is not None:
-                self._finish(task, task.sequence.finish_reason)
+            if own is not None:
+                draws[task] = Draw(task.sequence.sampler, own, task.sequence.draft)
+        drawn = self._drawer.draw(list(draws.values()), self._transformer.threads_for(len(logits)))
+        tokens = dict(zip(draws, drawn, strict=True))
+        for task, own_rows in rows.items():
+            self._accept(task, own_rows, tokens.get(task))
+
+    def _accept(self, task: Task, rows: Floats, drawn: list[int] | None) -> None:
+        n_guesses = len(task.sequence.draft)
+        try:
+            steps = task.sequence.accept(rows, drawn)
+        except Exception as error:  # of this request alone: NaN, a mask that leaves no token
+            self._finish(task, "error", error)
+            return
+        self.stats.tokens += len(steps)
+        if n_guesses:
+            self.stats.drafts_proposed += n_guesses
+            self.stats.drafts_accepted += len(steps) - 1
+        task.deliver(steps)
+        if task.sequence.finish_reason is not None:
+            self._finish(task, task.sequence.finish_reason)
+        elif task.n_filled > task.sequence.n_fed:  # behind a wrong guess
+            assert task.cache is not None
+            task.cache.truncate(task.sequence.n_fed)
 
     def _finish(self, task: Task, reason: str, error: Exception | None = None) -> None:
+        if self._drafts is not None and task.pieces and task.finish_reason is None:
+            self._drafts.add(task.sequence.ids)
         self._scheduler.remove(task)
         self._count()
         task.finish(reason, error)
