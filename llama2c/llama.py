@@ -11,18 +11,21 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import generation
+from .engine.drafts import Drafts
 from .errors import ModelError
 from .formats.checkpoint import Checkpoint
-from .generation import Options, Step, generate
+from .generation import Drafter, Options, Step, generate
 from .locate import find_tokenizer, resolve
 from .requests import Completion, Piece, PieceMaker, Prompt, check_options, complete, new_sequence
 from .scoring import Score, score_ids, scored_ids
 from .text.chat import chat_ids
 from .text.tokenizer import Tokenizer
-from .transformer import KVCache, KVType, Transformer
+from .transformer import KVCache, KVType, Transformer, count_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # for type checkers alone; typing has it from Python 3.11
+
+LEAST_WEIGHTS = 500_000  # a smaller model makes a token in the time in which a guess is looked up
 
 
 def load(
@@ -31,6 +34,7 @@ def load(
     n_threads: int | None = None,
     mmap: bool = True,
     kv: KVType = "float32",
+    drafts: bool = True,
 ) -> Llama:
     """A model and its tokenizer from files.
 
@@ -40,11 +44,12 @@ def load(
     n_threads  None: OMP_NUM_THREADS, else what is fastest now, up to the number of cores this process may use
     mmap       False reads the checkpoint into memory instead of mapping it
     kv         the type of the numbers in a cache: "float32", or "float16" for half the memory, which rounds them
+    drafts     False never guesses the next tokens from what a text repeats. Guesses change no text, only how long it takes
     ModelError or OSError, one line: a file is missing, broken or does not fit the other.
     """
     path = resolve(path)
     checkpoint = Checkpoint.open(path, mmap=mmap)
-    return Llama(Transformer(checkpoint, n_threads, kv=kv), _open_tokenizer(path, checkpoint, tokenizer))
+    return Llama(Transformer(checkpoint, n_threads, kv=kv), _open_tokenizer(path, checkpoint, tokenizer), drafts)
 
 
 def _open_tokenizer(
@@ -67,12 +72,13 @@ class Llama:
     earlier would take the memory from under those arrays. copy, deepcopy and pickle open the files again.
     """
 
-    def __init__(self, transformer: Transformer, tokenizer: Tokenizer) -> None:
+    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, drafts: bool = True) -> None:
         expected, found = transformer.config.vocab_size, tokenizer.vocab_size
         if expected != found:
             raise ModelError(f"tokenizer: expected {expected} tokens as the model has, found {found}")
         self.transformer = transformer
         self.tokenizer = tokenizer
+        self._drafts = Drafts(0) if drafts and count_weights(transformer.config) >= LEAST_WEIGHTS else None
 
     def __repr__(self) -> str:
         return f"Llama({self.transformer.config}, n_threads={self.transformer.n_threads})"
@@ -216,8 +222,12 @@ class Llama:
 
     def _pieces(self, sequence: generation.Sequence) -> Iterator[Piece]:
         """The pieces of a sequence on a cache of its own, which is made now."""
-        steps = generate(self.transformer, self.transformer.new_cache(sequence.n_positions), sequence)
+        steps = generate(self.transformer, self.transformer.new_cache(sequence.n_positions), sequence, self.drafter())
         return _pieces(steps, PieceMaker(sequence.n_prompt))
+
+    def drafter(self) -> Drafter | None:
+        """Guesses the tokens of one request. None: guesses are off, would not pay, or an observer would see wrong ones."""
+        return None if self._drafts is None or self.transformer.observer is not None else self._drafts.drafter()
 
 
 def reply_pieces(llama: Llama, sequence: generation.Sequence, cache: KVCache) -> Iterator[Piece]:
@@ -226,7 +236,7 @@ def reply_pieces(llama: Llama, sequence: generation.Sequence, cache: KVCache) ->
     So a chat that keeps its cache gets the replies of Llama.chat.
     """
     maker = PieceMaker(sequence.n_prompt, without_first_space=llama.tokenizer.chat_template is None)
-    return _pieces(generate(llama.transformer, cache, sequence), maker)
+    return _pieces(generate(llama.transformer, cache, sequence, llama.drafter()), maker)
 
 
 def _pieces(steps: Iterator[Step], maker: PieceMaker) -> Iterator[Piece]:

@@ -7,21 +7,25 @@ it draws (Sequence.propose), so they change how long a text takes, and never the
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from statistics import median
+from typing import NamedTuple
 
 from ..generation import Drafter
 
 __all__ = ["Drafter", "Drafts", "StepTimes", "Texts", "choose_length"]
 
 LENGTHS = (8, 4, 2)  # of the ends of a text that are looked up, the longest first
-MATCHES = (16, 8, 4, 2)  # the least lengths of the classes of matches; guesses after a longer match are right more often
-FIRST_RATES = (0.8, 0.6, 0.4, 0.2)  # of right guesses in each class, before any was compared
-MEMORY = 16  # a rate is about that of so many comparisons
+MATCHES = (32, 16, 8, 4, 2, 1, 0)  # the least lengths of the classes of matches; after longer ones guesses are right more often
+# Of right guesses in each class, before any was compared: after a match in the own text or in another, and near the last match.
+FIRST_RATES = ((0.97, 0.9, 0.7, 0.4, 0.2, 0.0, 0.0), (0.97, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4))
+LOOKED_UP, NEARBY = 0, 1
+FIRST_WEIGHT = 4  # so many comparisons are as much as a first rate
+MEMORY = 24  # a rate is about that of so many comparisons
 MOST = 15  # guesses in one step
+NEAR = 3  # ids that a change may leave out, for a copy to be found again
+CHANGED = 8  # tokens that it may add
 LEAST_RATE = 0.2  # below it no number of guesses pays
-TINY_STEP = 1e-4  # seconds: where a step takes less, looking for guesses is a part of the time that shows
 
 
 # ---------------------------------------------------------------------------
@@ -29,7 +33,8 @@ TINY_STEP = 1e-4  # seconds: where a step takes less, looking for guesses is a p
 
 
 class StepTimes:
-    """How long steps take, by their number of rows: the median of the last few, in seconds. Any thread may use it.
+    """How long steps take, by their number of rows: the median of the last few, in seconds. Any thread may use it: what it
+    measured may get lost where two add to it at once, and that is all.
 
     A size that was not measured lately is put on the line between its neighbours. Above all of them a row is taken to cost
     little, so that more rows are tried. What was measured long ago is forgotten, and so tried again: it may have been slow
@@ -41,29 +46,28 @@ class StepTimes:
     SLOPE = 0.1  # what another row costs as a part of the first, until it is measured
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._n_steps = 0
         self._seconds: dict[int, list[float]] = {}  # the last ones of each size
         self._last: dict[int, int] = {}  # the number of the last step of each size
-        self._medians: dict[int, float] = {}
+        self._medians: dict[int, float] = {}  # never changed, but replaced
 
     def add(self, n_rows: int, seconds: float) -> None:
         """A step with so many rows took so long."""
-        with self._lock:
-            self._n_steps += 1
-            kept = self._seconds.setdefault(n_rows, [])
-            kept.append(seconds)
-            del kept[: -self.KEPT]
-            self._last[n_rows] = self._n_steps
-            self._medians[n_rows] = median(kept)
-            if self._n_steps % self.FORGOTTEN == 0:
-                for old in [size for size, last in self._last.items() if last <= self._n_steps - self.FORGOTTEN]:
-                    del self._seconds[old], self._last[old], self._medians[old]
+        self._n_steps += 1
+        kept = [*self._seconds.get(n_rows, ()), seconds][-self.KEPT :]
+        self._seconds[n_rows] = kept
+        self._last[n_rows] = self._n_steps
+        self._medians = {**self._medians, n_rows: median(kept)}
+        if self._n_steps % self.FORGOTTEN == 0:
+            old = [size for size, last in [*self._last.items()] if last <= self._n_steps - self.FORGOTTEN]
+            for size in old:
+                self._seconds.pop(size, None)
+                self._last.pop(size, None)
+            self._medians = {size: time for size, time in self._medians.items() if size not in old}
 
     def expected(self, n_rows: int, n_sizes: int) -> list[float]:
         """Seconds that steps with n_rows rows, one more and so on probably take: n_sizes numbers; [] without measurements."""
-        with self._lock:
-            measured = sorted(self._medians.items())
+        measured = sorted(self._medians.items())
         if not measured:
             return []
         size, seconds = measured[0]
@@ -112,10 +116,7 @@ class Texts:
         self._places: tuple[dict[int, int], ...] = tuple({} for _ in LENGTHS)
 
     def extend(self, ids: Iterable[int]) -> tuple[int, int] | None:
-        """Add ids. The match of the last one: (the place after an earlier occurrence of the end, its length). Else None.
-
-        That takes 1 us for each.
-        """
+        """Add ids, which takes 1 us for each. The match of their end: (the place after an earlier occurrence, its length)."""
         own, found = self.ids, None
         for token in ids:
             own.append(token)
@@ -127,36 +128,32 @@ class Texts:
                     places[key] = end
                     if found is None and place is not None:
                         found = place, length
-        if found is not None and found[1] == LENGTHS[0]:
-            found = found[0], self._longer(found[0], own)
         return found
 
     def find(self, end: Sequence[int]) -> tuple[int, int] | None:
-        """The match of the end of another text."""
+        """The match of the end of another text, as in extend."""
         for length, places in zip(LENGTHS, self._places, strict=True):
             if len(end) >= length:
                 place = places.get(hash(tuple(end[-length:])))
                 if place is not None:
-                    return place, self._longer(place, end) if length == LENGTHS[0] else length
+                    return place, length
         return None
 
-    def _longer(self, place: int, end: Sequence[int]) -> int:
-        """The length of a match of 8, if it is even one of 16."""
-        longest = MATCHES[0]
-        same = place >= longest and len(end) >= longest and self.ids[place - longest : place] == list(end[-longest:])
-        return longest if same else LENGTHS[0]
+    def after(self, place: int, n: int) -> list[int]:
+        """n ids from a place on. What is there may be shorter, and is then repeated: [5, 6, 7], place 1, n 3 -> [6, 7, 6]."""
+        ids = self.ids[place : place + n]
+        return ids if len(ids) == n or not ids else [ids[i % len(ids)] for i in range(n)]
 
 
 class Drafts:
     """What the drafters of several requests share: recent texts, of at most `limit` ids, and the times of steps.
 
-    Any thread may use it. limit=0: no request has guesses from another's text.
+    limit=0: no request has guesses from another's text. Then any thread may use it, otherwise one at a time.
     """
 
     def __init__(self, limit: int = 1 << 15) -> None:
         self.times = StepTimes()
         self._limit = limit
-        self._lock = threading.Lock()
         self._recent: tuple[Texts, ...] = (Texts(), Texts())  # the one that is added to, and the one before
 
     def drafter(self) -> TextDrafter:
@@ -170,77 +167,109 @@ class Drafts:
             ids = ids[len(ids) - half :]
         if not ids:
             return
-        with self._lock:
-            if len(self._recent[0].ids) + len(ids) > half:
-                self._recent = (Texts(), self._recent[0])
-            self._recent[0].extend(ids)
+        if len(self._recent[0].ids) + len(ids) > half:
+            self._recent = (Texts(), self._recent[0])
+        self._recent[0].extend(ids)
 
-    def find(self, end: Sequence[int]) -> tuple[Texts, int, int] | None:
-        """The longest match of the end of a text in the recent ones: (texts, place, length)."""
-        matches = [(texts, *found) for texts in self._recent if (found := texts.find(end)) is not None]
-        return max(matches, key=lambda match: match[2], default=None)
+    def matches(self, end: Sequence[int]) -> list[Match]:
+        """Where the end of a text is found in recent ones."""
+        return [Match(texts, *found) for texts in self._recent if (found := texts.find(end)) is not None]
+
+
+class Match(NamedTuple):
+    """Where the end of a text was seen before."""
+
+    texts: Texts
+    place: int  # after it; there the guess begins
+    length: int
+    source: int = LOOKED_UP
 
 
 class TextDrafter:
     """A Drafter for one request: what followed an earlier occurrence of the last tokens.
 
-    It compares its guess with the next token also where none was proposed. So it always knows how often it is right, and
-    needs no step to find out.
+    After a change in a text that is copied, the copy is looked for near the place where it was. A guess is compared with the
+    next token also where none was proposed. So no step is needed to find out how often guesses are right.
     """
 
     def __init__(self, drafts: Drafts) -> None:
         self._drafts = drafts
         self._own = Texts()
-        self._rates = {True: list(FIRST_RATES), False: list(FIRST_RATES)}  # of guesses from the own text, and from others
+        self._rates = [list(rates) for rates in FIRST_RATES]  # for each source: of right guesses in each class
+        self._weights = [[FIRST_WEIGHT] * len(MATCHES) for _ in FIRST_RATES]
+        self._match: Match | None = None  # of the last guess
         self._guess: Sequence[int] = ()  # for the ids from _at on
         self._at = 0
-        self._from_own, self._match = True, 0  # where the guess is from, and the length of the match
+        self._near: tuple[Texts, int] | None = None  # where a copy was before the last change
+        self._n_changed = 0  # tokens since then
 
     def propose(self, ids: Sequence[int], most: int = MOST, n_rows: int = 1) -> list[int]:
         """See Drafter."""
-        self._compare(ids)
-        self._guess = ()
-        own = self._own
-        match = own.extend(ids[len(own.ids) :])
-        found = None if match is None else (own, *match)
-        self._from_own = True
-        if found is None or found[2] < LENGTHS[0]:
-            recent = self._drafts.find(ids)
-            if recent is not None and (found is None or recent[2] > found[2]):
-                found, self._from_own = recent, False
-        if found is None or most < 1:
+        goes_on = self._compare(ids)
+        self._match = match = self._best(ids, goes_on)
+        self._guess, self._at = (), len(ids)
+        if match is None:
             return []
-        texts, place, self._match = found
-        guess = texts.ids[place : place + min(most, MOST)]
-        length = self._choose(len(guess), n_rows)
-        self._guess, self._at = guess[: max(length, 1)], len(ids)
+        guess = match.texts.after(match.place, min(most, MOST) + 1)
+        length = self._choose(match, len(guess) - 1, n_rows)
+        self._guess = guess[: length + 1]  # the one after the draft is compared, too
         return guess[:length]
 
     def timed(self, n_rows: int, seconds: float) -> None:
         """See Drafter."""
         self._drafts.times.add(n_rows, seconds)
 
-    def _choose(self, n_guesses: int, n_rows: int) -> int:
+    def _compare(self, ids: Sequence[int]) -> Match | None:
+        """Learn from what came in the place of the last guess. The match that it makes, if all of it was right."""
+        match = self._match
+        if match is None:
+            return None
+        rates, weights = self._rates[match.source], self._weights[match.source]
+        new = ids[self._at :]
+        for n_right, (guessed, token) in enumerate(zip(self._guess, new, strict=False)):
+            kind = _class_of(match.length + n_right)
+            weights[kind] = min(weights[kind] + 1, MEMORY)
+            rates[kind] += ((guessed == token) - rates[kind]) / weights[kind]
+            if guessed != token:
+                if match.length + n_right >= LENGTHS[1]:
+                    self._near, self._n_changed = (match.texts, match.place + n_right), 0
+                return None
+        return match._replace(place=match.place + len(new), length=match.length + len(new))
+
+    def _best(self, ids: Sequence[int], goes_on: Match | None) -> Match | None:
+        """The match after which a guess is most often right."""
+        found = self._own.extend(ids[len(self._own.ids) :])
+        if goes_on is not None and goes_on.length >= LENGTHS[0]:
+            return goes_on
+        matches = [] if goes_on is None else [goes_on]
+        matches += [] if found is None else [Match(self._own, *found)]
+        matches += self._drafts.matches(ids)
+        if goes_on is None and self._near is not None:
+            nearby = self._nearby(*self._near, ids[-1])
+            matches += [] if nearby is None else [nearby]
+        return max(matches, key=lambda match: self._rates[match.source][_class_of(match.length)], default=None)
+
+    def _nearby(self, texts: Texts, place: int, token: int) -> Match | None:
+        """The match of the last token near the place where a copy was; else, for the first one, as if it were replaced."""
+        self._n_changed += 1
+        if self._n_changed == CHANGED:
+            self._near = None
+        near = texts.ids[place : place + NEAR + self._n_changed]
+        if token in near:
+            return Match(texts, place + near.index(token) + 1, 1, NEARBY)
+        return Match(texts, place + 1, 0, NEARBY) if self._n_changed == 1 else None
+
+    def _choose(self, match: Match, n_guesses: int, n_rows: int) -> int:
         """How many of the guesses pay. Each right one makes the match longer, and the next is more likely right."""
-        rates = self._rates[self._from_own]
-        if not n_guesses or rates[_class_of(self._match)] < LEAST_RATE:
+        rates = self._rates[match.source]
+        if n_guesses < 1 or rates[_class_of(match.length)] < LEAST_RATE:
             return 0
         seconds = self._drafts.times.expected(n_rows, 1 + n_guesses)
-        if not seconds or seconds[0] < TINY_STEP:
+        if not seconds:
             return 0
-        return choose_length([rates[_class_of(self._match + i)] for i in range(n_guesses)], seconds, n_rows)
-
-    def _compare(self, ids: Sequence[int]) -> None:
-        """Learn from what came in the place of the last guess."""
-        rates = self._rates[self._from_own]
-        for i, (guessed, token) in enumerate(zip(self._guess, ids[self._at :], strict=False)):
-            right = guessed == token
-            kind = _class_of(self._match + i)
-            rates[kind] += (right - rates[kind]) / MEMORY
-            if not right:
-                break
+        return choose_length([rates[_class_of(match.length + i)] for i in range(n_guesses)], seconds, n_rows)
 
 
-def _class_of(match: int) -> int:
-    """The number of the class in MATCHES: 5 -> 2."""
-    return 0 if match >= 16 else 1 if match >= 8 else 2 if match >= 4 else 3
+def _class_of(length: int) -> int:
+    """The number of the class in MATCHES that a match of this length is in: 5 -> 3, which is that from 4 on."""
+    return next(kind for kind, least in enumerate(MATCHES) if length >= least)
