@@ -6,6 +6,7 @@ This module owns shapes, buffers and threads; the arithmetic is in _kernels, and
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from .threads import SMALL_MODEL, Threads, Tuners, decide_n_threads
 
 Floats: TypeAlias = "NDArray[np.float32]"
 CacheArray: TypeAlias = "NDArray[np.float32] | NDArray[np.float16]"
+# Some positions of a block of a cache: keys (n_layers, n_kv_heads, head_size, n), values (n_layers, n_kv_heads, n, head_size)
+Positions: TypeAlias = "tuple[CacheArray, CacheArray]"
 KVType: TypeAlias = Literal["float32", "float16"]
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
 Part: TypeAlias = "tuple[list[int], int, _kernels.KVBuffer]"  # ids, the position of the first, where keys and values go
@@ -40,8 +43,7 @@ READING = 16  # reading a weight from memory costs about what using it so many t
 class KVCache:
     """The keys and values of one sequence, and how many of its positions are filled. For one step at a time.
 
-    It begins small and grows as positions are filled, up to max_length (cache_capacity says how). copy.copy gives a separate
-    cache with the same positions filled. A cache cannot be pickled.
+    It begins small and grows as positions are filled, up to max_length (cache_capacity says how). A cache cannot be pickled.
     """
 
     __slots__ = ("_buffer", "_first", "kv", "max_length")
@@ -94,30 +96,22 @@ class KVCache:
 
     def reserve(self, n_positions: int) -> None:
         """Allocate the memory for n_positions now, at most max_length. MemoryError: there is too little; nothing changed."""
-        claim = _kernels.Claim()
-        try:
-            claim.take([self._buffer])
+        with self._claimed():
             self._make_room(min(n_positions, self.max_length))
-        finally:
-            claim.release()
 
     def copy_from(self, other: KVCache, length: int) -> None:
         """Take over the first `length` positions of a cache of the same model, in place of what is here.
 
-        ValueError: the other has fewer, this one has not so much room, or a step uses one of them.
+        ValueError: the other has fewer, this one has not so much room, or a step uses one of them; MemoryError.
         """
         if not 0 <= length <= min(other.length, self.max_length):
             raise RequestError(f"length: expected 0 to {min(other.length, self.max_length)}, found {length}", "length")
-        claim = _kernels.Claim()
-        try:
-            claim.take([self._buffer, other._buffer])
+        with self._claimed(other):
             self._make_room(length)
-            own, n_blocks = self._buffer, -(-length // KEY_BLOCK)
-            own.keys[:, :, :n_blocks] = other._buffer.keys[:, :, :n_blocks]
-            own.values[:, :, :length] = other._buffer.values[:, :, :length]
+            own, theirs, n_blocks = self._buffer, other._buffer, -(-length // KEY_BLOCK)
+            own.keys[:, :, :n_blocks] = theirs.keys[:, :, :n_blocks]
+            own.values[:, :, :length] = theirs.values[:, :, :length]
             own.length = length
-        finally:
-            claim.release()
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on, to go on from an earlier one. ValueError: there are not so many."""
@@ -126,21 +120,75 @@ class KVCache:
             raise RequestError(f"length: expected 0 to {self.length}, found {length}", "length")
         self._buffer.length = length
 
+    def fork(self) -> KVCache:
+        """A cache of its own with the same positions, to go on in another way. ValueError: a step uses this one now."""
+        forked = KVCache.__new__(KVCache)
+        forked.max_length, forked.kv, forked._first = self.max_length, self.kv, self._first
+        with self._claimed():
+            forked._buffer = _kernels.KVBuffer(*self._copied(self._buffer.values.shape))
+            forked._buffer.length = self.length
+        return forked
+
     def __copy__(self) -> KVCache:
-        """A cache of its own with the same positions. ValueError: a step uses this one at the moment."""
-        copied = KVCache.__new__(KVCache)
-        copied.max_length, copied.kv, copied._first = self.max_length, self.kv, self._first
-        claim = _kernels.Claim()
-        try:
-            claim.take([self._buffer])
-            copied._buffer = _kernels.KVBuffer(*self._copied(self._buffer.values.shape))
-            copied._buffer.length = self.length
-        finally:
-            claim.release()
-        return copied
+        return self.fork()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVCache:
-        return self.__copy__()
+        return self.fork()
+
+    def positions(self, start: int, stop: int) -> Positions:
+        """The keys and the values of positions start to stop - 1, all of one block of KEY_BLOCK, as views of the cache.
+
+        The views are good until the next positions are filled. ValueError: they are of two blocks, or not all are filled.
+        """
+        if not (0 <= start < stop <= self.length and start // KEY_BLOCK == (stop - 1) // KEY_BLOCK):
+            expected = f"expected filled positions (0 to {self.length - 1}) of one block of {KEY_BLOCK}"
+            raise ValueError(f"positions: {expected}, found {start} to {stop - 1}")
+        return self._views(start, stop)
+
+    def append(self, parts: Sequence[Positions]) -> None:
+        """Fill the next positions with copies of keys and values that `positions` has given, in their order.
+
+        ValueError: they are of another model or type, there are more than the cache has room for, a part would be in two
+        blocks, or a step uses the cache; MemoryError. Then the cache is as it was.
+        """
+        with self._claimed():
+            n_layers, n_kv_heads, _, head_size = self._buffer.values.shape
+            stop = self.length
+            places = []
+            for keys, values in parts:
+                start, n = stop, values.shape[2]
+                stop += n
+                shapes = (n_layers, n_kv_heads, head_size, n), (n_layers, n_kv_heads, n, head_size)
+                if (keys.shape, values.shape) != shapes or not keys.dtype == values.dtype == self._buffer.values.dtype:
+                    expected = f"expected {self.kv} arrays {shapes[0]} and {shapes[1]}"
+                    raise ValueError(f"parts: {expected}, found {keys.dtype} {keys.shape} and {values.dtype} {values.shape}")
+                if n < 1 or start // KEY_BLOCK != (stop - 1) // KEY_BLOCK:
+                    raise ValueError(f"parts: expected positions of one block of {KEY_BLOCK}, found {start} to {stop - 1}")
+                places.append((start, stop))
+            if stop > self.max_length:
+                raise ValueError(f"parts: expected up to {self.max_length - self.length} positions, found {stop - self.length}")
+            self._make_room(stop)
+            for (keys, values), place in zip(parts, places, strict=True):
+                own_keys, own_values = self._views(*place)
+                own_keys[...] = keys
+                own_values[...] = values
+            self._buffer.length = stop
+
+    def _views(self, start: int, stop: int) -> Positions:
+        """Of positions of one block, filled or not."""
+        block, first = divmod(start, KEY_BLOCK)
+        keys = self._buffer.keys[:, :, block, :, first : first + stop - start]
+        return keys, self._buffer.values[:, :, start:stop]
+
+    @contextlib.contextmanager
+    def _claimed(self, *others: KVCache) -> Iterator[None]:
+        """No step may use the cache, and these others, meanwhile. ValueError: one does already."""
+        claim = _kernels.Claim()
+        try:
+            claim.take([self._buffer, *(other._buffer for other in others)])
+            yield
+        finally:
+            claim.release()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a KVCache cannot be pickled: compute it again from its ids")

@@ -23,6 +23,7 @@ ORDER = (
     "generation",
     "sampler",
     "constraints",
+    "fingerprint",
     "text",
     "transformer",
     "formats",
