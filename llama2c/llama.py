@@ -11,7 +11,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import generation
-from .engine.drafts import Drafts
+from .engine.drafts import Drafts, drafts_pay
 from .errors import ModelError
 from .formats.checkpoint import Checkpoint
 from .generation import Drafter, Options, Step, generate
@@ -20,13 +20,10 @@ from .requests import Completion, Piece, PieceMaker, Prompt, check_options, comp
 from .scoring import Score, score_ids, scored_ids
 from .text.chat import chat_ids
 from .text.tokenizer import Tokenizer
-from .transformer import KVCache, KVType, Transformer, count_weights
+from .transformer import KVCache, KVType, Transformer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # for type checkers alone; typing has it from Python 3.11
-
-LEAST_WEIGHTS = 500_000  # a smaller model makes a token in the time in which a guess is looked up
-
 
 def load(
     path: str | os.PathLike[str] | None = None,
@@ -78,7 +75,7 @@ class Llama:
             raise ModelError(f"tokenizer: expected {expected} tokens as the model has, found {found}")
         self.transformer = transformer
         self.tokenizer = tokenizer
-        self._drafts = Drafts(0) if drafts and count_weights(transformer.config) >= LEAST_WEIGHTS else None
+        self._drafts = Drafts(0) if drafts and drafts_pay(transformer) else None
 
     def __repr__(self) -> str:
         return f"Llama({self.transformer.config}, n_threads={self.transformer.n_threads})"
@@ -122,6 +119,7 @@ class Llama:
         on_error: Literal["raise", "return"] = "raise",
         max_sequences: int = 32,
         cache_bytes: int | None = None,
+        prefix_bytes: int | None = None,
         **options: Unpack[Options],
     ) -> Iterator[Completion]:
         """The Completions of many prompts, in their order, as they are ready: those of generate and chat, but several times as
@@ -132,7 +130,7 @@ class Llama:
                    "now": ...}
         on_error   "raise": an error of a prompt is raised in its place; "return": it is the `error` of a Completion with the
                    finish_reason "error", and the others go on
-        max_sequences, cache_bytes  as in Engine
+        max_sequences, cache_bytes, prefix_bytes  as in Engine
         options    those of stream, for all prompts. With a seed, prompt i has the seed (seed + i) mod 2**64
         """
         from .engine.engine import Engine
@@ -142,7 +140,7 @@ class Llama:
         check_options(self.transformer.config, self.tokenizer, options)
 
         def completions() -> Iterator[Completion]:
-            with Engine(self, max_sequences, cache_bytes) as engine:
+            with Engine(self, max_sequences, cache_bytes, prefix_bytes, drafts=self._drafts is not None) as engine:
                 yield from engine.generate_many(prompts, on_error=on_error, **options)
 
         return completions()

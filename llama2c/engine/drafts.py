@@ -12,8 +12,9 @@ from statistics import median
 from typing import NamedTuple
 
 from ..generation import Drafter
+from ..transformer import Transformer, count_weights
 
-__all__ = ["Drafter", "Drafts", "StepTimes", "Texts", "choose_length"]
+__all__ = ["Drafter", "Drafts", "StepTimes", "Texts", "choose_length", "drafts_pay"]
 
 LENGTHS = (8, 4, 2)  # of the ends of a text that are looked up, the longest first
 MATCHES = (32, 16, 8, 4, 2, 1, 0)  # the least lengths of the classes of matches; after longer ones guesses are right more often
@@ -26,6 +27,12 @@ MOST = 15  # guesses in one step
 NEAR = 3  # ids that a change may leave out, for a copy to be found again
 CHANGED = 8  # tokens that it may add
 LEAST_RATE = 0.2  # below it no number of guesses pays
+LEAST_WEIGHTS = 500_000  # a smaller model makes a token in the time in which a guess is looked up
+
+
+def drafts_pay(transformer: Transformer) -> bool:
+    """Whether a model is large enough."""
+    return count_weights(transformer.config) >= LEAST_WEIGHTS
 
 
 # ---------------------------------------------------------------------------

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from ..errors import RequestError, check_int
 from ..generation import Options
 from ..limits import usable_memory
-from ..requests import Completion, Piece, Prompt, check_options, new_request
+from ..requests import Completion, Piece, Prompt, check_options, is_conversation, new_request
 from ..sampler import seed_of_sample
-from .drafts import Drafts
+from .drafts import Drafts, drafts_pay
 from .many import OnError, check_arguments, completions
+from .prefixes import Prefixes
 from .request import Request, Task
-from .worker import Cancel, Close, Stats, Worker
+from .worker import CLOSED, Cancel, Close, Stats, Worker
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 MOST_SEQUENCES = 1024  # more is a typing error
 CACHE_SHARE = 2  # caches may take one part in so many of the memory there is
+PREFIX_SHARE = 8
 
 
 class Model(Protocol):
@@ -49,21 +51,32 @@ class Engine:
     max_sequences  requests that run at once; others wait. First come, first served
     cache_bytes    memory for the caches of running requests; None: half of what there is now. A request that never fits is
                    refused, one that does not fit now waits
+    prefix_bytes   memory for what was computed for earlier requests, so that one that begins like them costs less; None: an
+                   eighth of what there is now; 0: nothing is kept
     drafts         guess what follows where a text repeats itself or a recent one, and compute several tokens in one step
 
     Use it from any number of threads. close() ends it, and so does the end of a `with` block, or of the last reference to it
     and to its requests. In a process made by fork() it cannot be used: make another one there.
     """
 
-    def __init__(self, llama: Model, max_sequences: int = 32, cache_bytes: int | None = None, *, drafts: bool = True) -> None:
+    def __init__(
+        self,
+        llama: Model,
+        max_sequences: int = 32,
+        cache_bytes: int | None = None,
+        prefix_bytes: int | None = None,
+        drafts: bool = True,
+    ) -> None:
         self._transformer, self._tokenizer = llama.transformer, llama.tokenizer
+        memory = usable_memory()
         self.max_sequences: int = check_int("max_sequences", max_sequences, 1, MOST_SEQUENCES)
-        if cache_bytes is None:
-            cache_bytes = usable_memory() // CACHE_SHARE
-        self.cache_bytes: int = check_int("cache_bytes", cache_bytes, 1)
+        self.cache_bytes: int = check_int("cache_bytes", memory // CACHE_SHARE if cache_bytes is None else cache_bytes, 1)
+        self.prefix_bytes: int = check_int("prefix_bytes", memory // PREFIX_SHARE if prefix_bytes is None else prefix_bytes, 0)
+        self._prefixes = Prefixes(self._transformer, self.prefix_bytes) if self.prefix_bytes else None
+        guesses = Drafts() if drafts and drafts_pay(self._transformer) else None
         self._arrivals = itertools.count()
         self._pid = os.getpid()
-        self._worker = Worker(self._transformer, self.max_sequences, self.cache_bytes, Drafts() if drafts else None)
+        self._worker = Worker(self._transformer, self.max_sequences, self.cache_bytes, self._prefixes, guesses)
         self._thread = threading.Thread(target=_run, args=(self._worker,), name="llama2c engine", daemon=True)
         self._thread.start()
         weakref.finalize(self, _tell_to_close, self._worker, self._pid).atexit = False
@@ -167,7 +180,7 @@ class Engine:
         self, prompt: Prompt, template_options: Mapping[str, Any] | None, now: date | None, options: Options
     ) -> Request:
         sequence, maker = new_request(self._transformer.config, self._tokenizer, prompt, options, template_options, now)
-        task = Task(self._transformer, sequence, next(self._arrivals), maker)
+        task = Task(self._transformer, sequence, next(self._arrivals), maker, keeps_all=is_conversation(prompt))
         needed = task.bytes_for(sequence.n_positions)
         if needed > self.cache_bytes:
             expected = f"expected to need at most {self.cache_bytes} bytes of cache"
@@ -179,7 +192,7 @@ class Engine:
             self._worker.commands.put(task)
         if self._worker.closed:  # the thread may have ended before it saw the task
             task.finish("cancelled")
-            raise RuntimeError("engine: it is closed")
+            raise RuntimeError(CLOSED)
         return Request(self, task)
 
     def _cancel(self, task: Task) -> None:

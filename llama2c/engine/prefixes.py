@@ -256,8 +256,7 @@ class Prefixes:
         contents = [node.data.data for node in nodes if node.data is not None]
         numbers: dict[Node | None, int] = {node: number for number, node in enumerate(nodes)}
         entries = [
-            (numbers.get(node.parent, -1), zlib.crc32(content), node.ids)
-            for node, content in zip(nodes, contents, strict=True)
+            (numbers.get(node.parent, -1), zlib.crc32(content), node.ids) for node, content in zip(nodes, contents, strict=True)
         ]
         text = json.dumps(self._form(fingerprint) | {"nodes": entries}, separators=(",", ":")).encode()
         preamble = PREAMBLE.pack(MAGIC, VERSION, len(text), zlib.crc32(text))

@@ -28,14 +28,17 @@ class Task:
     """One request inside of the engine. Its thread alone changes it, but for `wakes`."""
 
     __slots__ = (
-        "_n_positions", "_transformer", "arrival", "cache", "done", "drafter", "error", "finish_reason", "held", "maker",
-        "pieces", "sequence", "waits_for", "wakes",
+        "_n_positions", "_transformer", "arrival", "cache", "done", "drafter", "error", "finish_reason", "held", "keeps_all",
+        "maker", "pieces", "sequence", "waits_for", "wakes",
     )  # fmt: skip
 
-    def __init__(self, transformer: Transformer, sequence: generation.Sequence, arrival: int, maker: PieceMaker) -> None:
+    def __init__(
+        self, transformer: Transformer, sequence: generation.Sequence, arrival: int, maker: PieceMaker, keeps_all: bool
+    ) -> None:
         self.sequence = sequence
         self.arrival = arrival
         self.maker = maker
+        self.keeps_all = keeps_all  # the next request probably begins with all of its text: it is a chat
         self.cache: KVCache | None = None  # while it runs
         self.held = 0
         self.drafter: generation.Drafter | None = None
