@@ -360,12 +360,12 @@ ENDS = {
     "in the middle of a request": "engine = llama2c.Engine(llama); r = engine.submit('Once', max_tokens=None); next(r)",
     "never used": "engine = llama2c.Engine(llama)",
     "closed twice": "engine = llama2c.Engine(llama); engine.close(); engine.close()",
-    "in the middle of many": "many = llama.generate_many(['Once'] * 99, max_tokens=None); next(many)",
+    "in the middle of many": "many = llama.generate_many(['Once'] * 9, max_tokens=50); next(many)",
     "a cycle": "engine = llama2c.Engine(llama); engine.me = engine; engine.r = engine.submit('Once', max_tokens=None)",
     "an error": "engine = llama2c.Engine(llama); r = engine.submit('Once', max_tokens=None); sys.excepthook = print; 1 / 0",
     "a thread that waits": """
 engine = llama2c.Engine(llama)
-thread = threading.Thread(target=lambda: engine.submit('Once', max_tokens=300, seed=1).result())
+thread = threading.Thread(target=lambda: engine.submit('Once', max_tokens=50, seed=1).result())
 thread.start()""",
 }
 
