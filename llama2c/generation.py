@@ -40,7 +40,7 @@ class Options(SamplerOptions, total=False):
     stop: str | abc.Sequence[str]
     logprobs: int
     logit_bias: Mapping[int, float] | None
-    schema: Mapping[str, Any] | bool | None
+    schema: Mapping[str, Any] | None
     regex: str | None
     grammar: str | None
 
