@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import RequestError
 from ..llama import Llama, Piece, reply_pieces
-from ..sampler import SamplerOptions
 from ..text.chat import chat_ids
 from .flags import Arguments, count_positions
 from .printing import stdin, tell_rates
@@ -19,7 +20,7 @@ def read_question(word: str) -> str:
     return question
 
 
-def answer(llama: Llama, arguments: Arguments, options: SamplerOptions, context: int) -> None:
+def answer(llama: Llama, arguments: Arguments, options: dict[str, Any], context: int) -> None:
     """Print the text of llama.chat for the question, and a newline. A note on stderr if the context is what ended it.
 
     context  positions that the question and its answer may fill, if -n does not ask for fewer

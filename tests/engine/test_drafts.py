@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import BOS, FakeCache, FakeTransformer
+from fakes import BOS, FakeCache, FakeTokenizer, FakeTransformer
 
 import llama2c
 from llama2c import generation
@@ -140,9 +140,7 @@ def replay(
     n, steps = n_prompt, []
     while n < len(ids):
         draft = drafter.propose(ids[:n])
-        n_right = next(
-            (i for i, (a, b) in enumerate(zip(draft, ids[n:], strict=False)) if a != b), min(len(draft), len(ids) - n)
-        )
+        n_right = count_common(draft, ids[n:])
         steps.append((len(draft), n_right))
         drafter.timed(1 + len(draft), seconds(1 + len(draft)))
         n += n_right + 1
@@ -236,6 +234,20 @@ class Repeating(FakeTransformer):
         return np.random.default_rng(cache.tokens[-2:]).normal(0, 4, self.config.vocab_size).astype(np.float32)
 
 
+class NotTwice:
+    """A constraint: no token comes twice in a row, and 90 are enough."""
+
+    def reset(self) -> None:
+        self.last, self.n, self.finished = -1, 0, False
+
+    def mask(self, logits: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(logits)) == self.last, np.float32(-np.inf), logits)
+
+    def advance(self, token: int) -> None:
+        assert token != self.last
+        self.last, self.n, self.finished = token, self.n + 1, self.n == 89
+
+
 def steps_of(transformer: Any, drafter: Any, prompt: list[int], options: dict[str, Any], sampling: dict[str, Any]) -> Any:
     sequence = generation.Sequence(
         prompt, Sampler(**sampling), vocab_size=transformer.config.vocab_size, max_length=120, max_tokens=None, **options
@@ -256,6 +268,10 @@ def test_texts_and_log_probabilities_are_the_same(seed: int) -> None:
         "seed": seed,
     }
     options: dict[str, Any] = {"logprobs": 3, "logit_bias": {3: 1.5}, "stop_tokens": rng.integers(0, 30, int(rng.integers(2)))}
+    if seed % 2:
+        options |= {"text_stream": FakeTokenizer().text_stream, "stop": "\x1b\x05"}
+    if seed % 4 > 1:
+        options["constraint"] = NotTwice()
     drafts = Drafts()
     prompt = [BOS, *rng.integers(0, 30, 20).tolist()]
     plain = Repeating(vocab_size=30)
