@@ -60,7 +60,7 @@ def test_times_are_medians_and_lie_on_lines() -> None:
     assert times.expected(1, 3) == pytest.approx([10.0, 11.0, 12.0])  # a row is taken to cost little
     times.add(5, 30.0)
     assert times.expected(1, 7) == pytest.approx([10.0, 15.0, 20.0, 25.0, 30.0, 31.0, 32.0])
-    for seconds in (12.0, 500.0):
+    for seconds in (12.0, 500.0):  # such as while the process was stopped
         times.add(1, seconds)
     assert times.expected(1, 1) == [12.0]
     for _ in range(times.KEPT):
