@@ -97,7 +97,7 @@ class Grammar:
 def constrain(
     tokenizer: Tokenizer,
     *,
-    schema: Mapping[str, Any] | bool | None = None,
+    schema: Mapping[str, Any] | None = None,
     regex: str | None = None,
     grammar: str | None = None,
 ) -> Grammar | None:
@@ -122,12 +122,11 @@ def constrain(
         from llguidance import LLMatcher, LLParserLimits
     except ImportError as error:
         raise OSError(f"{NO_PACKAGE} ({error})") from None
-    spelled = _spell_schema(value) if param == "schema" else _checked_text(param, value)
-    if param == "schema":  # what it cannot express is an error, whatever the schema itself says in "x-guidance"
-        strict = {"lenient": False, "coerce_one_of": False}
-        compiled = LLMatcher.grammar_from_json_schema(spelled, {"whitespace_pattern": WHITESPACE}, strict)
+    if param == "schema":
+        compiled = _compile_schema(value)
     else:
-        compiled = (LLMatcher.grammar_from_regex if param == "regex" else LLMatcher.grammar_from_lark)(spelled)
+        compile_text = LLMatcher.grammar_from_regex if param == "regex" else LLMatcher.grammar_from_lark
+        compiled = compile_text(_checked_text(param, value))
     matcher = LLMatcher(_vocabulary(tokenizer), compiled, log_level=0, limits=LLParserLimits(verbose_errors=False))
     return Grammar(matcher, tokenizer, param)
 
@@ -136,17 +135,21 @@ def constrain(
 # schemas
 
 
-def _spell_schema(schema: Any) -> str:
-    """A schema as JSON. TypeError, RequestError: it is not one."""
-    if not isinstance(schema, (Mapping, bool)):
+def _compile_schema(schema: Any) -> str:
+    """A schema as llguidance's grammar. What it cannot express is an error, whatever "x-guidance" in the schema says."""
+    from llguidance import LLMatcher
+
+    if not isinstance(schema, Mapping):
         raise TypeError(f"schema: expected a dict, found {type(schema).__name__}")
+    strict = {"lenient": False, "coerce_one_of": False}
     try:
-        text = json.dumps(dict(schema) if isinstance(schema, Mapping) else schema, allow_nan=False)
+        text = json.dumps(dict(schema), allow_nan=False)
+        compiled: str = LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE}, strict)
     except (TypeError, ValueError, RecursionError) as error:
-        raise RequestError(f"schema: expected values that JSON has, found another: {error}", "schema") from None
+        raise RequestError(f"schema: expected what JSON can express: {_reason(str(error))}", "schema") from None
     for part in _parts(schema):
         _check_counts(part)
-    return text
+    return compiled
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:

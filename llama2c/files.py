@@ -68,7 +68,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: expected JSON, found: {recognise(raw) or error}") from None
+        kind = None if raw.lstrip()[:1] in (b"{", b"[") else recognise(raw)  # it was meant to be JSON
+        raise ModelError(f"{path}: expected JSON, found: {kind or error}") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content

@@ -43,7 +43,7 @@ class Options(SamplerOptions, total=False):
     stop: str | abc.Sequence[str]
     logprobs: int
     logit_bias: Mapping[int, float] | None
-    schema: Mapping[str, Any] | bool | None
+    schema: Mapping[str, Any] | None
     regex: str | None
     grammar: str | None
 
@@ -298,33 +298,25 @@ def generate(transformer: Transformer, cache: KVCache, sequence: Sequence, draft
     """Drive one sequence to its end: a Step for each token, as it is drawn.
 
     The cache holds the positions that the sequence has had fed, none for a new one; more than that are dropped. The last token
-    drawn is not fed. ValueError: the cache holds fewer.
+    drawn is not fed. A drafter guesses in all steps but that of a prompt. ValueError: the cache holds fewer.
     """
     logits = np.empty((1, transformer.config.vocab_size), np.float32)
     row = logits[0]
     while sequence.finish_reason is None:
         if cache.length != sequence.n_fed:
             cache.truncate(sequence.n_fed)
-        if drafter is not None and len(sequence.ids) == sequence.n_fed + 1:
-            rows = _forward_draft(transformer, cache, sequence, drafter)
-            yield from sequence.accept(rows)
-        elif sequence.wanted == 1:  # nearly always: a tiny model makes a step in 15 us, so no array is made for it
+        guesses = drafter if len(sequence.ids) == sequence.n_fed + 1 else None  # not beside a prompt
+        if guesses is not None and (draft := guesses.propose(sequence.ids)):
+            sequence.propose(draft)
+        start = perf_counter()
+        if sequence.wanted == 1:  # nearly always: a tiny model makes a step in 15 us, so no array is made for it
             transformer.forward(sequence.to_feed, cache, out=row)
-            yield from sequence.accept(logits)
+            rows = logits
         else:
-            yield from sequence.accept(transformer.forward(sequence.to_feed, cache, logits=sequence.wanted))
-
-
-def _forward_draft(transformer: Transformer, cache: KVCache, sequence: Sequence, drafter: Drafter) -> Floats:
-    """One step with the guesses that the drafter has, if any: (rows, vocab_size)."""
-    draft = drafter.propose(sequence.ids)
-    if draft:
-        sequence.propose(draft)
-    fed = sequence.to_feed
-    start = perf_counter()
-    rows = transformer.forward(fed, cache, logits=None)
-    drafter.timed(len(fed), perf_counter() - start)
-    return rows
+            rows = transformer.forward(sequence.to_feed, cache, logits=sequence.wanted)
+        if guesses is not None:
+            guesses.timed(len(rows), perf_counter() - start)
+        yield from sequence.accept(rows)
 
 
 def count_common(a: abc.Sequence[int], b: abc.Sequence[int]) -> int:

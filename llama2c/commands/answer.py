@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import RequestError
 from ..llama import Llama, reply_pieces
 from ..requests import Piece
-from ..sampler import SamplerOptions
 from ..text.chat import chat_ids
 from .flags import Arguments, count_positions
 from .printing import stdin, tell_rates
@@ -20,7 +21,7 @@ def read_question(word: str) -> str:
     return question
 
 
-def answer(llama: Llama, arguments: Arguments, options: SamplerOptions, context: int) -> None:
+def answer(llama: Llama, arguments: Arguments, options: dict[str, Any], context: int) -> None:
     """Print the text of llama.chat for the question, and a newline. A note on stderr if the context is what ended it.
 
     context  positions that the question and its answer may fill, if -n does not ask for fewer

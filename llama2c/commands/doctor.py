@@ -304,7 +304,7 @@ PACKAGES = (
     Package("safetensors", "0.4", "hf", "safetensors", "Hugging Face folders"),
     Package("tokenizers", "0.20", "hf", "tokenizers", "tokenizer.json, and the tokenizers of most GGUF files"),
     Package("jinja2", "3.1.6", "hf", "jinja2", "chat templates"),
-    Package("llguidance", "1.8", "json", "llguidance", "JSON schemas, regular expressions and grammars"),
+    Package("llguidance", "1.8", "json", "llguidance", "JSON by a schema, and other constraints"),
     Package("prompt_toolkit", "3.0.30", "chat", "prompt_toolkit", "line editing in a chat"),
     Package("tqdm", "4.60", None, "tqdm", "progress bars"),
     Package("torch", "2.2", None, None, "export from ckpt.pt and from Meta's folders"),

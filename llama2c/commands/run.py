@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import replace
+from pathlib import Path
 from time import time_ns
 
 from .. import __version__, _kernels
 from ..config import DIMENSIONS
-from ..generation import Sequence, generate
+from ..constraints import CONSTRAINTS, constrain
+from ..files import read_file, read_json
+from ..generation import Options, Sequence, generate
 from ..llama import Llama, load
 from ..sampler import Sampler, SamplerOptions
 from ..text.stops import StopStrings
@@ -17,7 +20,7 @@ from .answer import answer, read_question
 from .chat import chat
 from .flags import Arguments, adjust, choose_context, count_positions
 from .printing import SILENT, print_steps, stdin, tell_speed
-from .terminal import put, say
+from .terminal import UsageError, put, say, utf8
 from .trace import TraceWriter, open_trace
 
 
@@ -28,6 +31,7 @@ def run(arguments: Arguments) -> None:
     options = sampling(arguments, seed)
     sampler = Sampler(**options)
     StopStrings(arguments.stop)
+    constraint = read_constraint(arguments)
     if arguments.question is not None:
         arguments.question = read_question(arguments.question)
     llama = load(arguments.model or None, arguments.tokenizer, arguments.threads, kv=arguments.kv)
@@ -41,7 +45,7 @@ def run(arguments: Arguments) -> None:
         if arguments.verbose:
             describe(llama, seed)
         if arguments.question is not None:
-            answer(llama, arguments, options, context)
+            answer(llama, arguments, {**options, **constraint}, context)
             return
         if arguments.mode == "chat":
             from .interactive import has_terminal, interactive  # only a chat needs what it imports
@@ -54,7 +58,7 @@ def run(arguments: Arguments) -> None:
             system = None if arguments.system_prompt is None else os.fsencode(arguments.system_prompt)
             chat(llama, sampler, prompt, system, n_positions, arguments.verbose, arguments.stop)
         else:
-            story(llama, sampler, prompt or b"", n_positions, context, arguments.stop, arguments.verbose)
+            story(llama, sampler, constraint, prompt or b"", n_positions, context, arguments.stop, arguments.verbose)
 
 
 def sampling(arguments: Arguments, seed: int) -> SamplerOptions:
@@ -67,6 +71,25 @@ def sampling(arguments: Arguments, seed: int) -> SamplerOptions:
         "repetition_penalty": arguments.repetition_penalty,
         "seed": seed,
     }
+
+
+def read_constraint(arguments: Arguments) -> Options:
+    """What --schema, --regex or --grammar asks for, as an option of Llama.stream. {} without them.
+
+    UsageError: in a chat, or more than one. ModelError or OSError: a file is not readable, not JSON or not UTF-8.
+    """
+    given = [name for name in CONSTRAINTS if getattr(arguments, name) is not None]
+    if not given:
+        return {}
+    if len(given) > 1:
+        raise UsageError(f"--{given[0]}: cannot be used together with --{given[1]}")
+    if arguments.mode == "chat" and arguments.question is None:
+        raise UsageError(f"--{given[0]}: is for stories and answers, not for a chat")
+    if arguments.schema is not None:
+        return {"schema": read_json(Path(arguments.schema))}
+    if arguments.grammar is not None:
+        return {"grammar": utf8(read_file(arguments.grammar), arguments.grammar)}
+    return {"regex": arguments.regex}
 
 
 def describe(llama: Llama, seed: int) -> None:
@@ -84,7 +107,14 @@ def describe(llama: Llama, seed: int) -> None:
 
 
 def story(
-    llama: Llama, sampler: Sampler, prompt: bytes, n_positions: int, context: int, stop: list[str], verbose: bool
+    llama: Llama,
+    sampler: Sampler,
+    constraint: Options,
+    prompt: bytes,
+    n_positions: int,
+    context: int,
+    stop: list[str],
+    verbose: bool,
 ) -> None:
     """Print the text of the prompt and what follows it, up to a stop string or `n_positions`. The prompt must fit `context`."""
     transformer, tokenizer = llama.transformer, llama.tokenizer
@@ -98,6 +128,7 @@ def story(
         max_tokens=max(0, n_positions - len(ids) + 1),
         stop_tokens=tokenizer.end_ids,
         stop=stop,
+        constraint=constrain(tokenizer, **constraint),  # type: ignore[misc]  # it has only these options
         text_stream=lambda _: text_stream,  # which has the prompt: a character may begin there and end in the first token
     )
     cache = transformer.new_cache(n_positions)

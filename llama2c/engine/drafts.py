@@ -8,7 +8,6 @@ it draws (Sequence.propose), so they change how long a text takes, and never the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import median
 from typing import NamedTuple
 
 from ..generation import Drafter
@@ -16,7 +15,7 @@ from ..transformer import Transformer, count_weights
 
 __all__ = ["Drafter", "Drafts", "StepTimes", "Texts", "choose_length", "drafts_pay"]
 
-LENGTHS = (8, 4, 2)  # of the ends of a text that are looked up, the longest first
+LENGTHS = (2, 4, 8)  # of the ends of a text that are looked up
 MATCHES = (32, 16, 8, 4, 2, 1, 0)  # the least lengths of the classes of matches; after longer ones guesses are right more often
 # Of right guesses in each class, before any was compared: after a match in the own text or in another, and near the last match.
 FIRST_RATES = ((0.97, 0.9, 0.7, 0.4, 0.2, 0.0, 0.0), (0.97, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4))
@@ -64,7 +63,7 @@ class StepTimes:
         kept = [*self._seconds.get(n_rows, ()), seconds][-self.KEPT :]
         self._seconds[n_rows] = kept
         self._last[n_rows] = self._n_steps
-        self._medians = {**self._medians, n_rows: median(kept)}
+        self._medians = {**self._medians, n_rows: sorted(kept)[len(kept) // 2]}
         if self._n_steps % self.FORGOTTEN == 0:
             old = [size for size, last in [*self._last.items()] if last <= self._n_steps - self.FORGOTTEN]
             for size in old:
@@ -112,39 +111,43 @@ def choose_length(rates: Sequence[float], seconds: Sequence[float], n_rows: int 
 # where a text was seen before
 
 
-class Texts:
-    """Ids, and where each of their parts of 8, 4 and 2 was last seen: all that is remembered of it is the place after it.
+def keys_of(ids: Sequence[int], end: int) -> list[int]:
+    """A key for the last 2, 4 and 8 ids before `end`, as far as there are so many.
 
-    Guesses need not be right, so parts are told apart by their hashes alone.
+    It is their hash alone: guesses need not be right.
     """
+    return [hash(tuple(ids[end - length : end])) for length in LENGTHS if length <= end]
+
+
+class Texts:
+    """Ids, and where each of their parts of 2, 4 and 8 was last seen: the place after it is what is remembered."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
-        self._places: tuple[dict[int, int], ...] = tuple({} for _ in LENGTHS)
+        self._places: dict[int, int] = {}  # by the key
 
     def extend(self, ids: Iterable[int]) -> tuple[int, int] | None:
         """Add ids, which takes 1 us for each. The match of their end: (the place after an earlier occurrence, its length)."""
-        own, found = self.ids, None
-        for token in ids:
-            own.append(token)
-            end, found = len(own), None
-            for length, places in zip(LENGTHS, self._places, strict=True):
-                if end >= length:
-                    key = hash(tuple(own[end - length :]))
-                    place = places.get(key)
-                    places[key] = end
-                    if found is None and place is not None:
-                        found = place, length
+        own, places, found = self.ids, self._places, None
+        first = len(own) + 1
+        own.extend(ids)
+        for end in range(first, len(own) + 1):
+            keys = keys_of(own, end)
+            if end == len(own):
+                found = self.find(keys)
+            for key in keys:
+                places[key] = end
         return found
 
-    def find(self, end: Sequence[int]) -> tuple[int, int] | None:
-        """The match of the end of another text, as in extend."""
-        for length, places in zip(LENGTHS, self._places, strict=True):
-            if len(end) >= length:
-                place = places.get(hash(tuple(end[-length:])))
-                if place is not None:
-                    return place, length
-        return None
+    def find(self, keys: Sequence[int]) -> tuple[int, int] | None:
+        """The match of the end of a text that has these keys."""
+        found = None
+        for key, length in zip(keys, LENGTHS, strict=False):
+            place = self._places.get(key)
+            if place is None:
+                break  # a longer end is not there either
+            found = place, length
+        return found
 
     def after(self, place: int, n: int) -> list[int]:
         """n ids from a place on. What is there may be shorter, and is then repeated: [5, 6, 7], place 1, n 3 -> [6, 7, 6]."""
@@ -180,7 +183,10 @@ class Drafts:
 
     def matches(self, end: Sequence[int]) -> list[Match]:
         """Where the end of a text is found in recent ones."""
-        return [Match(texts, *found) for texts in self._recent if (found := texts.find(end)) is not None]
+        if not self._recent[0].ids:
+            return []
+        keys = keys_of(end, len(end))
+        return [Match(texts, *found) for texts in self._recent if (found := texts.find(keys)) is not None]
 
 
 class Match(NamedTuple):
@@ -246,7 +252,7 @@ class TextDrafter:
     def _best(self, ids: Sequence[int], goes_on: Match | None) -> Match | None:
         """The match after which a guess is most often right."""
         found = self._own.extend(ids[len(self._own.ids) :])
-        if goes_on is not None and goes_on.length >= LENGTHS[0]:
+        if goes_on is not None and goes_on.length >= LENGTHS[-1]:
             return goes_on
         matches = [] if goes_on is None else [goes_on]
         matches += [] if found is None else [Match(self._own, *found)]

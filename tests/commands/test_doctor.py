@@ -209,6 +209,7 @@ def test_missing_old_and_broken_packages(versions: dict[str, str], monkeypatch: 
         "safetensors": f"not installed; for Hugging Face folders (extra hf): {install} 'safetensors>=0.4'",
         "tokenizers": "0.20.0rc1, for tokenizer.json, and the tokenizers of most GGUF files",
         "jinja2": f"3.1.5 is too old; for chat templates (extra hf): {install} 'jinja2>=3.1.6'",
+        "llguidance": f"not installed; for JSON by a schema, and other constraints (extra json): {install} 'llguidance>=1.8'",
         "prompt_toolkit": f"not installed; for line editing in a chat (extra chat): {install} 'prompt_toolkit>=3.0.30'",
         "tqdm": f"5.0 cannot be imported (ImportError: no _c); for progress bars: {install} 'tqdm>=4.60' --force-reinstall",
         "torch": "2.2.1+cpu, for export from ckpt.pt and from Meta's folders",
