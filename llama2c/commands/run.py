@@ -17,7 +17,8 @@ from .answer import answer, read_question
 from .chat import chat
 from .flags import Arguments, adjust, choose_context, count_positions
 from .printing import SILENT, print_steps, stdin, tell_speed
-from .terminal import put, say
+from .prompt_cache import PromptCache, check_path
+from .terminal import UsageError, put, say
 from .trace import TraceWriter, open_trace
 
 
@@ -28,6 +29,10 @@ def run(arguments: Arguments) -> None:
     options = sampling(arguments, seed)
     sampler = Sampler(**options)
     StopStrings(arguments.stop)
+    if arguments.prompt_cache is not None:
+        check_path(arguments.prompt_cache)
+        if arguments.trace is not None:
+            raise UsageError("--trace and --prompt-cache cannot be used together: a trace shows what is computed")
     if arguments.question is not None:
         arguments.question = read_question(arguments.question)
     llama = load(arguments.model or None, arguments.tokenizer, arguments.threads, kv=arguments.kv)
@@ -40,21 +45,22 @@ def run(arguments: Arguments) -> None:
             llama.transformer.observer = TraceWriter(stack.enter_context(open_trace(arguments.trace)))
         if arguments.verbose:
             describe(llama, seed)
+        prompt_cache = stack.enter_context(PromptCache(llama, arguments.prompt_cache, arguments.verbose))
         if arguments.question is not None:
-            answer(llama, arguments, options, context)
+            answer(llama, arguments, options, context, prompt_cache)
             return
         if arguments.mode == "chat":
             from .interactive import has_terminal, interactive  # only a chat needs what it imports
 
             if has_terminal():
-                interactive(llama, replace(arguments, seed=seed))
+                interactive(llama, replace(arguments, seed=seed), prompt_cache)
                 return
         n_positions = count_positions(arguments.steps, context)
         if arguments.mode == "chat":
             system = None if arguments.system_prompt is None else os.fsencode(arguments.system_prompt)
-            chat(llama, sampler, prompt, system, n_positions, arguments.verbose, arguments.stop)
+            chat(llama, sampler, prompt, system, n_positions, prompt_cache, arguments.verbose, arguments.stop)
         else:
-            story(llama, sampler, prompt or b"", n_positions, context, arguments.stop, arguments.verbose)
+            story(llama, sampler, prompt or b"", n_positions, context, prompt_cache, arguments.stop, arguments.verbose)
 
 
 def sampling(arguments: Arguments, seed: int) -> SamplerOptions:
@@ -84,7 +90,14 @@ def describe(llama: Llama, seed: int) -> None:
 
 
 def story(
-    llama: Llama, sampler: Sampler, prompt: bytes, n_positions: int, context: int, stop: list[str], verbose: bool
+    llama: Llama,
+    sampler: Sampler,
+    prompt: bytes,
+    n_positions: int,
+    context: int,
+    prompt_cache: PromptCache,
+    stop: list[str],
+    verbose: bool,
 ) -> None:
     """Print the text of the prompt and what follows it, up to a stop string or `n_positions`. The prompt must fit `context`."""
     transformer, tokenizer = llama.transformer, llama.tokenizer
@@ -106,6 +119,7 @@ def story(
         transformer.forward(ids[:n_positions], cache)
         put("\n")
         return
+    prompt_cache.begin(sequence, cache)
     timing = print_steps(generate(transformer, cache, sequence), len(ids))
     put("\n")
     if verbose:
