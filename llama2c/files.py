@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import FileError, ModelError, file_error, not_found
 
@@ -60,6 +60,22 @@ def file_size(path: str | os.PathLike[str]) -> int:
         kind = "directory" if stat.S_ISDIR(status.st_mode) else "special file"
         raise ModelError(f"{name}: expected a regular file, found a {kind}")
     return status.st_size
+
+
+class FileState(NamedTuple):
+    """What differs after a file was changed or replaced, even if its size is the same and its old time was set again."""
+
+    path: str  # absolute
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def file_state(path: str | os.PathLike[str]) -> FileState:
+    """The state of a file now. OSError, ValueError: the system does not say."""
+    status = os.stat(path)
+    return FileState(os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def read_json(path: Path) -> dict[str, Any]:

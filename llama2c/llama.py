@@ -76,6 +76,24 @@ class Llama:
         self.transformer = transformer
         self.tokenizer = tokenizer
         self._drafts = Drafts(0) if drafts and drafts_pay(transformer) else None
+        self._fingerprint: str | None = None
+
+    def __reduce__(self) -> tuple[type[Llama], tuple[Transformer, Tokenizer, bool]]:
+        return type(self), (self.transformer, self.tokenizer, self._drafts is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits. Models with the same give the same bytes for the same request, seed and date.
+
+        The order of all sums, fused or generic arithmetic, the type of the cache, the shape, the weights, the tokenizer and the
+        chat template decide it. The first time, all weights are read, 10 GB in a few seconds; the result is remembered in the
+        cache folder until the file changes.
+        """
+        if self._fingerprint is None:
+            from .fingerprint import fingerprint  # a story needs neither this nor what it imports
+
+            self._fingerprint = fingerprint(self.transformer, self.tokenizer)
+        return self._fingerprint
 
     def __repr__(self) -> str:
         return f"Llama({self.transformer.config}, n_threads={self.transformer.n_threads})"

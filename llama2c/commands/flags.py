@@ -37,6 +37,7 @@ class Arguments:
     mode: str = "generate"
     system_prompt: str | None = None
     threads: int | None = None
+    prompt_cache: str | None = None
     trace: str | None = None
     verbose: bool = False
     version: bool = False
@@ -104,6 +105,7 @@ FLAGS = (
     Flag("-m", "--mode", "MODE", _one_of(CHOICES["MODE"]), "generate or chat (default generate)"),
     Flag("-y", "--system-prompt", "TEXT", str, "the system prompt of a chat or an answer"),
     Flag("", "--threads", "N", _integer, "default: OMP_NUM_THREADS, else the fastest number"),
+    Flag("", "--prompt-cache", "FILE", str, "keep computed prompts here, for a faster start"),
     Flag("", "--trace", "FILE", str, "write what passes through the model, to compare"),
     Flag("-v", "--verbose", "", str, "print shape, threads, instruction set and speeds"),
     Flag("", "--version", "", str, "print the version"),

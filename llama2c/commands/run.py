@@ -20,6 +20,7 @@ from .answer import answer, read_question
 from .chat import chat
 from .flags import Arguments, adjust, choose_context, count_positions
 from .printing import SILENT, print_steps, stdin, tell_speed
+from .prompt_cache import PromptCache, check_path
 from .terminal import UsageError, put, say, utf8
 from .trace import TraceWriter, open_trace
 
@@ -32,6 +33,10 @@ def run(arguments: Arguments) -> None:
     sampler = Sampler(**options)
     StopStrings(arguments.stop)
     constraint = read_constraint(arguments)
+    if arguments.prompt_cache is not None:
+        check_path(arguments.prompt_cache)
+        if arguments.trace is not None:
+            raise UsageError("--trace and --prompt-cache cannot be used together: a trace shows what is computed")
     if arguments.question is not None:
         arguments.question = read_question(arguments.question)
     llama = load(arguments.model or None, arguments.tokenizer, arguments.threads, kv=arguments.kv)
@@ -44,21 +49,24 @@ def run(arguments: Arguments) -> None:
             llama.transformer.observer = TraceWriter(stack.enter_context(open_trace(arguments.trace)))
         if arguments.verbose:
             describe(llama, seed)
+        prompt_cache = stack.enter_context(PromptCache(llama, arguments.prompt_cache, arguments.verbose))
         if arguments.question is not None:
-            answer(llama, arguments, {**options, **constraint}, context)
+            answer(llama, arguments, {**options, **constraint}, context, prompt_cache)
             return
         if arguments.mode == "chat":
             from .interactive import has_terminal, interactive  # only a chat needs what it imports
 
             if has_terminal():
-                interactive(llama, replace(arguments, seed=seed))
+                interactive(llama, replace(arguments, seed=seed), prompt_cache)
                 return
         n_positions = count_positions(arguments.steps, context)
         if arguments.mode == "chat":
             system = None if arguments.system_prompt is None else os.fsencode(arguments.system_prompt)
-            chat(llama, sampler, prompt, system, n_positions, arguments.verbose, arguments.stop)
+            chat(llama, sampler, prompt, system, n_positions, prompt_cache, arguments.verbose, arguments.stop)
         else:
-            story(llama, sampler, constraint, prompt or b"", n_positions, context, arguments.stop, arguments.verbose)
+            story(
+                llama, sampler, constraint, prompt or b"", n_positions, context, prompt_cache, arguments.stop, arguments.verbose
+            )
 
 
 def sampling(arguments: Arguments, seed: int) -> SamplerOptions:
@@ -113,6 +121,7 @@ def story(
     prompt: bytes,
     n_positions: int,
     context: int,
+    prompt_cache: PromptCache,
     stop: list[str],
     verbose: bool,
 ) -> None:
@@ -137,6 +146,7 @@ def story(
         transformer.forward(ids[:n_positions], cache)
         put("\n")
         return
+    prompt_cache.begin(sequence, cache)
     timing = print_steps(generate(transformer, cache, sequence), len(ids))
     put("\n")
     if verbose:

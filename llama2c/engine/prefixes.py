@@ -115,12 +115,12 @@ class Prefixes:
         self._check(cache)
         if cache.length:
             raise ValueError(f"cache: expected an empty one, found {cache.length} positions")
-        path, n = self._walk(ids[: min(len(ids) - 1, cache.max_length)])
+        wanted = ids[: max(0, min(len(ids) - 1, cache.max_length))]
+        path, n = self._walk(wanted)
+        while not all(map(self._is_readable, path)):  # one was damaged and is gone: another way may be the longest now
+            path, n = self._walk(wanted)
         parts: list[Positions] = []
         for i, node in enumerate(path):
-            if not self._is_readable(node):
-                del path[i:]
-                break
             keys, values = self._views(node)
             used = min(len(node.ids), n - i * KEY_BLOCK)
             parts.append((keys[..., :used], values[:, :, :used]))
@@ -247,8 +247,7 @@ class Prefixes:
         OSError, one line: it cannot be written, or there is a file of another kind at that path.
         """
         path = Path(os.path.realpath(path))
-        if exists(path) and not is_replaceable(path):
-            raise ExistingFileError(errno.EEXIST, "expected a new file or saved prefixes, found another file", str(path))
+        check_replaceable(path)
         for node in list(self._order):
             if node in self._order:  # else a damaged node above it has taken it along
                 self._is_readable(node)
@@ -383,10 +382,11 @@ class PrefixFile:
         return np.frombuffer(data, np.uint8)
 
 
-def is_replaceable(path: Path) -> bool:
-    """Whether a file is empty or has saved prefixes, damaged or not."""
-    start = read_start(path)
-    return not start or start.startswith(MAGIC)
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """OSError or ModelError, one line: there is a file that is neither empty nor has saved prefixes, damaged or not."""
+    start = read_start(path) if exists(path) else b""
+    if start and not start.startswith(MAGIC):
+        raise ExistingFileError(errno.EEXIST, "expected a new file or saved prefixes, found another file", os.fspath(path))
 
 
 def blocks(ids: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
