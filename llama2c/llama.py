@@ -6,7 +6,9 @@ Every request has its own cache and its own Sequence, so requests never influenc
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -24,6 +26,9 @@ from .transformer import KVCache, KVType, Transformer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # for type checkers alone; typing has it from Python 3.11
+
+    from .engine.prefixes import Prefixes
+
 
 def load(
     path: str | os.PathLike[str] | None = None,
@@ -77,6 +82,8 @@ class Llama:
         self.tokenizer = tokenizer
         self._drafts = Drafts(0) if drafts and drafts_pay(transformer) else None
         self._fingerprint: str | None = None
+        self._chats: Prefixes | None = None
+        self._chat_lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Llama], tuple[Transformer, Tokenizer, bool]]:
         return type(self), (self.transformer, self.tokenizer, self._drafts is not None)
@@ -215,11 +222,14 @@ class Llama:
         now               the date that the template sees; None: today
         options           those of stream
 
+        A reply to a longer conversation does not compute the earlier turns again, unless they are forgotten: the last few
+        conversations are kept, in up to an eighth of the memory there is.
+
         Warns (RuntimeWarning) if a template was looked for and there is none. RequestError: the messages or template_options
         are not as they must be; ModelError: the template is broken or refuses them; OSError: Jinja2 is not installed.
         """
         sequence = self.sequence(chat_ids(self.tokenizer, messages, template_options, now), **options)
-        pieces = reply_pieces(self, sequence, self.transformer.new_cache(sequence.n_positions))
+        pieces = self._reply(sequence, self.transformer.new_cache(sequence.n_positions))
         return pieces if stream else _completion(pieces, sequence)
 
     def score(self, text: str | bytes, *, stride: int | None = None) -> Score:
@@ -240,6 +250,38 @@ class Llama:
         """The pieces of a sequence on a cache of its own, which is made now."""
         steps = generate(self.transformer, self.transformer.new_cache(sequence.n_positions), sequence, self.drafter())
         return _pieces(steps, PieceMaker(sequence.n_prompt))
+
+    def _reply(self, sequence: generation.Sequence, cache: KVCache) -> Iterator[Piece]:
+        """The pieces of a reply. What earlier conversations have in common with this one is not computed again."""
+        with self._remembered() as known:
+            if known is not None:
+                sequence.n_fed = known.fill(cache, sequence.ids)
+        try:
+            yield from reply_pieces(self, sequence, cache)
+        finally:
+            with self._remembered() as known:
+                if known is not None:
+                    known.add(sequence.ids[: min(cache.length, sequence.n_fed)], cache)
+
+    @contextmanager
+    def _remembered(self) -> Iterator[Prefixes | None]:
+        """What was computed for conversations; None: another thread uses it, or an observer wants to see every token computed.
+
+        No thread waits here, so that nothing hangs after a fork, or where a garbage collector ends a reply. Without memory
+        for a copy, the positions are computed.
+        """
+        if self.transformer.observer is not None or not self._chat_lock.acquire(blocking=False):
+            yield None
+            return
+        try:
+            if self._chats is None:
+                from .engine.prefixes import Prefixes, default_bytes  # a story needs neither this nor what it imports
+
+                self._chats = Prefixes(self.transformer, default_bytes())
+            with suppress(MemoryError):
+                yield self._chats
+        finally:
+            self._chat_lock.release()
 
     def drafter(self) -> Drafter | None:
         """Guesses the tokens of one request. None: guesses are off, would not pay, or an observer would see wrong ones."""

@@ -10,21 +10,22 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import date
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from ..errors import RequestError, check_int
+from ..fingerprint import fingerprint as compute_fingerprint
 from ..generation import Options
 from ..limits import usable_memory
 from ..requests import Completion, Piece, Prompt, check_options, is_conversation, new_request
 from ..sampler import seed_of_sample
 from .drafts import Drafts, drafts_pay
 from .many import OnError, check_arguments, completions
-from .prefixes import Prefixes
+from .prefixes import Prefixes, default_bytes
 from .request import Request, Task
-from .worker import CLOSED, Cancel, Close, Stats, Worker
+from .worker import CLOSED, Call, Cancel, Close, Stats, Worker
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
     from ..transformer import Transformer
 
+T = TypeVar("T")
 MOST_SEQUENCES = 1024  # more is a typing error
 CACHE_SHARE = 2  # caches may take one part in so many of the memory there is
-PREFIX_SHARE = 8
 
 
 class Model(Protocol):
@@ -68,10 +69,11 @@ class Engine:
         drafts: bool = True,
     ) -> None:
         self._transformer, self._tokenizer = llama.transformer, llama.tokenizer
-        memory = usable_memory()
         self.max_sequences: int = check_int("max_sequences", max_sequences, 1, MOST_SEQUENCES)
-        self.cache_bytes: int = check_int("cache_bytes", memory // CACHE_SHARE if cache_bytes is None else cache_bytes, 1)
-        self.prefix_bytes: int = check_int("prefix_bytes", memory // PREFIX_SHARE if prefix_bytes is None else prefix_bytes, 0)
+        self.cache_bytes: int = check_int(
+            "cache_bytes", usable_memory() // CACHE_SHARE if cache_bytes is None else cache_bytes, 1
+        )
+        self.prefix_bytes: int = check_int("prefix_bytes", default_bytes() if prefix_bytes is None else prefix_bytes, 0)
         self._prefixes = Prefixes(self._transformer, self.prefix_bytes) if self.prefix_bytes else None
         guesses = Drafts() if drafts and drafts_pay(self._transformer) else None
         self._arrivals = itertools.count()
@@ -152,6 +154,23 @@ class Engine:
             requests.append(self._submit(prompt, template_options, now, own))
         return requests
 
+    def save_prefixes(self, path: str | os.PathLike[str]) -> None:
+        """Write what is remembered of earlier requests to a file, which another engine with the same model can load.
+
+        The file is replaced when the new one is complete. OSError, one line: it cannot be written, or there is a file of
+        another kind at that path.
+        """
+        fingerprint = compute_fingerprint(self._transformer, self._tokenizer)
+        self._call(lambda: None if self._prefixes is None else self._prefixes.save(path, fingerprint))
+
+    def load_prefixes(self, path: str | os.PathLike[str]) -> int:
+        """Remember what such a file has, as far as there is room. Returns how many positions are known now.
+
+        A file of another model, cut or damaged adds nothing (RuntimeWarning), and no file is as good as an empty one.
+        """
+        fingerprint = compute_fingerprint(self._transformer, self._tokenizer)
+        return self._call(lambda: 0 if self._prefixes is None else self._prefixes.load(path, fingerprint))
+
     async def stream(
         self,
         prompt: Prompt,
@@ -194,6 +213,16 @@ class Engine:
             task.finish("cancelled")
             raise RuntimeError(CLOSED)
         return Request(self, task)
+
+    def _call(self, call: Callable[[], T]) -> T:
+        """Have the thread call something between two steps. RuntimeError: the engine is closed."""
+        self._check_process(os.getpid())
+        command: Call[T] = Call(call)
+        if not self._worker.closed:
+            self._worker.commands.put(command)
+        if self._worker.closed:
+            command.end()
+        return command.wait()
 
     def _cancel(self, task: Task) -> None:
         if os.getpid() == self._pid:

@@ -34,6 +34,7 @@ from ..fingerprint import arithmetic
 from ..formats.content import open_file
 from ..formats.writer import replacing
 from ..generation import count_common
+from ..limits import usable_memory
 from ..transformer import KVCache, Positions, Transformer
 
 NODE_BYTES = 1024  # what a node takes besides its keys and values, about
@@ -71,6 +72,11 @@ class Stored(NamedTuple):
     file: PrefixFile
     offset: int
     checksum: int
+
+
+def default_bytes() -> int:
+    """How much memory prefixes may take where nobody says: an eighth of what there is now."""
+    return usable_memory() // 8
 
 
 class Prefixes:

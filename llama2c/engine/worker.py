@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from ..generation import count_common
 from ..sampler import Draw, Drawer
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .drafts import Drafts
     from .prefixes import Prefixes
 
+T = TypeVar("T")
 CLOSED = "engine: it is closed"
 LEAST_SHARED = 16  # positions that are worth waiting for, or copying
 
@@ -66,18 +67,18 @@ class Cancel(NamedTuple):
     task: Task
 
 
-class Call:
+class Call(Generic[T]):
     """The command to call something in the thread, between two steps. wait() gives what comes of it."""
 
-    def __init__(self, call: Callable[[], object]) -> None:
+    def __init__(self, call: Callable[[], T]) -> None:
         self._call = call
         self._done = threading.Event()
-        self._result: object = None
-        self._error: Exception | None = RuntimeError(CLOSED)
+        self._result: list[T] = []
+        self._error: Exception = RuntimeError(CLOSED)
 
     def run(self) -> None:
         try:
-            self._result, self._error = self._call(), None
+            self._result.append(self._call())
         except Exception as error:
             self._error = error
         self.end()
@@ -85,15 +86,15 @@ class Call:
     def end(self) -> None:
         self._done.set()
 
-    def wait(self) -> object:
+    def wait(self) -> T:
         """What the call returned; what it raised is raised."""
         self._done.wait()
-        if self._error is not None:
+        if not self._result:
             raise self._error
-        return self._result
+        return self._result[0]
 
 
-Command: TypeAlias = "Task | Cancel | Call | type[Close]"
+Command: TypeAlias = "Task | Cancel | Call[Any] | type[Close]"
 
 
 class Worker:
@@ -220,7 +221,7 @@ class Worker:
             try:
                 task.new_cache()
                 self._copy_prefix(task)
-            except MemoryError as error:
+            except Exception as error:  # no memory; or a warning about a damaged file, where warnings are errors
                 self._finish(task, "error", error)
                 continue
             if not task.pieces:
