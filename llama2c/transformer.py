@@ -6,7 +6,6 @@ This module owns shapes, buffers and threads; the arithmetic is in _kernels, and
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -96,8 +95,12 @@ class KVCache:
 
     def reserve(self, n_positions: int) -> None:
         """Allocate the memory for n_positions now, at most max_length. MemoryError: there is too little; nothing changed."""
-        with self._claimed():
+        claim = _kernels.Claim()
+        try:
+            claim.take([self._buffer])
             self._make_room(min(n_positions, self.max_length))
+        finally:
+            claim.release()
 
     def copy_from(self, other: KVCache, length: int) -> None:
         """Take over the first `length` positions of a cache of the same model, in place of what is here.
@@ -106,12 +109,16 @@ class KVCache:
         """
         if not 0 <= length <= min(other.length, self.max_length):
             raise RequestError(f"length: expected 0 to {min(other.length, self.max_length)}, found {length}", "length")
-        with self._claimed(other):
+        claim = _kernels.Claim()
+        try:
+            claim.take([self._buffer, other._buffer])
             self._make_room(length)
             own, theirs, n_blocks = self._buffer, other._buffer, -(-length // KEY_BLOCK)
             own.keys[:, :, :n_blocks] = theirs.keys[:, :, :n_blocks]
             own.values[:, :, :length] = theirs.values[:, :, :length]
             own.length = length
+        finally:
+            claim.release()
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on, to go on from an earlier one. ValueError: there are not so many."""
@@ -124,9 +131,13 @@ class KVCache:
         """A cache of its own with the same positions, to go on in another way. ValueError: a step uses this one now."""
         forked = KVCache.__new__(KVCache)
         forked.max_length, forked.kv, forked._first = self.max_length, self.kv, self._first
-        with self._claimed():
+        claim = _kernels.Claim()
+        try:
+            claim.take([self._buffer])
             forked._buffer = _kernels.KVBuffer(*self._copied(self._buffer.values.shape))
             forked._buffer.length = self.length
+        finally:
+            claim.release()
         return forked
 
     def __copy__(self) -> KVCache:
@@ -151,44 +162,44 @@ class KVCache:
         ValueError: they are of another model or type, there are more than the cache has room for, a part would be in two
         blocks, or a step uses the cache; MemoryError. Then the cache is as it was.
         """
-        with self._claimed():
-            n_layers, n_kv_heads, _, head_size = self._buffer.values.shape
-            stop = self.length
-            places = []
-            for keys, values in parts:
-                start, n = stop, values.shape[2]
-                stop += n
-                shapes = (n_layers, n_kv_heads, head_size, n), (n_layers, n_kv_heads, n, head_size)
-                if (keys.shape, values.shape) != shapes or not keys.dtype == values.dtype == self._buffer.values.dtype:
-                    expected = f"expected {self.kv} arrays {shapes[0]} and {shapes[1]}"
-                    raise ValueError(f"parts: {expected}, found {keys.dtype} {keys.shape} and {values.dtype} {values.shape}")
-                if n < 1 or start // KEY_BLOCK != (stop - 1) // KEY_BLOCK:
-                    raise ValueError(f"parts: expected positions of one block of {KEY_BLOCK}, found {start} to {stop - 1}")
-                places.append((start, stop))
-            if stop > self.max_length:
-                raise ValueError(f"parts: expected up to {self.max_length - self.length} positions, found {stop - self.length}")
-            self._make_room(stop)
+        claim = _kernels.Claim()
+        try:
+            claim.take([self._buffer])
+            places = self._places(parts)
+            n = sum(stop - start for start, stop in places)
+            self._make_room(self.length + n)
             for (keys, values), place in zip(parts, places, strict=True):
                 own_keys, own_values = self._views(*place)
                 own_keys[...] = keys
                 own_values[...] = values
-            self._buffer.length = stop
+            claim.advance([n])
+        finally:
+            claim.release()
+
+    def _places(self, parts: Sequence[Positions]) -> list[tuple[int, int]]:
+        """Where the positions of each part begin and end, when they are appended. ValueError: they cannot be."""
+        n_layers, n_kv_heads, _, head_size = self._buffer.values.shape
+        places = []
+        stop = self.length
+        for keys, values in parts:
+            start, n = stop, values.shape[2]
+            stop += n
+            shapes = (n_layers, n_kv_heads, head_size, n), (n_layers, n_kv_heads, n, head_size)
+            if (keys.shape, values.shape) != shapes or not keys.dtype == values.dtype == self._buffer.values.dtype:
+                expected = f"expected {self.kv} arrays {shapes[0]} and {shapes[1]}"
+                raise ValueError(f"parts: {expected}, found {keys.dtype} {keys.shape} and {values.dtype} {values.shape}")
+            if n < 1 or start // KEY_BLOCK != (stop - 1) // KEY_BLOCK:
+                raise ValueError(f"parts: expected positions of one block of {KEY_BLOCK}, found {start} to {stop - 1}")
+            places.append((start, stop))
+        if stop > self.max_length:
+            raise ValueError(f"parts: expected up to {self.max_length - self.length} positions, found {stop - self.length}")
+        return places
 
     def _views(self, start: int, stop: int) -> Positions:
         """Of positions of one block, filled or not."""
         block, first = divmod(start, KEY_BLOCK)
         keys = self._buffer.keys[:, :, block, :, first : first + stop - start]
         return keys, self._buffer.values[:, :, start:stop]
-
-    @contextlib.contextmanager
-    def _claimed(self, *others: KVCache) -> Iterator[None]:
-        """No step may use the cache, and these others, meanwhile. ValueError: one does already."""
-        claim = _kernels.Claim()
-        try:
-            claim.take([self._buffer, *(other._buffer for other in others)])
-            yield
-        finally:
-            claim.release()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a KVCache cannot be pickled: compute it again from its ids")

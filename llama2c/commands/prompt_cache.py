@@ -32,6 +32,7 @@ class PromptCache:
         self._llama, self._path, self._verbose = llama, path, verbose
         self._prefixes: Prefixes | None = None
         self._last: tuple[Sequence, KVCache] | None = None
+        self._damaged = False  # whether the file was found to be
         if path is not None:
             from ..engine.prefixes import Prefixes  # most runs need neither this nor what it imports
 
@@ -48,7 +49,7 @@ class PromptCache:
         sequence, cache = self._last
         ids = sequence.ids[: min(sequence.n_prompt, sequence.n_fed, cache.length)]
         try:
-            if self._prefixes.find([*ids, 0]) < ENOUGH * len(ids):
+            if self._damaged or self._prefixes.find([*ids, 0]) < ENOUGH * len(ids):
                 self._prefixes.add(ids, cache)
                 self._prefixes.save(self._path, self._llama.fingerprint)
         except (OSError, ValueError, MemoryError) as error:
@@ -58,7 +59,9 @@ class PromptCache:
         """Take what is known of the prompt of a sequence that has not begun into its cache, if that is empty."""
         self._last = sequence, cache
         if self._prefixes is not None and not cache.length:
+            expected = self._prefixes.find(sequence.ids)
             sequence.n_fed = self._prefixes.fill(cache, sequence.ids)
+            self._damaged = sequence.n_fed < expected
             if self._verbose:
                 say(f"prompt cache: {sequence.n_fed} of {sequence.n_prompt} tokens were computed before")
 

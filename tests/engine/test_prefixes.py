@@ -1,4 +1,4 @@
-"""Prefixes: what is copied has the bits of what is computed, the byte limit, what is forgotten first, and files of every kind."""
+"""Prefixes: copied positions have the bits of computed ones; the byte limit, what is forgotten first, files of every kind."""
 
 from __future__ import annotations
 
@@ -186,6 +186,13 @@ def test_what_is_remembered_is_a_copy(model: Transformer) -> None:
 # against a plain model: a dict from the ids of each node's text to when it was used
 
 
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n
+
+
 class Plain:
     """The same rules without a tree: every node is the tuple of all ids up to its end."""
 
@@ -198,7 +205,7 @@ class Plain:
         return sum(size((len(node) - 1) % 16 + 1) for node in self.used)
 
     def find(self, ids: tuple[int, ...]) -> int:
-        return max((len(os.path.commonprefix([node, ids[:-1]])) for node in self.used), default=0)
+        return max((common(node, ids[:-1]) for node in self.used), default=0)
 
     def touch(self, path: list[tuple[int, ...]]) -> None:
         self.clock += 1
@@ -237,7 +244,7 @@ class Plain:
 
 
 words = st.lists(st.sampled_from([[7], [8], [7] * 15, text(16), text(17, 1), text(33, 2)]), min_size=1, max_size=4)
-texts = words.map(lambda parts: tuple(sum(parts, []))[:60])
+texts = words.map(lambda parts: tuple(id for part in parts for id in part)[:60])
 steps = st.lists(st.tuples(st.sampled_from(["add", "fill"]), texts), max_size=12)
 
 
