@@ -28,7 +28,7 @@ from .transformer import KVCache, KVType, Transformer, count_weights
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # for type checkers alone; typing has it from Python 3.11
 
-LEAST_WEIGHTS = 500_000  # a smaller model makes a token in the time in which a guess is looked up
+LEAST_WEIGHTS = 4_000_000  # a smaller model makes a token in so little time that looking for guesses takes some percent of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ class Llama:
         return generate(self.transformer, self.transformer.new_cache(sequence.n_positions), sequence, self.drafter())
 
     def drafter(self) -> Drafter | None:
-        """Guesses the tokens of one request. None: guesses are off, would not pay, or an observer would see wrong ones."""
+        """Guesses the tokens of one request. None: guesses are off, the model is tiny, or an observer would see wrong ones."""
         return None if self._drafts is None or self.transformer.observer is not None else self._drafts.drafter()
 
 
