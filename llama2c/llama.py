@@ -284,7 +284,7 @@ class Llama:
             self._chat_lock.release()
 
     def drafter(self) -> Drafter | None:
-        """Guesses the tokens of one request. None: guesses are off, would not pay, or an observer would see wrong ones."""
+        """Guesses the tokens of one request. None: guesses are off, the model is tiny, or an observer would see wrong ones."""
         return None if self._drafts is None or self.transformer.observer is not None else self._drafts.drafter()
 
 

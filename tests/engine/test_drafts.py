@@ -290,23 +290,34 @@ def test_texts_and_log_probabilities_are_the_same(seed: int) -> None:
     assert n_saved > 0 or len(expected[0]) < 10
 
 
-def test_a_real_model_says_the_same() -> None:
-    llama, other = llama2c.load(), llama2c.load(drafts=False)
-    assert llama.drafter() is not None and other.drafter() is None
+@pytest.fixture
+def guessing(monkeypatch: pytest.MonkeyPatch) -> llama2c.Llama:
+    """The bundled model, with guesses although it is tiny."""
+    assert llama2c.load().drafter() is None
+    monkeypatch.setattr("llama2c.llama.LEAST_WEIGHTS", 0)
+    return llama2c.load()
+
+
+def test_a_real_model_says_the_same(guessing: llama2c.Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(StepTimes, "expected", lambda times, n_rows, n_sizes: [1.0] * n_sizes)  # as if rows cost nothing
+    monkeypatch.setattr(StepTimes, "add", lambda times, n_rows, seconds: sizes.append(n_rows))
+    other = llama2c.load(drafts=False)
+    assert other.drafter() is None
     for options in ({"temperature": 0.0}, {"temperature": 0.6, "seed": 3, "repetition_penalty": 1.1}):
         asked: Any = {"prompt": "Tom ran. Tom ran. Tom ran.", "max_tokens": 80, "logprobs": 2, **options}
-        found, expected = llama.generate(**asked), other.generate(**asked)
+        found, expected = guessing.generate(**asked), other.generate(**asked)
         assert (found.tokens, found.logprobs, found.top_logprobs) == (expected.tokens, expected.logprobs, expected.top_logprobs)
+    assert max(sizes) > 4 and min(sizes) == 1
 
 
-def test_an_observer_sees_no_guess() -> None:
-    llama = llama2c.load()
-    llama.transformer.observer = lambda step: None
-    assert llama.drafter() is None
+def test_an_observer_sees_no_guess(guessing: llama2c.Llama) -> None:
+    assert guessing.drafter() is not None
+    guessing.transformer.observer = lambda step: None
+    assert guessing.drafter() is None
 
 
-def test_copies_of_a_llama() -> None:
-    llama = llama2c.load()
-    for other in (copy.copy(llama), copy.deepcopy(llama), pickle.loads(pickle.dumps(llama))):
+def test_copies_of_a_llama(guessing: llama2c.Llama) -> None:
+    for other in (copy.copy(guessing), copy.deepcopy(guessing), pickle.loads(pickle.dumps(guessing))):
         assert other.drafter() is not None
-        assert other.generate("Once", seed=1, max_tokens=5).tokens == llama.generate("Once", seed=1, max_tokens=5).tokens
+        assert other.generate("Once", seed=1, max_tokens=5).tokens == guessing.generate("Once", seed=1, max_tokens=5).tokens
