@@ -32,12 +32,16 @@ if _typing.TYPE_CHECKING:
     from .config import Config, RopeScaling
     from .conversion import export
     from .downloads import download
+    from .engine.engine import Engine
+    from .engine.request import Request
     from .errors import ModelError, RequestError
     from .formats.checkpoint import Checkpoint
-    from .llama import Completion, Llama, Piece, load
+    from .llama import Llama, load
+    from .requests import Completion, Piece
     from .sampler import Sampler
     from .scoring import Score
     from .tensors import BFloat16Tensor, BlockTensor, Layers, QuantizedTensor
+    from .text.chat import chat_ids
     from .text.tokenizer import Tokenizer
     from .transformer import KVCache, Transformer
 
@@ -46,20 +50,23 @@ _HOMES = {
     "BFloat16Tensor": "tensors",
     "BlockTensor": "tensors",
     "Checkpoint": "formats.checkpoint",
-    "Completion": "llama",
+    "Completion": "requests",
     "Config": "config",
+    "Engine": "engine.engine",
     "KVCache": "transformer",
     "Layers": "tensors",
     "Llama": "llama",
     "ModelError": "errors",
-    "Piece": "llama",
+    "Piece": "requests",
     "QuantizedTensor": "tensors",
+    "Request": "engine.request",
     "RequestError": "errors",
     "RopeScaling": "config",
     "Sampler": "sampler",
     "Score": "scoring",
     "Tokenizer": "text.tokenizer",
     "Transformer": "transformer",
+    "chat_ids": "text.chat",
     "download": "downloads",
     "export": "conversion",
     "load": "llama",
@@ -116,12 +123,14 @@ __all__ = [
     "Checkpoint",
     "Completion",
     "Config",
+    "Engine",
     "KVCache",
     "Layers",
     "Llama",
     "ModelError",
     "Piece",
     "QuantizedTensor",
+    "Request",
     "RequestError",
     "RopeScaling",
     "Sampler",
@@ -129,6 +138,7 @@ __all__ = [
     "Tokenizer",
     "Transformer",
     "build_info",
+    "chat_ids",
     "download",
     "export",
     "load",

@@ -129,4 +129,15 @@ def sample(
     min_p: float,
     coin: float,
 ) -> int: ...
+def draw_rows(
+    rows: list[_Floats],
+    firsts: NDArray[np.int64],
+    guesses: NDArray[np.int64],
+    coins: _Floats,
+    options: _Floats,
+    top_k: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    probs: _Floats,
+    candidates: NDArray[np.uint64],
+) -> None: ...
 def logprobs(logits: _Floats, out: _Floats) -> None: ...

@@ -1400,6 +1400,73 @@ def sample(const float[::1] logits not None, float[::1] probs not None, uint64_t
     return token
 
 
+cdef struct Draws:
+    # Rows of logits of several requests, each with its own options. The rows of one request are drawn from in order.
+    int64_t n                    # tokens
+    const float **rows
+    const int64_t *firsts        # (requests + 1,) the number of the first row of each
+    const int64_t *guesses       # (rows,) after a token that is not the guess of its row, no more rows of a request are drawn from
+    const float *coins           # (rows,)
+    const float *options         # (requests, 3): temperature, top_p, min_p
+    const int64_t *top_k         # (requests,)
+    int64_t *tokens              # OUT (rows,) -1: the logits are not a distribution, -2: not drawn
+
+
+cdef void draw_request(const Draws *d, int64_t request, float *probs, Candidate *candidates) noexcept nogil:
+    """Draw the tokens of one request. SCRATCH probs (n,), candidates (2 n,)."""
+    cdef const float *options = d.options + 3 * request
+    cdef int64_t row
+    cdef bint right = True
+    for row in range(d.firsts[request], d.firsts[request + 1]):
+        d.tokens[row] = -2
+        if right:
+            d.tokens[row] = draw(d.rows[row], probs, candidates, d.n, options[0], options[1], d.top_k[request], options[2],
+                                 d.coins[row])
+            right = d.tokens[row] == d.guesses[row]
+
+
+def draw_rows(list rows not None, const int64_t[::1] firsts not None, const int64_t[::1] guesses not None,
+              const float[::1] coins not None, const float[:, ::1] options not None, const int64_t[::1] top_k not None,
+              int64_t[::1] tokens not None, float[:, ::1] probs not None, uint64_t[:, ::1] candidates not None):
+    """The tokens of several requests at once, on as many threads as there is scratch for: as sample() draws each.
+
+    rows: float32 arrays (n,), those of a request after those of the one before. IN firsts (requests + 1,): the number of the
+    first row of each request, and how many there are. IN guesses (rows,): a request ends after the first token that differs.
+    IN coins (rows,), options (requests, 3): temperature, top_p and min_p; top_k (requests,). OUT tokens (rows,): -1 where the
+    logits are not a distribution, -2 where none was drawn. SCRATCH probs (threads, n), candidates (threads, 2 n).
+    """
+    cdef Draws d
+    cdef int64_t n = probs.shape[1], n_rows = len(rows), n_requests = firsts.shape[0] - 1, i
+    cdef int team
+    if n < 1 or not candidates.shape[0] == probs.shape[0] > 0 or candidates.shape[1] != 2 * n:
+        raise ValueError("draw_rows: expected scratch of n and 2 n numbers for each thread")
+    if not guesses.shape[0] == coins.shape[0] == tokens.shape[0] == n_rows:
+        raise ValueError(f"draw_rows: expected a guess, a coin and a token for each of {n_rows} rows")
+    if n_requests < 0 or not options.shape[0] == top_k.shape[0] == n_requests or options.shape[1] != 3:
+        raise ValueError(f"draw_rows: expected options for each of {n_requests} requests")
+    if firsts[0] != 0 or firsts[n_requests] != n_rows:
+        raise ValueError(f"draw_rows: expected rows from 0 to {n_rows}, found {firsts[0]} to {firsts[n_requests]}")
+    for i in range(n_requests):
+        if firsts[i] > firsts[i + 1] or not options[i, 0] >= 0 or not 0 <= options[i, 2] <= 1 or top_k[i] < 0:
+            raise ValueError(f"draw_rows: expected options as those of sample, found others for request {i}")
+    if n_requests == 0:
+        return
+    checked_rows = [checked(row, "rows", np.float32, (n,)) for row in rows]  # also keeps them
+    d.rows = <const float **>malloc(max(n_rows, 1) * sizeof(float *))
+    if d.rows == NULL:
+        raise MemoryError(f"not enough memory for a list of {n_rows} rows")
+    try:
+        for i in range(n_rows):
+            d.rows[i] = <const float *>cnp.PyArray_DATA(checked_rows[i])
+        d.n, d.firsts, d.options, d.top_k = n, &firsts[0], &options[0, 0], &top_k[0]
+        d.guesses, d.coins, d.tokens = &guesses[0], &coins[0], &tokens[0]
+        team = usable_threads(min(<int64_t>probs.shape[0], n_requests))
+        for i in prange(n_requests, nogil=True, num_threads=team, schedule="dynamic"):
+            draw_request(&d, i, &probs[threadid(), 0], <Candidate *>&candidates[threadid(), 0])
+    finally:
+        free(d.rows)
+
+
 def logprobs(const float[::1] logits not None, float[::1] out not None):
     """out = logits - max - log(sum(exp(logits - max))), the logarithm of the softmax; float32 (n,)."""
     cdef int64_t n = logits.shape[0], i

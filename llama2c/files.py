@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import FileError, ModelError, file_error, not_found
 
@@ -61,6 +61,22 @@ def file_size(path: str | os.PathLike[str]) -> int:
     return status.st_size
 
 
+class FileState(NamedTuple):
+    """What differs after a file was changed or replaced, even if its size is the same and its old time was set again."""
+
+    path: str  # absolute
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def file_state(path: str | os.PathLike[str]) -> FileState:
+    """The state of a file now. OSError, ValueError: the system does not say."""
+    status = os.stat(path)
+    return FileState(os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. ModelError: the file does not contain one; other errors are those of read_file."""
     import json  # a checkpoint with a tokenizer.bin needs no JSON
@@ -69,7 +85,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: expected JSON, found: {recognise(raw) or error}") from None
+        kind = None if raw.lstrip()[:1] in (b"{", b"[") else recognise(raw)  # it was meant to be JSON
+        raise ModelError(f"{path}: expected JSON, found: {kind or error}") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content

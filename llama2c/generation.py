@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import index
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _kernels
+from .constraints import Constraint
 from .errors import RequestError, check_int
 from .sampler import LogitBias, Sampler, SamplerOptions
 from .text.stops import StopStrings
@@ -31,6 +33,9 @@ TopLogprobs: TypeAlias = "tuple[tuple[int, float], ...]"  # (id, logprob), the l
 LogitProcessor: TypeAlias = "Callable[[Floats, abc.Sequence[int]], Floats]"
 
 
+NO_DISTRIBUTION = "logits: expected numbers that make a distribution, found NaN or infinity"
+
+
 class Options(SamplerOptions, total=False):
     """The options of a request. Sampler and Sequence have the meanings and the defaults."""
 
@@ -38,6 +43,9 @@ class Options(SamplerOptions, total=False):
     stop: str | abc.Sequence[str]
     logprobs: int
     logit_bias: Mapping[int, float] | None
+    schema: Mapping[str, Any] | None
+    regex: str | None
+    grammar: str | None
 
 
 class Step(NamedTuple):
@@ -47,7 +55,7 @@ class Step(NamedTuple):
     text: str  # the text that this token completes, up to a stop string; often "" for a part of a character
     logprob: float | None  # None: not asked for
     top_logprobs: TopLogprobs
-    finish_reason: str | None  # of the last step: "stop" (a stop token or string) or "length"
+    finish_reason: str | None  # of the last step: "stop" (a stop token or string, a complete text) or "length"
 
 
 class Sequence:
@@ -66,6 +74,7 @@ class Sequence:
     logprobs     k > 0: log-probabilities of each token and of the k likeliest, ties by id
     logit_bias   {id: value}: is added to the logit of the id before a token is drawn; -inf excludes it
     processors   masks and biases, applied in this order after logit_bias
+    constraint   masks what is left; no other Sequence may use it. Where nothing can follow, the text ends without a draw
 
     The loop of its user:
 
@@ -78,8 +87,9 @@ class Sequence:
     """
 
     __slots__ = (
-        "_draft", "_logprobs", "_max_length", "_n_left", "_new_text_stream", "_processors", "_seen", "_stop", "_stop_tokens",
-        "_text_stream", "_top_n", "_vocab_size", "_wrong", "finish_reason", "ids", "n_fed", "n_prompt", "sampler", "wanted",
+        "_constraint", "_draft", "_logprobs", "_max_length", "_n_left", "_new_text_stream", "_processors", "_seen", "_stop",
+        "_stop_tokens", "_text_stream", "_top_n", "_vocab_size", "_wrong", "finish_reason", "ids", "n_fed", "n_prompt",
+        "sampler", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +106,7 @@ class Sequence:
         logprobs: int = 0,
         logit_bias: Mapping[int, float] | None = None,
         processors: Iterable[LogitProcessor] = (),
+        constraint: Constraint | None = None,
     ) -> None:
         self.sampler: Sampler = sampler
         self._vocab_size = vocab_size
@@ -108,6 +119,7 @@ class Sequence:
         self._logprobs = np.empty(vocab_size, np.float32) if self._top_n else None
         biases = [] if logit_bias is None else [LogitBias(logit_bias, vocab_size)]
         self._processors: list[LogitProcessor] = [*biases, *processors]
+        self._constraint = constraint
         self._new_text_stream = text_stream
         self.n_fed: int = 0  # how many of `ids` the cache has to hold, and holds once it was cut to that many positions
         self.ids: list[int] = []  # the prompt, then the tokens drawn
@@ -137,7 +149,11 @@ class Sequence:
             self._seen = np.empty(len(prompt) + budget, np.intp)
             self._seen[: len(prompt)] = prompt
         self.finish_reason: str | None = None if budget else "length"
-        self.wanted = 1 if budget else 0  # rows of logits that accept() still needs
+        if self._constraint is not None:
+            self._constraint.reset()
+            if self._constraint.finished:
+                self.finish_reason = "stop"
+        self.wanted = 0 if self.finish_reason else 1  # rows of logits that accept() still needs
 
     @property
     def n_positions(self) -> int:
@@ -160,11 +176,30 @@ class Sequence:
         self._draft = self._checked("draft", draft[: max(room, 0)])
         self.wanted = 1 + len(self._draft)
 
-    def accept(self, logits: Floats) -> list[Step]:
+    @property
+    def draft(self) -> list[int]:
+        """The guesses that are not compared yet. The rows of to_feed that `wanted` asks for are one more."""
+        return self._draft
+
+    def to_draw(self, logits: Floats) -> list[Floats] | None:
+        """What the sampler has to draw from, for an engine that draws the tokens of many at once and gives them to accept().
+
+        A row for each of `logits`, as accept() takes them. None where what a row becomes depends on the token before, so that
+        accept() itself has to draw. Errors as there.
+        """
+        if not self._processors and self._constraint is None and self._seen is None:
+            return list(logits)
+        if len(logits) != 1:
+            return None
+        adjusted = self._adjusted(logits[0])
+        return [adjusted if self._seen is None else self.sampler.penalise(adjusted, self._seen[: len(self.ids)])]
+
+    def accept(self, logits: Floats, drawn: abc.Sequence[int] | None = None) -> list[Step]:
         """Draw a token from each row of `logits`, (rows, vocab_size), up to the first that is not the one that was guessed.
 
         The rows are those after the last `wanted` ids of to_feed, in order; they may come in several calls. Rows after a wrong
         guess, and after the end of the text, are ignored: they draw no random number. Without a draft one row gives one step.
+        drawn: the tokens, if they were drawn already: see to_draw(); -1: there was none to draw.
         ValueError: more rows than are wanted, NaN in a row, or every token is excluded.
         """
         n_rows = len(logits)
@@ -176,7 +211,7 @@ class Sequence:
             if self.finish_reason is not None or self._wrong:
                 break
             self.n_fed = len(self.ids)  # the row comes after all of them
-            steps.append(self._draw(logits[i]))
+            steps.append(self._draw(logits[i], None if drawn is None else drawn[i]))
             if self._draft:
                 self._wrong = self._draft.pop(0) != self.ids[-1]
         if self.wanted == 0 and self.finish_reason is None:
@@ -198,20 +233,24 @@ class Sequence:
             raise RequestError(f"{name}: expected token ids from 0 to {self._vocab_size - 1}, found {wrong}", name)
         return tokens
 
-    def _draw(self, row: Floats) -> Step:
-        """The next token, from its row of logits (vocab_size,)."""
-        adjusted = row
+    def _adjusted(self, row: Floats) -> Floats:
+        """The row with biases and masks."""
         for processor in self._processors:
-            adjusted = processor(adjusted, self.ids)
-        if self._seen is None:
-            token = self.sampler.sample(adjusted)
-        else:
-            n_seen = len(self.ids)
-            token = self.sampler.sample(adjusted, self._seen[:n_seen])
-            self._seen[n_seen] = token
+            row = processor(row, self.ids)
+        return row if self._constraint is None else self._constraint.mask(row)
+
+    def _draw(self, row: Floats, token: int | None) -> Step:
+        """The next token, from its row of logits (vocab_size,); None: it is not drawn yet."""
+        if token is None:
+            seen = None if self._seen is None else self._seen[: len(self.ids)]
+            token = self.sampler.sample(self._adjusted(row), seen)
+        elif token < 0:
+            raise ValueError(NO_DISTRIBUTION)
+        if self._seen is not None:
+            self._seen[len(self.ids)] = token
         self.ids.append(token)
         self._n_left -= 1
-        reason = "stop" if token in self._stop_tokens else None if self._n_left else "length"
+        reason = "stop" if self._ends(token) else None if self._n_left else "length"
         text = ""
         if self._text_stream is not None:
             text = self._text_stream.feed(token)
@@ -225,6 +264,15 @@ class Sequence:
         _kernels.logprobs(row, self._logprobs)
         return Step(token, text, float(self._logprobs[token]), _likeliest(self._logprobs, self._top_n), reason)
 
+    def _ends(self, token: int) -> bool:
+        """Whether nothing may come after this token, which was drawn."""
+        if token in self._stop_tokens:
+            return True
+        if self._constraint is None:
+            return False
+        self._constraint.advance(token)
+        return self._constraint.finished
+
     def _cut(self, text: str, reason: str | None) -> tuple[str, str | None]:
         """The text that is sure to come before any stop string, and why the text ends, if it does."""
         text = self._stop.feed(text)
@@ -233,22 +281,42 @@ class Sequence:
         return text if reason is None else text + self._stop.flush(), reason
 
 
-def generate(transformer: Transformer, cache: KVCache, sequence: Sequence) -> Iterator[Step]:
+class Drafter(Protocol):
+    """Guesses the next tokens of one request. A guess changes how long a text takes, and never the text."""
+
+    def propose(self, ids: abc.Sequence[int], most: int = ..., n_rows: int = ...) -> list[int]:
+        """At most `most` guesses for what follows ids; [] where none would save time.
+
+        n_rows  rows that the step has without these guesses, one at least
+        """
+
+    def timed(self, n_rows: int, seconds: float) -> None:
+        """A step with so many rows took so long. Steps with a prompt do not count."""
+
+
+def generate(transformer: Transformer, cache: KVCache, sequence: Sequence, drafter: Drafter | None = None) -> Iterator[Step]:
     """Drive one sequence to its end: a Step for each token, as it is drawn.
 
     The cache holds the positions that the sequence has had fed, none for a new one; more than that are dropped. The last token
-    drawn is not fed. ValueError: the cache holds fewer.
+    drawn is not fed. A drafter guesses in all steps but that of a prompt. ValueError: the cache holds fewer.
     """
     logits = np.empty((1, transformer.config.vocab_size), np.float32)
     row = logits[0]
     while sequence.finish_reason is None:
         if cache.length != sequence.n_fed:
             cache.truncate(sequence.n_fed)
+        guesses = drafter if len(sequence.ids) == sequence.n_fed + 1 else None  # not beside a prompt
+        if guesses is not None and (draft := guesses.propose(sequence.ids)):
+            sequence.propose(draft)
+        start = perf_counter()
         if sequence.wanted == 1:  # nearly always: a tiny model makes a step in 15 us, so no array is made for it
             transformer.forward(sequence.to_feed, cache, out=row)
-            yield from sequence.accept(logits)
+            rows = logits
         else:
-            yield from sequence.accept(transformer.forward(sequence.to_feed, cache, logits=sequence.wanted))
+            rows = transformer.forward(sequence.to_feed, cache, logits=sequence.wanted)
+        if guesses is not None:
+            guesses.timed(len(rows), perf_counter() - start)
+        yield from sequence.accept(rows)
 
 
 def count_common(a: abc.Sequence[int], b: abc.Sequence[int]) -> int:

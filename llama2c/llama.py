@@ -6,60 +6,27 @@ Every request has its own cache and its own Sequence, so requests never influenc
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
 from datetime import date
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import generation
+from .engine.drafts import Drafts, drafts_pay
 from .errors import ModelError
 from .formats.checkpoint import Checkpoint
-from .generation import Options, Step, TopLogprobs, generate
+from .generation import Drafter, Options, Step, generate
 from .locate import find_tokenizer, resolve
-from .sampler import Sampler, SamplerOptions
+from .requests import Completion, Piece, PieceMaker, Prompt, check_options, complete, new_sequence
 from .text.tokenizer import Tokenizer
 from .transformer import KVCache, KVType, Transformer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # for type checkers alone; typing has it from Python 3.11
 
+    from .engine.prefixes import Prefixes
     from .scoring import Score
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What a request made. `tokens` has every token drawn, a stop token at the end too."""
-
-    text: str  # without the prompt, the stop token and the stop string
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...] | None  # of each token; None unless asked for
-    top_logprobs: tuple[TopLogprobs, ...] | None
-    prompt_tokens: int
-    prompt_tps: float  # tokens a second, up to the first token drawn
-    generation_tokens: int  # == len(tokens)
-    generation_tps: float  # tokens a second, those after the first token; 0.0 if there are none
-    finish_reason: str  # "stop" (a stop token or string) or "length" (max_tokens or the end of the context)
-    seed: int  # with it the same request gives the same tokens again
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One token of a stream. The texts of all pieces, joined, are the text of the Completion.
-
-    `text` may be empty: of a stop token, of a part of a character, of what may yet become a stop string.
-    Counts and speeds are those so far, as in Completion; only the last piece has a finish_reason.
-    """
-
-    text: str
-    token: int
-    logprob: float | None
-    top_logprobs: TopLogprobs
-    prompt_tokens: int
-    prompt_tps: float
-    generation_tokens: int
-    generation_tps: float
-    finish_reason: str | None
 
 
 def load(
@@ -68,6 +35,7 @@ def load(
     n_threads: int | None = None,
     mmap: bool = True,
     kv: KVType = "float32",
+    drafts: bool = True,
 ) -> Llama:
     """A model and its tokenizer from files.
 
@@ -77,11 +45,12 @@ def load(
     n_threads  None: OMP_NUM_THREADS, else what is fastest now, up to the number of cores this process may use
     mmap       False reads the checkpoint into memory instead of mapping it
     kv         the type of the numbers in a cache: "float32", or "float16" for half the memory, which rounds them
+    drafts     False never guesses the next tokens from what a text repeats. Guesses change no text, only how long it takes
     ModelError or OSError, one line: a file is missing, broken or does not fit the other.
     """
     path = resolve(path)
     checkpoint = Checkpoint.open(path, mmap=mmap)
-    return Llama(Transformer(checkpoint, n_threads, kv=kv), _open_tokenizer(path, checkpoint, tokenizer))
+    return Llama(Transformer(checkpoint, n_threads, kv=kv), _open_tokenizer(path, checkpoint, tokenizer), drafts)
 
 
 def _open_tokenizer(
@@ -104,12 +73,33 @@ class Llama:
     earlier would take the memory from under those arrays. copy, deepcopy and pickle open the files again.
     """
 
-    def __init__(self, transformer: Transformer, tokenizer: Tokenizer) -> None:
+    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, drafts: bool = True) -> None:
         expected, found = transformer.config.vocab_size, tokenizer.vocab_size
         if expected != found:
             raise ModelError(f"tokenizer: expected {expected} tokens as the model has, found {found}")
         self.transformer = transformer
         self.tokenizer = tokenizer
+        self._drafts = Drafts(0) if drafts and drafts_pay(transformer) else None
+        self._fingerprint: str | None = None
+        self._chats: Prefixes | None = None
+        self._chat_lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Llama], tuple[Transformer, Tokenizer, bool]]:
+        return type(self), (self.transformer, self.tokenizer, self._drafts is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits. Models with the same give the same bytes for the same request, seed and date.
+
+        The order of all sums, fused or generic arithmetic, the type of the cache, the shape, the weights, the tokenizer and the
+        chat template decide it. The first time, all weights are read, 10 GB in a few seconds; the result is remembered in the
+        cache folder until the file changes.
+        """
+        if self._fingerprint is None:
+            from .fingerprint import fingerprint  # a story needs neither this nor what it imports
+
+            self._fingerprint = fingerprint(self.transformer, self.tokenizer)
+        return self._fingerprint
 
     def __repr__(self) -> str:
         return f"Llama({self.transformer.config}, n_threads={self.transformer.n_threads})"
@@ -117,7 +107,7 @@ class Llama:
     def generate(self, prompt: str | bytes | Sequence[int], **options: Unpack[Options]) -> Completion:
         """The whole continuation of `prompt` at once. Options and errors are those of stream."""
         sequence = self.sequence(prompt, **options)
-        return _completion(_pieces(self._steps(sequence), sequence.n_prompt), sequence)
+        return _completion(self._pieces(sequence), sequence)
 
     def stream(self, prompt: str | bytes | Sequence[int], **options: Unpack[Options]) -> Iterator[Piece]:
         """The continuation of `prompt`, a Piece for each token as it is made.
@@ -133,30 +123,51 @@ class Llama:
         stop                one or more strings; the text ends before the first that appears
         logprobs            k > 0: also the log-probability of the token and the k likeliest tokens, before bias and temperature
         logit_bias          {id: value}: is added to the logit of that id; -inf excludes it
+        schema              a JSON schema as a dict: the text is JSON that is valid for it, unless max_tokens cuts it off
+        regex, grammar      the text matches a regular expression, or a grammar; constraints.constrain explains all three
 
         The arguments are checked now: TypeError, or RequestError (also for a prompt that does not fit the context).
         The work starts with the first next(), and may be given up at any piece.
         """
         sequence = self.sequence(prompt, **options)
-        return _pieces(self._steps(sequence), sequence.n_prompt)
+        return self._pieces(sequence)
 
     def sequence(self, prompt: str | bytes | Sequence[int], **options: Unpack[Options]) -> generation.Sequence:
         """The request itself, for generation.generate or your own loop to drive. Options and errors are those of stream."""
-        unknown = next((name for name in options if name not in Options.__optional_keys__), None)
-        if unknown is not None:
-            raise TypeError(f"{unknown}: unknown option; there are {', '.join(sorted(Options.__optional_keys__))}")
-        sampling = SamplerOptions.__optional_keys__
-        others: Any = {name: value for name, value in options.items() if name not in sampling}
-        sampler: Any = {name: value for name, value in options.items() if name in sampling}
-        return generation.Sequence(
-            self._ids(prompt),
-            Sampler(**sampler),
-            vocab_size=self.transformer.config.vocab_size,
-            max_length=self.transformer.config.seq_len,
-            stop_tokens=self.tokenizer.end_ids,
-            text_stream=self.tokenizer.text_stream,
-            **others,
-        )
+        return new_sequence(self.transformer.config, self.tokenizer, prompt, options)
+
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt | Mapping[str, Any]],
+        *,
+        on_error: Literal["raise", "return"] = "raise",
+        max_sequences: int = 32,
+        cache_bytes: int | None = None,
+        prefix_bytes: int | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[Completion]:
+        """The Completions of many prompts, in their order, as they are ready: those of generate and chat, but several times as
+        fast, because an Engine works on many at once.
+
+        prompts    any iterable, a generator over a million lines too: it is read a little ahead. A prompt is a text, ids, the
+                   messages of a chat, or a dict with options of its own: {"prompt": ..., "max_tokens": 5}, {"messages": ...,
+                   "now": ...}
+        on_error   "raise": an error of a prompt is raised in its place; "return": it is the `error` of a Completion with the
+                   finish_reason "error", and the others go on
+        max_sequences, cache_bytes, prefix_bytes  as in Engine
+        options    those of stream, for all prompts. With a seed, prompt i has the seed (seed + i) mod 2**64
+        """
+        from .engine.engine import Engine
+        from .engine.many import check_arguments
+
+        check_arguments(prompts, on_error, options.get("seed"))
+        check_options(self.transformer.config, self.tokenizer, options)
+
+        def completions() -> Iterator[Completion]:
+            with Engine(self, max_sequences, cache_bytes, prefix_bytes, drafts=self._drafts is not None) as engine:
+                yield from engine.generate_many(prompts, on_error=on_error, **options)
+
+        return completions()
 
     @overload
     def chat(
@@ -210,13 +221,16 @@ class Llama:
         now               the date that the template sees; None: today
         options           those of stream
 
+        A reply to a longer conversation does not compute the earlier turns again, unless they are forgotten: the last few
+        conversations are kept, in up to an eighth of the memory there is.
+
         Warns (RuntimeWarning) if a template was looked for and there is none. RequestError: the messages or template_options
         are not as they must be; ModelError: the template is broken or refuses them; OSError: Jinja2 is not installed.
         """
         from .text.chat import chat_ids  # a story needs neither this nor scoring
 
         sequence = self.sequence(chat_ids(self.tokenizer, messages, template_options, now), **options)
-        pieces = reply_pieces(self, sequence, self.transformer.new_cache(sequence.n_positions))
+        pieces = self._reply(sequence, self.transformer.new_cache(sequence.n_positions))
         return pieces if stream else _completion(pieces, sequence)
 
     def score(self, text: str | bytes, *, stride: int | None = None) -> Score:
@@ -235,16 +249,46 @@ class Llama:
         n_bytes = len(text.encode() if isinstance(text, str) else text)
         return score_ids(self.transformer, ids, n_bytes, stride)
 
-    def _ids(self, prompt: str | bytes | Sequence[int]) -> list[int]:
-        if isinstance(prompt, (str, bytes)):
-            return self.tokenizer.encode(prompt)
-        if not isinstance(prompt, Iterable):
-            raise TypeError(f"prompt: expected str, bytes or token ids, found {type(prompt).__name__}")
-        return list(prompt)
+    def _pieces(self, sequence: generation.Sequence) -> Iterator[Piece]:
+        """The pieces of a sequence on a cache of its own, which is made now."""
+        steps = generate(self.transformer, self.transformer.new_cache(sequence.n_positions), sequence, self.drafter())
+        return _pieces(steps, PieceMaker(sequence.n_prompt))
 
-    def _steps(self, sequence: generation.Sequence) -> Iterator[Step]:
-        """The steps of a sequence on a cache of its own, which is made now."""
-        return generate(self.transformer, self.transformer.new_cache(sequence.n_positions), sequence)
+    def _reply(self, sequence: generation.Sequence, cache: KVCache) -> Iterator[Piece]:
+        """The pieces of a reply. What earlier conversations have in common with this one is not computed again."""
+        with self._remembered() as known:
+            if known is not None:
+                sequence.n_fed = known.fill(cache, sequence.ids)
+        try:
+            yield from reply_pieces(self, sequence, cache)
+        finally:
+            with self._remembered() as known:
+                if known is not None:
+                    known.add(sequence.ids[: min(cache.length, sequence.n_fed)], cache)
+
+    @contextmanager
+    def _remembered(self) -> Iterator[Prefixes | None]:
+        """What was computed for conversations; None: another thread uses it, or an observer wants to see every token computed.
+
+        No thread waits here, so that nothing hangs after a fork, or where a garbage collector ends a reply. Without memory
+        for a copy, the positions are computed.
+        """
+        if self.transformer.observer is not None or not self._chat_lock.acquire(blocking=False):
+            yield None
+            return
+        try:
+            if self._chats is None:
+                from .engine.prefixes import Prefixes, default_bytes  # a story needs neither this nor what it imports
+
+                self._chats = Prefixes(self.transformer, default_bytes())
+            with suppress(MemoryError):
+                yield self._chats
+        finally:
+            self._chat_lock.release()
+
+    def drafter(self) -> Drafter | None:
+        """Guesses the tokens of one request. None: guesses are off, the model is tiny, or an observer would see wrong ones."""
+        return None if self._drafts is None or self.transformer.observer is not None else self._drafts.drafter()
 
 
 def reply_pieces(llama: Llama, sequence: generation.Sequence, cache: KVCache) -> Iterator[Piece]:
@@ -252,50 +296,15 @@ def reply_pieces(llama: Llama, sequence: generation.Sequence, cache: KVCache) ->
 
     So a chat that keeps its cache gets the replies of Llama.chat.
     """
-    pieces = _pieces(generate(llama.transformer, cache, sequence), sequence.n_prompt)
-    return _without_first_space(pieces) if llama.tokenizer.chat_template is None else pieces
+    maker = PieceMaker(sequence.n_prompt, without_first_space=llama.tokenizer.chat_template is None)
+    return _pieces(generate(llama.transformer, cache, sequence, llama.drafter()), maker)
 
 
-def _pieces(steps: Iterator[Step], prompt_tokens: int) -> Iterator[Piece]:
-    """The steps with counts and speeds."""
-    first = start = perf_counter()
-    prompt_tps = generation_tps = 0.0
-    for generation_tokens, (token, text, logprob, top_logprobs, finish_reason) in enumerate(steps, 1):
-        now = perf_counter()
-        if generation_tokens == 1:
-            first = now
-            prompt_tps = prompt_tokens / max(now - start, 1e-9)  # a coarse clock may not have moved
-        else:
-            generation_tps = (generation_tokens - 1) / max(now - first, 1e-9)
-        yield Piece(
-            text, token, logprob, top_logprobs,
-            prompt_tokens, prompt_tps, generation_tokens, generation_tps, finish_reason,
-        )  # fmt: skip
-
-
-def _without_first_space(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The pieces of a reply in the form of Llama 2, without the one space that it begins with."""
-    started = False
-    for piece in pieces:
-        if not started and piece.text:
-            started = True
-            piece = replace(piece, text=piece.text.removeprefix(" "))
-        yield piece
+def _pieces(steps: Iterator[Step], maker: PieceMaker) -> Iterator[Piece]:
+    maker.begin()
+    for step in steps:
+        yield maker.make(step)
 
 
 def _completion(pieces: Iterator[Piece], sequence: generation.Sequence) -> Completion:
-    made = list(pieces)
-    last = made[-1] if made else None  # max_tokens=0 makes none
-    logprobs = tuple(piece.logprob for piece in made if piece.logprob is not None)
-    return Completion(
-        text="".join([piece.text for piece in made]),
-        tokens=tuple([piece.token for piece in made]),
-        logprobs=logprobs or None,
-        top_logprobs=tuple([piece.top_logprobs for piece in made]) if logprobs else None,
-        prompt_tokens=sequence.n_prompt,
-        prompt_tps=last.prompt_tps if last else 0.0,
-        generation_tokens=len(made),
-        generation_tps=last.generation_tps if last else 0.0,
-        finish_reason=(last and last.finish_reason) or "length",
-        seed=sequence.sampler.seed,
-    )
+    return complete(list(pieces), sequence.n_prompt, sequence.sampler.seed, sequence.finish_reason or "length")

@@ -8,17 +8,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ._kernels import draw_rows as _draw_rows
 from ._kernels import sample as _sample
 from .errors import check_int, check_real
 
 _MASK64 = 2**64 - 1
 _MULTIPLIER = 0x2545F4914F6CDD1D
-_STATE_OF_SEED_0 = 0x9E3779B97F4A7C15  # any constant but 0: xorshift never leaves the state 0
+_GAMMA = 0x9E3779B97F4A7C15
+_STATE_OF_SEED_0 = _GAMMA  # any constant but 0: xorshift never leaves the state 0
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _SEED_BITS = 53  # of seeds that are chosen here: JSON and JavaScript keep integers of so many bits
 
@@ -93,8 +95,8 @@ class Sampler:
         seen: ids of the prompt and of the output so far, repeats allowed; only the repetition penalty needs
         them. ValueError: NaN logits, every token excluded, or an id outside the vocabulary.
         """
-        if seen is not None and self.repetition_penalty != 1.0:
-            logits = _penalised(logits, np.asarray(seen), self.repetition_penalty)
+        if seen is not None:
+            logits = self.penalise(logits, seen)
         n = len(logits)
         if len(self._probs) != n:
             self._probs = np.empty(n, np.float32)
@@ -103,19 +105,78 @@ class Sampler:
         top_k = min(self.top_k, n)
         return _sample(logits, self._probs, self._candidates, self.temperature, self.top_p, top_k, self.min_p, coin)
 
-
-def _penalised(logits: NDArray[np.float32], seen: NDArray[Any], penalty: float) -> NDArray[np.float32]:
-    """A copy, the seen tokens less likely: [2, -2, 2], seen [0, 1, 0], penalty 2 -> [1, -4, 2]."""
-    if seen.size == 0:
+    def penalise(self, logits: NDArray[np.float32], seen: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
+        """The logits, or with a penalty a copy, the seen tokens less likely: [2, -2, 2], seen [0, 1, 0], 2 -> [1, -4, 2]."""
+        seen, penalty = np.asarray(seen), self.repetition_penalty
+        if seen.size == 0 or penalty == 1.0:
+            return logits
+        if seen.dtype.kind not in "iu":
+            raise TypeError(f"seen: expected a sequence of token ids, found values of type {seen.dtype}")
+        for token in (seen.min(), seen.max()):
+            check_int("seen", token, 0, len(logits) - 1)  # a negative index would count from the end
+        logits = logits.copy()
+        values = logits[seen]
+        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
         return logits
-    if seen.dtype.kind not in "iu":
-        raise TypeError(f"seen: expected a sequence of token ids, found values of type {seen.dtype}")
-    for token in (seen.min(), seen.max()):
-        check_int("seen", token, 0, len(logits) - 1)  # a negative index would count from the end
-    logits = logits.copy()
-    values = logits[seen]
-    logits[seen] = np.where(values > 0, values / penalty, values * penalty)
-    return logits
+
+
+class Draw(NamedTuple):
+    """Rows of logits that one request draws from in order, up to the first token that is not the one that was guessed."""
+
+    sampler: Sampler
+    rows: list[NDArray[np.float32]]  # each (vocab_size,)
+    guesses: Sequence[int]  # of all rows but the last
+
+
+class Drawer:
+    """Draws the tokens of many requests in one call, on several threads: those that Sampler.sample would draw."""
+
+    SMALL = 1 << 14  # logits, of all rows together, that are not worth a second thread
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._probs: NDArray[np.float32] = np.empty((0, vocab_size), np.float32)  # scratch of the kernel, for each thread
+        self._candidates: NDArray[np.uint64] = np.empty((0, 2 * vocab_size), np.uint64)
+
+    def draw(self, draws: Sequence[Draw], n_threads: int = 1) -> list[list[int]]:
+        """The tokens of each request, which are fewer than its rows after a wrong guess. -1: no distribution, the last."""
+        rows = [row for draw in draws for row in draw.rows]
+        n_threads = 1 if len(rows) * self._vocab_size < self.SMALL else min(n_threads, len(draws))
+        if len(self._probs) < n_threads:
+            self._probs = np.empty((n_threads, self._vocab_size), np.float32)
+            self._candidates = np.empty((n_threads, 2 * self._vocab_size), np.uint64)
+        samplers = [draw.sampler for draw in draws]
+        before = [sampler._state for sampler in samplers]
+        coins = [draw.sampler.coin() if draw.sampler.temperature > 0.0 else 0.0 for draw in draws for _ in draw.rows]
+        guesses = [guess for draw in draws for guess in (*draw.guesses, -1)]
+        firsts = np.cumsum([0, *[len(draw.rows) for draw in draws]], dtype=np.int64)
+        options = [(sampler.temperature, sampler.top_p, sampler.min_p) for sampler in samplers]
+        top_k = [min(sampler.top_k, self._vocab_size) for sampler in samplers]
+        tokens = np.empty(len(rows), np.int64)
+        _draw_rows(
+            rows, firsts, np.array(guesses, np.int64), np.array(coins, np.float32),
+            np.array(options, np.float32).reshape(-1, 3), np.array(top_k, np.int64),
+            tokens, self._probs[:n_threads], self._candidates[:n_threads],
+        )  # fmt: skip
+        drawn = []
+        for i, sampler in enumerate(samplers):
+            own = [token for token in tokens[firsts[i] : firsts[i + 1]].tolist() if token != -2]
+            if len(own) < len(draws[i].rows) and sampler.temperature > 0.0:  # rows that were not drawn from have no coin
+                sampler._state = before[i]
+                for _ in own:
+                    sampler.coin()
+            drawn.append(own)
+        return drawn
+
+
+def seed_of_sample(seed: int, k: int) -> int:
+    """The seed of sample k of several of one request: `seed` itself, then what SplitMix64 gives (Steele et al. 2014)."""
+    if k == 0:
+        return seed
+    z = (seed + k * _GAMMA) & _MASK64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK64
+    return z ^ (z >> 31)
 
 
 class LogitBias:

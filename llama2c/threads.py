@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 
 from ._kernels import bound_cores, openmp
 from .errors import RequestError, check_int
+from .limits import control_groups
 
 MOST = 1024  # more is a typing error
 TINY_MODEL = 1_000_000  # weights: in a smaller model a second thread costs more time than it saves (docs/kernels.md)
@@ -268,24 +269,7 @@ def available_cores() -> int:
 
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
     """The smallest CPU quota, in cores, of the control groups this process is in; None without one (versions 1 and 2)."""
-    quotas = []
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, read = root, _quota_v2
-        elif "cpu" in controllers.split(","):
-            base, read = root / "cpu", _quota_v1
-        else:
-            continue
-        folder = base / path.lstrip("/")
-        for place in [folder, *folder.parents]:
-            if place == base.parent:
-                break
-            quotas.append(read(place))
+    quotas = [_quota_v2(place) if version == 2 else _quota_v1(place) for version, place in control_groups("cpu", root, own)]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 

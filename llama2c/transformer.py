@@ -26,6 +26,8 @@ from .threads import SMALL_MODEL, Threads, Tuners, decide_n_threads
 
 Floats: TypeAlias = "NDArray[np.float32]"
 CacheArray: TypeAlias = "NDArray[np.float32] | NDArray[np.float16]"
+# Some positions of a block of a cache: keys (n_layers, n_kv_heads, head_size, n), values (n_layers, n_kv_heads, n, head_size)
+Positions: TypeAlias = "tuple[CacheArray, CacheArray]"
 KVType: TypeAlias = Literal["float32", "float16"]
 Tokens: TypeAlias = "Sequence[int] | NDArray[np.integer]"
 Part: TypeAlias = "tuple[list[int], int, _kernels.KVBuffer]"  # ids, the position of the first, where keys and values go
@@ -40,17 +42,16 @@ READING = 16  # reading a weight from memory costs about what using it so many t
 class KVCache:
     """The keys and values of one sequence, and how many of its positions are filled. For one step at a time.
 
-    It begins small and grows as positions are filled, up to max_length. copy.copy gives an independent cache with the same
-    positions filled. A cache cannot be pickled.
+    It begins small and grows as positions are filled, up to max_length (cache_capacity says how). A cache cannot be pickled.
     """
 
-    __slots__ = ("_buffer", "kv", "max_length")
+    __slots__ = ("_buffer", "_first", "kv", "max_length")
 
     def __init__(self, config: Config, max_length: int, kv: KVType = "float32") -> None:
         self.max_length: int = max_length
         self.kv: KVType = kv  # the type of the stored numbers
-        bytes_per_position = 2 * np.dtype(kv).itemsize * config.n_layers * config.n_kv_heads * config.head_size
-        n_positions = min(max_length, max(KEY_BLOCK, FIRST_BYTES // bytes_per_position))
+        self._first = first_capacity(bytes_per_position(config, kv))
+        n_positions = cache_capacity(1, max_length, self._first)
         self._buffer = _kernels.KVBuffer(*self._arrays((config.n_layers, config.n_kv_heads, n_positions, config.head_size)))
 
     def _arrays(self, shape: tuple[int, int, int, int]) -> tuple[CacheArray, CacheArray]:
@@ -68,11 +69,11 @@ class KVCache:
             raise MemoryError(message) from None
 
     def _make_room(self, n_positions: int) -> None:
-        """Grow, at least to twice the size, so that n_positions fit. Only while the buffer is claimed."""
+        """Grow so that n_positions fit. Only while the buffer is claimed."""
         own = self._buffer
         if n_positions > own.capacity:
-            n_layers, n_kv_heads, capacity, head_size = own.values.shape
-            wanted = min(self.max_length, max(n_positions, 2 * capacity))
+            n_layers, n_kv_heads, _, head_size = own.values.shape
+            wanted = cache_capacity(n_positions, self.max_length, self._first)
             own.hold(*self._copied((n_layers, n_kv_heads, wanted, head_size)))
 
     def _copied(self, shape: tuple[int, int, int, int]) -> tuple[CacheArray, CacheArray]:
@@ -92,6 +93,33 @@ class KVCache:
         """Positions filled so far; the next forward() continues there."""
         return self._buffer.length
 
+    def reserve(self, n_positions: int) -> None:
+        """Allocate the memory for n_positions now, at most max_length. MemoryError: there is too little; nothing changed."""
+        claim = _kernels.Claim()
+        try:
+            claim.take([self._buffer])
+            self._make_room(min(n_positions, self.max_length))
+        finally:
+            claim.release()
+
+    def copy_from(self, other: KVCache, length: int) -> None:
+        """Take over the first `length` positions of a cache of the same model, in place of what is here.
+
+        ValueError: the other has fewer, this one has not so much room, or a step uses one of them; MemoryError.
+        """
+        if not 0 <= length <= min(other.length, self.max_length):
+            raise RequestError(f"length: expected 0 to {min(other.length, self.max_length)}, found {length}", "length")
+        claim = _kernels.Claim()
+        try:
+            claim.take([self._buffer, other._buffer])
+            self._make_room(length)
+            own, theirs, n_blocks = self._buffer, other._buffer, -(-length // KEY_BLOCK)
+            own.keys[:, :, :n_blocks] = theirs.keys[:, :, :n_blocks]
+            own.values[:, :, :length] = theirs.values[:, :, :length]
+            own.length = length
+        finally:
+            claim.release()
+
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on, to go on from an earlier one. ValueError: there are not so many."""
         length = index(length)
@@ -99,21 +127,79 @@ class KVCache:
             raise RequestError(f"length: expected 0 to {self.length}, found {length}", "length")
         self._buffer.length = length
 
-    def __copy__(self) -> KVCache:
-        """A cache of its own with the same positions. ValueError: a step uses this one at the moment."""
-        copied = KVCache.__new__(KVCache)
-        copied.max_length, copied.kv = self.max_length, self.kv
+    def fork(self) -> KVCache:
+        """A cache of its own with the same positions, to go on in another way. ValueError: a step uses this one now."""
+        forked = KVCache.__new__(KVCache)
+        forked.max_length, forked.kv, forked._first = self.max_length, self.kv, self._first
         claim = _kernels.Claim()
         try:
             claim.take([self._buffer])
-            copied._buffer = _kernels.KVBuffer(*self._copied(self._buffer.values.shape))
-            copied._buffer.length = self.length
+            forked._buffer = _kernels.KVBuffer(*self._copied(self._buffer.values.shape))
+            forked._buffer.length = self.length
         finally:
             claim.release()
-        return copied
+        return forked
+
+    def __copy__(self) -> KVCache:
+        return self.fork()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVCache:
-        return self.__copy__()
+        return self.fork()
+
+    def positions(self, start: int, stop: int) -> Positions:
+        """The keys and the values of positions start to stop - 1, all of one block of KEY_BLOCK, as views of the cache.
+
+        The views are good until the next positions are filled. ValueError: they are of two blocks, or not all are filled.
+        """
+        if not (0 <= start < stop <= self.length and start // KEY_BLOCK == (stop - 1) // KEY_BLOCK):
+            expected = f"expected filled positions (0 to {self.length - 1}) of one block of {KEY_BLOCK}"
+            raise ValueError(f"positions: {expected}, found {start} to {stop - 1}")
+        return self._views(start, stop)
+
+    def append(self, parts: Sequence[Positions]) -> None:
+        """Fill the next positions with copies of keys and values that `positions` has given, in their order.
+
+        ValueError: they are of another model or type, there are more than the cache has room for, a part would be in two
+        blocks, or a step uses the cache; MemoryError. Then the cache is as it was.
+        """
+        claim = _kernels.Claim()
+        try:
+            claim.take([self._buffer])
+            places = self._places(parts)
+            n = sum(stop - start for start, stop in places)
+            self._make_room(self.length + n)
+            for (keys, values), place in zip(parts, places, strict=True):
+                own_keys, own_values = self._views(*place)
+                own_keys[...] = keys
+                own_values[...] = values
+            claim.advance([n])
+        finally:
+            claim.release()
+
+    def _places(self, parts: Sequence[Positions]) -> list[tuple[int, int]]:
+        """Where the positions of each part begin and end, when they are appended. ValueError: they cannot be."""
+        n_layers, n_kv_heads, _, head_size = self._buffer.values.shape
+        places = []
+        stop = self.length
+        for keys, values in parts:
+            start, n = stop, values.shape[2]
+            stop += n
+            shapes = (n_layers, n_kv_heads, head_size, n), (n_layers, n_kv_heads, n, head_size)
+            if (keys.shape, values.shape) != shapes or not keys.dtype == values.dtype == self._buffer.values.dtype:
+                expected = f"expected {self.kv} arrays {shapes[0]} and {shapes[1]}"
+                raise ValueError(f"parts: {expected}, found {keys.dtype} {keys.shape} and {values.dtype} {values.shape}")
+            if n < 1 or start // KEY_BLOCK != (stop - 1) // KEY_BLOCK:
+                raise ValueError(f"parts: expected positions of one block of {KEY_BLOCK}, found {start} to {stop - 1}")
+            places.append((start, stop))
+        if stop > self.max_length:
+            raise ValueError(f"parts: expected up to {self.max_length - self.length} positions, found {stop - self.length}")
+        return places
+
+    def _views(self, start: int, stop: int) -> Positions:
+        """Of positions of one block, filled or not."""
+        block, first = divmod(start, KEY_BLOCK)
+        keys = self._buffer.keys[:, :, block, :, first : first + stop - start]
+        return keys, self._buffer.values[:, :, start:stop]
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a KVCache cannot be pickled: compute it again from its ids")
@@ -182,6 +268,21 @@ class Transformer:
             max_length = self.config.seq_len
         max_length = check_int("max_length", max_length, 1, self.config.seq_len)
         return KVCache(self.config, max_length, self.kv if kv is None else check_kv(kv))
+
+    def cache_bytes(self, n_positions: int, max_length: int) -> int:
+        """Bytes that a cache for up to max_length positions takes once n_positions of them are filled or reserved."""
+        size = bytes_per_position(self.config, self.kv)
+        capacity = cache_capacity(n_positions, max_length, first_capacity(size))
+        return size * -(-capacity // KEY_BLOCK) * KEY_BLOCK
+
+    @property
+    def rows_per_step(self) -> int:
+        """The most rows of one step. forward takes longer prompts in several."""
+        return self._rows_per_step
+
+    def threads_for(self, n_rows: int) -> int:
+        """How many threads a step of so many rows runs on now."""
+        return self.n_threads if self._tuners is None else self._tuners.for_step(n_rows).n_threads
 
     def forward(self, tokens: Tokens, cache: KVCache, *, logits: int | None = 1, out: Floats | None = None) -> Floats:
         """Feed the tokens, which take the positions from cache.length on, and compute logits.
@@ -317,6 +418,27 @@ class Transformer:
             _kernels.rope_table(rope[have:], self._frequencies, have)
             self._rope = rope
         return rope
+
+
+def bytes_per_position(config: Config, kv: KVType) -> int:
+    """Bytes of the keys and values of one position in a cache."""
+    return 2 * np.dtype(kv).itemsize * config.n_layers * config.n_kv_heads * config.head_size
+
+
+def first_capacity(size: int) -> int:
+    """Positions of a new cache that will need them, where one takes `size` bytes."""
+    return max(KEY_BLOCK, FIRST_BYTES // size)
+
+
+def cache_capacity(n_positions: int, max_length: int, first: int) -> int:
+    """Positions that a cache has memory for when n_positions have to fit: `first`, doubled until they do, up to max_length.
+
+    (5, 100, 16) -> 16, (17, 100, 16) -> 32, (70, 100, 16) -> 100
+    """
+    capacity = first
+    while capacity < n_positions:
+        capacity *= 2
+    return min(capacity, max_length)
 
 
 def check_kv(kv: KVType) -> KVType:

@@ -22,10 +22,12 @@ SCRIPTED = np.float32(30.0)  # the logit of the scripted token; the others have 
 class FakeCache:
     """The tokens fed so far, in place of keys and values."""
 
+    kv = "float32"
+
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
         self.tokens: list[int] = []
-        self.n_prompt = 0  # tokens of the first step
+        self.n_prompt = 0  # tokens up to the end of the first step
 
     @property
     def length(self) -> int:
@@ -35,9 +37,21 @@ class FakeCache:
         assert 0 <= length <= self.length
         del self.tokens[length:]
 
+    def positions(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens in place of keys (1, 1, 2, n) and values (1, 1, n, 2)."""
+        tokens = np.array([self.tokens[start:stop]] * 2, np.float32)
+        return tokens[None, None], tokens.T[None, None]
+
+    def append(self, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        for keys, _ in parts:
+            self.tokens += keys[0, 0, 0].astype(int).tolist()
+        assert self.length <= self.max_length
+
 
 class FakeTransformer:
     n_threads = 1
+    kv = "float32"
+    observer = None
 
     def __init__(self, script: Sequence[int] | None = None, *, vocab_size: int = N_BYTES, seq_len: int = 512) -> None:
         self.config = Config(dim=2, hidden_dim=2, n_layers=1, n_heads=1, n_kv_heads=1, vocab_size=vocab_size, seq_len=seq_len)
@@ -59,8 +73,8 @@ class FakeTransformer:
         assert tokens
         assert all(0 <= token < self.config.vocab_size for token in tokens)
         assert cache.length + len(tokens) <= cache.max_length
-        if not cache.tokens:
-            cache.n_prompt = len(tokens)
+        if not cache.tokens or not cache.n_prompt:  # its first step, or one after it was emptied
+            cache.n_prompt = cache.length + len(tokens)
         self.steps.append(tokens)
         assert out.shape in ((wanted, self.config.vocab_size), (self.config.vocab_size,) * (logits == 1))
         cache.tokens += tokens[: len(tokens) - wanted]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fakes import BOS, EOS, FakeCache, FakeTokenizer, FakeTransformer, spell
 
+from llama2c.constraints import CONSTRAINTS, constrain
 from llama2c.errors import RequestError
 from llama2c.generation import Options, Sequence, Step, count_common, generate
 from llama2c.sampler import Sampler
@@ -406,6 +407,8 @@ def test_bad_arguments(prompt: Any, options: dict[str, Any], error: type[Excepti
 def test_the_options_of_a_request_are_those_of_its_parts() -> None:
     """Options names them for type checkers; the defaults are in Sampler and Sequence, and nowhere else."""
     sampler, sequence = inspect.signature(Sampler).parameters, inspect.signature(Sequence).parameters
-    internal = {"prompt_ids", "sampler", "vocab_size", "max_length", "stop_tokens", "text_stream", "processors"}
-    assert set(Options.__annotations__) | set(sampler) == {*sampler, *sequence} - internal
-    assert Options.__optional_keys__ == {*sampler, *sequence} - internal
+    internal = {"prompt_ids", "sampler", "vocab_size", "max_length", "stop_tokens", "text_stream", "processors", "constraint"}
+    expected = {*sampler, *sequence, *CONSTRAINTS} - internal
+    assert set(Options.__annotations__) | set(sampler) == expected
+    assert Options.__optional_keys__ == expected
+    assert set(CONSTRAINTS) == set(inspect.signature(constrain).parameters) - {"tokenizer"}

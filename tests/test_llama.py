@@ -324,8 +324,8 @@ def test_bad_arguments(prompt: Any, options: dict[str, Any], error: type[Excepti
 def test_options_are_keywords() -> None:
     with pytest.raises(TypeError, match="positional"):
         fake_llama().generate("Hi", 5)  # type: ignore[misc]
-    options = "logit_bias, logprobs, max_tokens, min_p, repetition_penalty, seed, stop, temperature, top_k, top_p"
-    with pytest.raises(TypeError, match=f"^max_token: unknown option; there are {options}$"):
+    options = "grammar, logit_bias, logprobs, max_tokens, min_p, regex, repetition_penalty, schema, seed, stop, temperature"
+    with pytest.raises(TypeError, match=f"^max_token: unknown option; there are {options}, top_k, top_p$"):
         fake_llama().chat([{"role": "user", "content": "Hi"}], max_token=5)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"^stop_tokens: unknown option"):
         fake_llama().stream("Hi", stop_tokens=[3])  # type: ignore[call-arg]

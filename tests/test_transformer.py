@@ -25,7 +25,7 @@ from llama2c.config import Config
 from llama2c.errors import RequestError
 from llama2c.formats.checkpoint import Checkpoint
 from llama2c.tensors import QuantizedTensor
-from llama2c.transformer import KVCache, ObservedStep, Transformer, count_weights, plan_steps
+from llama2c.transformer import KVCache, KVType, ObservedStep, Transformer, count_weights, plan_steps
 
 
 class Case(NamedTuple):
@@ -402,7 +402,7 @@ def test_caches_share_nothing(gqa: Made) -> None:
     assert_close(logits_b, gqa.reference.forward(other).logits[-1])
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("duplicate", [KVCache.fork, copy.copy, copy.deepcopy])
 def test_a_copy_of_a_cache_is_independent(gqa: Made, duplicate: Callable[[KVCache], KVCache]) -> None:
     transformer, cache = gqa.transformer, gqa.transformer.new_cache(30)
     tokens, other = random_tokens(transformer.config, 20), random_tokens(transformer.config, 10, seed=1)
@@ -424,6 +424,55 @@ def test_a_cache_in_use_is_not_copied(gqa: Made, unchanged: KVCache) -> None:
     with pytest.raises(ValueError, match=r"^cache: another step is using it$"):
         gqa.transformer.forward([Hook(lambda: copy.copy(unchanged) and None)], unchanged)  # type: ignore[list-item]
     assert copy.copy(unchanged).length == 5
+
+
+@pytest.mark.parametrize("kv", ["float32", "float16"])
+def test_positions_of_a_cache_as_arrays(gqa: Made, kv: KVType) -> None:
+    """Keys and values of position p are found where the layout of the kernels has them, and append puts them there."""
+    transformer, tokens = gqa.transformer, random_tokens(gqa.transformer.config, 40)
+    cache, other = transformer.new_cache(kv=kv), transformer.new_cache(kv=kv)
+    rows = transformer.forward(tokens, cache, logits=None)
+    c = transformer.config
+    keys, values = cache.positions(19, 26)
+    assert keys.shape == (c.n_layers, c.n_kv_heads, c.head_size, 7)
+    assert values.shape == (c.n_layers, c.n_kv_heads, 7, c.head_size)
+    assert keys.dtype == values.dtype == kv
+    for p in range(19, 26):
+        np.testing.assert_array_equal(keys[..., p - 19], cache._buffer.keys[:, :, p // 16, :, p % 16])
+        np.testing.assert_array_equal(values[:, :, p - 19], cache._buffer.values[:, :, p])
+    for start, stop in ((0, 5), (5, 16), (16, 17), (17, 32), (32, 37)):
+        other.append([cache.positions(start, stop)])
+        assert other.length == stop
+    np.testing.assert_array_equal(transformer.forward(tokens[37:], other, logits=None), rows[37:])
+    other.truncate(20)
+    other.append([cache.positions(20, 32), cache.positions(32, 39)])
+    np.testing.assert_array_equal(transformer.forward(tokens[39:], other), rows[39])
+
+
+def test_append_refuses_what_does_not_fit(gqa: Made, unchanged: KVCache) -> None:
+    transformer = gqa.transformer
+    for start, stop in ((0, 0), (3, 2), (-1, 2), (0, 6)):
+        with pytest.raises(ValueError, match=r"^positions: expected filled positions \(0 to 4\) of one block of 16, found "):
+            unchanged.positions(start, stop)
+    full = transformer.new_cache(40)
+    transformer.forward(random_tokens(transformer.config, 40), full)
+    with pytest.raises(ValueError, match=r"^positions: .* of one block of 16, found 10 to 16$"):
+        full.positions(10, 17)
+    keys, values = full.positions(16, 32)
+    small = transformer.new_cache(20)
+    for parts, why in (
+        ([(keys, values), (keys, values)], r"^parts: expected up to 20 positions, found 32$"),
+        ([(keys, values[:, :, :9])], r"^parts: expected float32 arrays .* and .*, found float32 .* and float32 .*$"),
+        ([(keys.astype(np.float16), values)], r"^parts: expected float32 arrays .*, found float16 .*$"),
+        ([(keys[:1], values[:1])], r"^parts: expected float32 arrays "),
+        ([(keys[..., :3], values[:, :, :3]), (keys, values)], r"^parts: expected positions of one block of 16, found 3 to 18$"),
+        ([(keys[..., :0], values[:, :, :0])], r"^parts: expected positions of one block of 16, found 0 to -1$"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            small.append(parts)
+        assert small.length == 0
+    with pytest.raises(ValueError, match=r"^cache: another step is using it$"):
+        transformer.forward([Hook(lambda: unchanged.append([(keys, values)]))], unchanged)  # type: ignore[list-item]
 
 
 def test_max_length(gqa: Made) -> None:

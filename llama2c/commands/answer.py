@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import RequestError
-from ..llama import Llama, Piece, reply_pieces
-from ..sampler import SamplerOptions
+from ..llama import Llama, reply_pieces
+from ..requests import Piece
 from ..text.chat import chat_ids
 from .flags import Arguments, count_positions
 from .printing import stdin, tell_rates
+from .prompt_cache import PromptCache
 from .terminal import UsageError, put, say, utf8
 
 
@@ -19,7 +22,9 @@ def read_question(word: str) -> str:
     return question
 
 
-def answer(llama: Llama, arguments: Arguments, options: SamplerOptions, context: int) -> None:
+def answer(
+    llama: Llama, arguments: Arguments, options: dict[str, Any], context: int, prompt_cache: PromptCache
+) -> None:
     """Print the text of llama.chat for the question, and a newline. A note on stderr if the context is what ended it.
 
     context  positions that the question and its answer may fill, if -n does not ask for fewer
@@ -33,8 +38,10 @@ def answer(llama: Llama, arguments: Arguments, options: SamplerOptions, context:
     if len(ids) > n_positions:
         raise RequestError(f"The question needs {len(ids)} positions, and there are only {n_positions}", "question")
     sequence = llama.sequence(ids, max_tokens=n_positions - len(ids) + 1, stop=arguments.stop, **options)
+    cache = llama.transformer.new_cache(sequence.n_positions)
+    prompt_cache.begin(sequence, cache)
     last: Piece | None = None
-    for last in reply_pieces(llama, sequence, llama.transformer.new_cache(sequence.n_positions)):
+    for last in reply_pieces(llama, sequence, cache):
         if last.text:
             put(last.text)
     put("\n")

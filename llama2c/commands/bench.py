@@ -25,11 +25,12 @@ import numpy as np
 from .. import build_info
 from ..errors import RequestError
 from ..formats.checkpoint import Checkpoint
+from ..limits import available_memory
 from ..locate import resolve
 from ..tensors import count
 from ..threads import Threads, available_cores
 from ..transformer import Transformer
-from .machine import available_memory, cpu_name, read_bandwidth
+from .machine import cpu_name, read_bandwidth
 from .parser import Parser
 from .terminal import UsageError, markdown_table, progress, put, say
 

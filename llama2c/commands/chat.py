@@ -10,6 +10,7 @@ from ..llama import Llama
 from ..sampler import Sampler
 from ..text.chat import start_conversation
 from .printing import print_steps, stdin, tell_speed
+from .prompt_cache import PromptCache
 from .terminal import put
 
 
@@ -19,6 +20,7 @@ def chat(
     prompt: bytes | None,
     system: bytes | None,
     n_positions: int,
+    prompt_cache: PromptCache,
     verbose: bool,
     stop: Collection[str] = (),
 ) -> None:
@@ -63,6 +65,7 @@ def chat(
         new = sequence.to_feed
         for _ in new[:-1]:
             sampler.coin()  # run.c samples at these positions too
+        prompt_cache.begin(sequence, cache)
         timing = print_steps(generate(transformer, cache, sequence), len(new))
         if timing.finish_reason == "stop":
             put("\n")

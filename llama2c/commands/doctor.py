@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import __file__ as own_file
 from .. import __path__ as own_path
 from .. import __version__, build_info
-from .machine import available_memory, cpu_name, read_bandwidth, total_memory
+from ..limits import available_memory, total_memory
+from .machine import cpu_name, read_bandwidth
 from .parser import Parser
 from .terminal import describe_error, put
 
@@ -304,6 +305,7 @@ PACKAGES = (
     Package("safetensors", "0.4", "hf", "safetensors", "Hugging Face folders"),
     Package("tokenizers", "0.20", "hf", "tokenizers", "tokenizer.json, and the tokenizers of most GGUF files"),
     Package("jinja2", "3.1.6", "hf", "jinja2", "chat templates"),
+    Package("llguidance", "1.8", "json", "llguidance", "JSON by a schema, and other constraints"),
     Package("prompt_toolkit", "3.0.30", "chat", "prompt_toolkit", "line editing in a chat"),
     Package("tqdm", "4.60", None, "tqdm", "progress bars"),
     Package("torch", "2.2", None, None, "export from ckpt.pt and from Meta's folders"),

@@ -25,6 +25,9 @@ class Arguments:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     stop: list[str] = field(default_factory=list)
+    schema: str | None = None  # a file
+    regex: str | None = None
+    grammar: str | None = None  # a file
     seed: int = 0
     steps: int | None = None  # None: not given
     context: int | None = None  # None: that of the model
@@ -34,6 +37,7 @@ class Arguments:
     mode: str = "generate"
     system_prompt: str | None = None
     threads: int | None = None
+    prompt_cache: str | None = None
     trace: str | None = None
     verbose: bool = False
     version: bool = False
@@ -89,6 +93,9 @@ FLAGS = (
     Flag("", "--min-p", "P", _number, "skip those below P times the likeliest (default 0)"),
     Flag("", "--repetition-penalty", "R", _number, "above 1 avoids repeated tokens (default 1)"),
     Flag("", "--stop", "TEXT", utf8, "end before this text; may be given several times", repeats=True),
+    Flag("", "--schema", "FILE", str, "write JSON that is valid for this JSON schema"),
+    Flag("", "--regex", "R", utf8, "write a text that matches this regular expression"),
+    Flag("", "--grammar", "FILE", str, "write a text of this grammar, in llguidance's Lark"),
     Flag("-s", "--seed", "S", _integer, "same seed, same text; 0: from the clock (default 0)"),
     Flag("-n", "--steps", "N", _integer, "positions; 0: the context (default 256, answers 0)"),
     Flag("", "--context", "N", _integer, "at most N positions, for less memory (default: all)"),
@@ -98,6 +105,7 @@ FLAGS = (
     Flag("-m", "--mode", "MODE", _one_of(CHOICES["MODE"]), "generate or chat (default generate)"),
     Flag("-y", "--system-prompt", "TEXT", str, "the system prompt of a chat or an answer"),
     Flag("", "--threads", "N", _integer, "default: OMP_NUM_THREADS, else the fastest number"),
+    Flag("", "--prompt-cache", "FILE", str, "keep computed prompts here, for a faster start"),
     Flag("", "--trace", "FILE", str, "write what passes through the model, to compare"),
     Flag("-v", "--verbose", "", str, "print shape, threads, instruction set and speeds"),
     Flag("", "--version", "", str, "print the version"),

@@ -9,6 +9,7 @@ from ..llama import Llama
 from .flags import Arguments
 from .history import History
 from .line_editor import Editor, open_editor
+from .prompt_cache import PromptCache
 from .screen import has_terminal, interruptible, line_width, note, quiet_keys, uninterrupted
 from .session import ContextFullError, Reply, Session
 from .slash_commands import complete, run_command
@@ -22,7 +23,7 @@ LEAST_CONTEXT = 512  # with less there is no chat
 STOPPED = "Stopped before there was a reply: the conversation is as it was."
 
 
-def interactive(llama: Llama, arguments: Arguments) -> None:
+def interactive(llama: Llama, arguments: Arguments, prompt_cache: PromptCache) -> None:
     """Chat until the user ends it. arguments.seed is the seed of the first reply. Errors as of Session."""
     settings = {
         "temperature": arguments.temperature,
@@ -33,7 +34,7 @@ def interactive(llama: Llama, arguments: Arguments) -> None:
         "stop": arguments.stop,
         "seed": arguments.seed,
     }
-    session = open_session(llama, settings, arguments)
+    session = open_session(llama, settings, arguments, prompt_cache)
     history = History.open()
     with uninterrupted():
         chat = TerminalChat(session, open_editor(history, complete))
@@ -41,7 +42,9 @@ def interactive(llama: Llama, arguments: Arguments) -> None:
         chat.run(None if arguments.prompt is None else as_text(arguments.prompt))
 
 
-def open_session(llama: Llama, settings: dict[str, Any], arguments: Arguments) -> Session:
+def open_session(
+    llama: Llama, settings: dict[str, Any], arguments: Arguments, prompt_cache: PromptCache | None = None
+) -> Session:
     """A session with the whole context of the model, or what --context or --steps ask for, if that is less.
 
     Where nothing was asked for and there is not enough memory for the whole context, it is half of it, a quarter, and so on.
@@ -52,7 +55,7 @@ def open_session(llama: Llama, settings: dict[str, Any], arguments: Arguments) -
     system = as_text(arguments.system_prompt or "")
     while True:
         try:
-            return Session(llama, settings, context, system)
+            return Session(llama, settings, context, system, prompt_cache=prompt_cache)
         except MemoryError:
             if asked or context <= LEAST_CONTEXT:
                 raise

@@ -1,8 +1,7 @@
-"""What the verbs say about this machine: its processor and its memory."""
+"""What the verbs say about this machine: its processor, and how fast it reads memory."""
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 from pathlib import Path
@@ -22,20 +21,6 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def total_memory() -> int:
-    """Bytes of memory of the whole machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def available_memory() -> int:
-    """Bytes that can be used without swapping (on Linux), or the memory of the whole machine."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-        return 1024 * int(text.partition("MemAvailable:")[2].split()[0])
-    except (OSError, IndexError):
-        return total_memory()
 
 
 def read_bandwidth(memory: NDArray[np.float32], n_threads: int) -> float:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import replace
+from pathlib import Path
 from time import time_ns
 
 from .. import __version__, _kernels
 from ..config import DIMENSIONS
-from ..generation import Sequence, generate
+from ..constraints import CONSTRAINTS, constrain
+from ..files import read_file, read_json
+from ..generation import Options, Sequence, generate
 from ..llama import Llama, load
 from ..sampler import Sampler, SamplerOptions
 from ..text.stops import StopStrings
 from .flags import Arguments, adjust, choose_context, count_positions
 from .printing import SILENT, print_steps, stdin, tell_speed
-from .terminal import put, say
+from .prompt_cache import PromptCache, check_path
+from .terminal import UsageError, put, say, utf8
 
 
 def run(arguments: Arguments) -> None:
@@ -25,6 +29,11 @@ def run(arguments: Arguments) -> None:
     options = sampling(arguments, seed)
     sampler = Sampler(**options)
     StopStrings(arguments.stop)
+    constraint = read_constraint(arguments)
+    if arguments.prompt_cache is not None:
+        check_path(arguments.prompt_cache)
+        if arguments.trace is not None:
+            raise UsageError("--trace and --prompt-cache cannot be used together: a trace shows what is computed")
     if arguments.question is not None:
         from .answer import read_question  # a story needs neither this nor the other modules imported below
 
@@ -41,25 +50,28 @@ def run(arguments: Arguments) -> None:
             llama.transformer.observer = TraceWriter(stack.enter_context(open_trace(arguments.trace)))
         if arguments.verbose:
             describe(llama, seed)
+        prompt_cache = stack.enter_context(PromptCache(llama, arguments.prompt_cache, arguments.verbose))
         if arguments.question is not None:
             from .answer import answer
 
-            answer(llama, arguments, options, context)
+            answer(llama, arguments, {**options, **constraint}, context, prompt_cache)
             return
         if arguments.mode == "chat":
             from .interactive import has_terminal, interactive
 
             if has_terminal():
-                interactive(llama, replace(arguments, seed=seed))
+                interactive(llama, replace(arguments, seed=seed), prompt_cache)
                 return
         n_positions = count_positions(arguments.steps, context)
         if arguments.mode == "chat":
             from .chat import chat
 
             system = None if arguments.system_prompt is None else os.fsencode(arguments.system_prompt)
-            chat(llama, sampler, prompt, system, n_positions, arguments.verbose, arguments.stop)
+            chat(llama, sampler, prompt, system, n_positions, prompt_cache, arguments.verbose, arguments.stop)
         else:
-            story(llama, sampler, prompt or b"", n_positions, context, arguments.stop, arguments.verbose)
+            story(
+                llama, sampler, constraint, prompt or b"", n_positions, context, prompt_cache, arguments.stop, arguments.verbose
+            )
 
 
 def sampling(arguments: Arguments, seed: int) -> SamplerOptions:
@@ -72,6 +84,25 @@ def sampling(arguments: Arguments, seed: int) -> SamplerOptions:
         "repetition_penalty": arguments.repetition_penalty,
         "seed": seed,
     }
+
+
+def read_constraint(arguments: Arguments) -> Options:
+    """What --schema, --regex or --grammar asks for, as an option of Llama.stream. {} without them.
+
+    UsageError: in a chat, or more than one. ModelError or OSError: a file is not readable, not JSON or not UTF-8.
+    """
+    given = [name for name in CONSTRAINTS if getattr(arguments, name) is not None]
+    if not given:
+        return {}
+    if len(given) > 1:
+        raise UsageError(f"--{given[0]}: cannot be used together with --{given[1]}")
+    if arguments.mode == "chat" and arguments.question is None:
+        raise UsageError(f"--{given[0]}: is for stories and answers, not for a chat")
+    if arguments.schema is not None:
+        return {"schema": read_json(Path(arguments.schema))}
+    if arguments.grammar is not None:
+        return {"grammar": utf8(read_file(arguments.grammar), arguments.grammar)}
+    return {"regex": arguments.regex}
 
 
 def describe(llama: Llama, seed: int) -> None:
@@ -89,7 +120,15 @@ def describe(llama: Llama, seed: int) -> None:
 
 
 def story(
-    llama: Llama, sampler: Sampler, prompt: bytes, n_positions: int, context: int, stop: list[str], verbose: bool
+    llama: Llama,
+    sampler: Sampler,
+    constraint: Options,
+    prompt: bytes,
+    n_positions: int,
+    context: int,
+    prompt_cache: PromptCache,
+    stop: list[str],
+    verbose: bool,
 ) -> None:
     """Print the text of the prompt and what follows it, up to a stop string or `n_positions`. The prompt must fit `context`."""
     transformer, tokenizer = llama.transformer, llama.tokenizer
@@ -103,6 +142,7 @@ def story(
         max_tokens=max(0, n_positions - len(ids) + 1),
         stop_tokens=tokenizer.end_ids,
         stop=stop,
+        constraint=constrain(tokenizer, **constraint),  # type: ignore[misc]  # it has only these options
         text_stream=lambda _: text_stream,  # which has the prompt: a character may begin there and end in the first token
     )
     cache = transformer.new_cache(n_positions)
@@ -111,6 +151,7 @@ def story(
         transformer.forward(ids[:n_positions], cache)
         put("\n")
         return
+    prompt_cache.begin(sequence, cache)
     timing = print_steps(generate(transformer, cache, sequence), len(ids))
     put("\n")
     if verbose:

@@ -15,8 +15,10 @@ from typing import Any, TypeAlias, cast
 from .. import generation
 from ..errors import RequestError, check_int
 from ..generation import Options, count_common
-from ..llama import Llama, Piece, reply_pieces
+from ..llama import Llama, reply_pieces
+from ..requests import Piece
 from ..text.chat import chat_ids
+from .prompt_cache import PromptCache
 
 # The settings with their defaults: options of Llama.chat. `seed` is that of the next reply.
 DEFAULTS: dict[str, Any] = {
@@ -90,13 +92,21 @@ class Session:
     context   positions that the conversation may fill, at most those of the model
     system    the system prompt; "": none, so that a template may put its own
     now       the date that a template sees in all turns; None: today
+    prompt_cache  what earlier runs have computed; None: nothing
     RequestError or TypeError: a wrong setting or context. MemoryError: there is no room for so long a context.
     """
 
     def __init__(
-        self, llama: Llama, settings: Mapping[str, Any], context: int, system: str = "", now: date | None = None
+        self,
+        llama: Llama,
+        settings: Mapping[str, Any],
+        context: int,
+        system: str = "",
+        now: date | None = None,
+        prompt_cache: PromptCache | None = None,
     ) -> None:
         self.llama = llama
+        self._prompt_cache = PromptCache(llama, None) if prompt_cache is None else prompt_cache
         self.context = check_int("context", context, 1, llama.transformer.config.seq_len)
         self.system = system
         self.now = date.today() if now is None else now
@@ -165,6 +175,7 @@ class Session:
         if self._sequence is not None:
             fed = self._sequence.ids[: self._sequence.n_fed]
             sequence.n_fed = min(count_common(fed, ids), len(ids) - 1)
+        self._prompt_cache.begin(sequence, self._cache)
         self._sequence = sequence
         self.settings["seed"] = (sequence.sampler.seed + 1) % N_SEEDS
         return Reply(turns, user, sequence.sampler.seed, sequence, reply_pieces(self.llama, sequence, self._cache))

@@ -7,10 +7,12 @@ Our own files are checked here and in layout.py, GGUF in gguf.py, folders in hug
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
+from time import time_ns
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -20,12 +22,14 @@ from numpy.typing import NDArray
 from ..architecture import CLASSIFIER, EMBEDDING, GGUF, HUGGING_FACE, LLAMA, LLAMA2C, NORMS
 from ..config import Config
 from ..errors import ModelError
-from ..files import GGUF_MAGIC, recognise, unreadable
+from ..files import GGUF_MAGIC, FileState, file_state, recognise, unreadable
 from ..tensors import FLOAT_DTYPES, Floats, QuantizedTensor, Weight, as_weight
 from .content import Content, map_content, open_file, read_content
 from .layout import HEADER_SIZES, Q8_0, ROPE_TABLES, Entry, Layout, header_name, parse_header
 
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", Q8_0: "Q8_0"}  # block types: their names in capitals
+SPLIT = re.compile(r"(.*)-00001-of-(\d{5})\.gguf", re.DOTALL)  # the first file of a split model
+SETTLED = 2_000_000_000  # nanoseconds: the coarsest clock of a file system in use has ticks of 2 seconds
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -55,6 +59,8 @@ class Checkpoint:
     rope_factors: tuple[float, ...] | None = field(default=None, repr=False)
     metadata: Mapping[str, Any] = field(default_factory=lambda: NO_METADATA, repr=False)  # the keys of a GGUF file
     _mapped: bool = field(default=True, repr=False)  # the weights are the file's bytes, which a pickle can find again
+    # Of the files with the weights, before they were opened; () if a change since then might not show.
+    states: tuple[FileState, ...] = field(default=(), repr=False)
 
     @classmethod
     def open(cls, path: str | bytes | os.PathLike[Any], *, mmap: bool = True) -> Checkpoint:
@@ -68,8 +74,12 @@ class Checkpoint:
         package safetensors is missing; MemoryError. Warns (RuntimeWarning) if the context of a GGUF file had to be shortened.
         """
         path = os.fsdecode(path)
-        if os.path.isdir(path):
-            return cls._of_folder(path, mmap)
+        states = weight_states(path)
+        found = cls._of_folder(path, mmap) if os.path.isdir(path) else cls._open_file(path, mmap)
+        return replace(found, states=states if is_settled(states) else ())
+
+    @classmethod
+    def _open_file(cls, path: str, mmap: bool) -> Checkpoint:
         try:
             with open_file(path) as file:
                 start = file.read(max(HEADER_SIZES))
@@ -135,6 +145,26 @@ class Checkpoint:
     @property
     def _identity(self) -> _Identity:
         return _Identity(self.format, self.config, self.shared_classifier, self.dtype, self.group_size, self.rope_factors)
+
+
+def weight_states(path: str) -> tuple[FileState, ...]:
+    """The states of the files with the weights of a model, in a folder of all that may have some. (): they are not known."""
+    try:
+        if os.path.isdir(path):
+            return tuple(map(file_state, sorted(Path(path).glob("*.safetensors"))))
+        part = SPLIT.fullmatch(path)
+        if part is None:
+            return (file_state(path),)
+        n_parts = int(part[2])
+        return tuple(file_state(f"{part[1]}-{number:05}-of-{n_parts:05}.gguf") for number in range(1, n_parts + 1))
+    except (OSError, ValueError):
+        return ()
+
+
+def is_settled(states: tuple[FileState, ...]) -> bool:
+    """Whether every change from now on will show. Two changes within a tick of the clock leave the same times."""
+    newest = max((max(state.mtime_ns, state.ctime_ns) for state in states), default=0)
+    return newest < time_ns() - SETTLED
 
 
 class _Identity(NamedTuple):

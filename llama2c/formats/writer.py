@@ -81,7 +81,7 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
     """
     import shutil  # loading it takes milliseconds, and whoever only reads files does without
 
-    unfinished = path.with_name(path.name + ".part")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same file now
     try:
         free = shutil.disk_usage(path.absolute().parent).free
         if size > free:

@@ -270,6 +270,11 @@ cdef class Vocabulary:
 
     # -- encoding
 
+    def definition(self):
+        """What decides how it encodes and decodes, as bytes."""
+        kinds = b"" if self.kinds_data is None else self.kinds_data
+        return b"%d %d %d %d\n" % (self.size, self.first_byte, self.drop_space, len(kinds)) + kinds + self.data
+
     def encode(self, bytes text not None, bint bos, bint eos):
         """The ids of a text as a list, those of the C program unless there are kinds. Costs n log n, without the GIL."""
         cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(text)

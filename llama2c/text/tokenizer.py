@@ -6,6 +6,7 @@ This module handles str; a vocabulary handles bytes (_bpe is compiled, tokenizer
 from __future__ import annotations
 
 import codecs
+import json
 import operator
 import os
 from collections.abc import Iterable, Mapping
@@ -140,6 +141,18 @@ class Tokenizer:
         `errors` says what invalid UTF-8 becomes: "replace" (U+FFFD) or "ignore" (nothing).
         """
         return TextStream(self._vocabulary, self._starts, previous, errors)
+
+    def definition(self) -> bytes:
+        """What decides how it encodes, decodes and renders messages, as bytes: tokenizers that have the same do the same."""
+        template = self.chat_template
+        settings = {
+            "bos_id": self.bos_id,
+            "eos_id": self.eos_id,
+            "end_ids": sorted(self.end_ids),
+            "prefix": self.prefix,
+            "template": template and [template.source, sorted(template.special_tokens.items())],
+        }
+        return json.dumps(settings).encode() + b"\n" + self._vocabulary.definition()
 
 
 def _read(path: str, vocab_size: int | None) -> tuple[Vocabulary, Special | None]:

@@ -217,6 +217,10 @@ class JsonVocabulary:
             piece = self._pieces[index] = b"" if spelling is None else self._decoder.piece(spelling)
         return piece.removeprefix(b" ") if after_bos and self._decoder.strips else piece
 
+    def definition(self) -> bytes:
+        settings: str = self._package.to_str()
+        return f"{self.size}\n{settings}".encode()
+
 
 def find_prefix(package: Any) -> tuple[int, ...]:
     """The ids that the post-processor puts before a text, found by encoding a short one."""

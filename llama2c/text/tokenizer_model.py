@@ -6,6 +6,7 @@ are found in a text where it spells them out.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -192,6 +193,9 @@ class ModelVocabulary:
         if known is not None:
             return known
         return self._pieces.piece(index, after_bos) if index < self._pieces.size else b""
+
+    def definition(self) -> bytes:
+        return json.dumps([self.size, self.spaces, self.added]).encode() + b"\n" + self._pieces.definition()
 
 
 def pattern_of(token: AddedToken) -> str:

@@ -24,6 +24,9 @@ class Vocabulary(Protocol):
     def piece(self, token: SupportsIndex, after_bos: bool = False, /) -> bytes:
         """The bytes of a token, b"" of a special one. ValueError, TypeError: there is no such token."""
 
+    def definition(self) -> bytes:
+        """What decides how it encodes and decodes, as bytes: vocabularies that have the same do the same."""
+
 
 def as_index(token: SupportsIndex) -> int:
     """A token id as an int. TypeError: it is not an integer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -74,6 +75,13 @@ def test_the_text_of_chat_alone(
     assert told in ([], ["llama2c: The answer is cut off: the context of 110 positions is full"])
     result = command(*mode, path, *flags(options), "-y", "be nice", "--", QUESTION)
     assert (result.code, result.out) == (0, expected(path, SYSTEM + USER, **options))
+
+
+def test_a_constraint(command: Command, chatty: Path) -> None:
+    pytest.importorskip("llguidance", reason="needs llguidance")
+    result = command(chatty, QUESTION, "--regex", "(yes|no) [0-9]{4}", "-s", "3")
+    assert (result.code, result.out) == (0, expected(chatty, USER, regex="(yes|no) [0-9]{4}", seed=3))
+    assert re.fullmatch(rb"(yes|no) [0-9]{4}\n", result.out) and result.err == ""
 
 
 def test_options_matter(chatty: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from command_line import SECONDS, Command
 
 import llama2c
-from llama2c import _kernels, threads
+from llama2c import _kernels, limits, threads
 from llama2c.commands import doctor, machine
 from llama2c.commands.doctor import PACKAGES, Fact, Report, import_error
 from llama2c.locate import BUNDLED
@@ -209,6 +209,7 @@ def test_missing_old_and_broken_packages(versions: dict[str, str], monkeypatch: 
         "safetensors": f"not installed; for Hugging Face folders (extra hf): {install} 'safetensors>=0.4'",
         "tokenizers": "0.20.0rc1, for tokenizer.json, and the tokenizers of most GGUF files",
         "jinja2": f"3.1.5 is too old; for chat templates (extra hf): {install} 'jinja2>=3.1.6'",
+        "llguidance": f"not installed; for JSON by a schema, and other constraints (extra json): {install} 'llguidance>=1.8'",
         "prompt_toolkit": f"not installed; for line editing in a chat (extra chat): {install} 'prompt_toolkit>=3.0.30'",
         "tqdm": f"5.0 cannot be imported (ImportError: no _c); for progress bars: {install} 'tqdm>=4.60' --force-reinstall",
         "torch": "2.2.1+cpu, for export from ckpt.pt and from Meta's folders",
@@ -293,7 +294,8 @@ def test_without_proc_and_control_groups(command: Command, monkeypatch: pytest.M
             return text
 
     monkeypatch.setattr(machine, "Path", Elsewhere)
-    monkeypatch.setattr(doctor, "available_memory", machine.available_memory)
+    monkeypatch.setattr(limits, "Path", Elsewhere)
+    monkeypatch.setattr(doctor, "available_memory", limits.available_memory)
     monkeypatch.setattr(threads.cgroup_quota, "__defaults__", (Elsewhere("/sys/fs/cgroup"), Elsewhere("/proc/self/cgroup")))
     monkeypatch.setattr(doctor, "read_bandwidth", lambda memory, n_threads: 1e9)
     content = page(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -162,6 +163,52 @@ def test_stop_strings(command: Command, model: Path) -> None:
         flags = [word for text in stop for word in ("--stop", text)]
         assert command(model, "-t", "0", "-i", "once", "-n", "40", *flags).out.decode() == f"once{made[: made.find(early)]}\n"
     assert command(model, "-t", "0", "-i", "once", "-n", "40", "--stop", "once").out.decode() == story
+
+
+CONSTRAINTS = {
+    "--regex": ["[ab]{5}x"],
+    "--schema": ['{"type": "array", "items": {"const": "é"}, "minItems": 2, "maxItems": 2}'],
+    "--grammar": ['start: "a"{3} " é"'],
+}
+
+
+@pytest.mark.parametrize("flag", CONSTRAINTS)
+def test_constraints(command: Command, model: Path, tmp_path: Path, flag: str) -> None:
+    pytest.importorskip("llguidance", reason="needs llguidance")
+    [value] = CONSTRAINTS[flag]
+    if flag != "--regex":
+        (tmp_path / "given").write_text(value, encoding="utf-8")
+    given = [flag, value if flag == "--regex" else str(tmp_path / "given")]
+    result = command(model, "-i", "once ", "-n", "40", "-s", "3", *given)
+    made = result.out.decode().removeprefix("once ").removesuffix("\n")
+    assert result.code == 0
+    assert re.fullmatch({"--regex": value, "--schema": r'\[\s*"é"\s*,\s*"é"\s*\]', "--grammar": "aaa é"}[flag], made), made
+    options: Any = {flag[2:]: json.loads(value) if flag == "--schema" else value}
+    assert llama2c.load(model).generate("once ", seed=3, top_p=0.9, **options).text == made
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "told"),
+    [
+        (["--regex", "["], 1, "--regex: unclosed character class"),
+        (["--regex", "a", "--grammar", "x"], 2, "--regex: cannot be used together with --grammar"),
+        (["-m", "chat", "--regex", "a"], 2, "--regex: is for stories and answers, not for a chat"),
+        (["--schema", "none.json"], 1, "none.json: expected a readable file, found: No such file or directory"),
+        (["--schema", "cut.json"], 1, "cut.json: expected JSON, found: Expecting ':' delimiter: line 1 column 5 (char 4)"),
+        (["--schema", "list.json"], 1, "list.json: expected a JSON object, found list"),
+        (["--schema", "not.json"], 1, '--schema: Unimplemented keys: ["not"]'),
+        (["--grammar", "latin1"], 2, "latin1: expected valid UTF-8, found byte 0xE9 at index 0"),
+        (["--grammar", "."], 1, ".: expected a regular file, found a directory"),
+    ],
+)
+def test_wrong_constraints(
+    command: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], code: int, told: str
+) -> None:
+    pytest.importorskip("llguidance", reason="needs llguidance")
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"cut.json": b'{"a"', "list.json": b"[1]", "not.json": b'{"not": {}}', "latin1": b"\xe9"}.items():
+        (tmp_path / name).write_bytes(content)
+    assert command(model, *flags) == (code, b"", f"llama2c: error: {told}\n")
 
 
 def test_a_smaller_context(command: Command, model: Path, weights: checkpoints.Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
