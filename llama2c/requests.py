@@ -16,7 +16,6 @@ from .constraints import CONSTRAINTS, constrain
 from .errors import RequestError
 from .generation import Options, Step, TopLogprobs
 from .sampler import Sampler, SamplerOptions
-from .text.chat import chat_ids
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -112,6 +111,8 @@ def new_request(
     """What serves a text, ids or a conversation. Options and errors are those of Llama.stream and Llama.chat."""
     chats = is_conversation(prompt)
     if chats:
+        from .text.chat import chat_ids  # a story does not need it
+
         prompt = chat_ids(tokenizer, cast("Messages", prompt), template_options, now)
     elif template_options is not None or now is not None:
         raise RequestError("prompt: expected messages, as there are template_options or now, found no messages", "prompt")
