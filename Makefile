@@ -48,7 +48,7 @@ coverage: $(VENV)/coverage.stamp ## to see which lines and branches no test reac
 PRELOAD = LD_PRELOAD="`$(CC) -print-file-name=lib$(1).so` `$(CC) -print-file-name=libstdc++.so`" PYTHONMALLOC=malloc
 SANITIZED = build/address,undefined
 THREADED = build/thread
-RACES = tests/test_kernels.py tests/test_same_bits.py tests/test_transformer.py tests/test_llama.py tests/test_processes.py::test_threads_of_python_come_and_go
+RACES = tests/test_kernels.py tests/test_same_bits.py tests/test_transformer.py tests/test_llama.py tests/engine tests/test_processes.py::test_threads_of_python_come_and_go
 
 sanitize: ## after a change in C or Cython: all tests, or ARGS, with the address and undefined-behaviour sanitizers
 	@LLAMA2C_SANITIZE=address,undefined $(MAKE) --no-print-directory VENV=$(SANITIZED)/venv $(SANITIZED)/venv/test.stamp

@@ -1,7 +1,7 @@
 """Decodes for minutes and checks that memory does not grow: `python benchmarks/soak.py --minutes 10`, or `make soak`.
 
-Jobs of five kinds (stories, streams that are left, chats, batches, caches cut back and filled again) run on one thread and on
-two, one after the other and many at once. Each job depends only on its number, and must give the same result every time. After
+Jobs of seven kinds (stories, streams that are left, chats, batches, caches cut back and filled again, many prompts, requests to
+an engine that all jobs share) run on one thread and on two, one after the other and many at once. Each job depends only on its number, and must give the same result every time. After
 a warm-up, the memory of the process must no longer grow. This does not measure speed. The exit code is 1 if a check failed.
 """
 
@@ -94,7 +94,30 @@ def cut_back(llama: llama2c.Llama, rng: random.Random) -> bytes:
     return digest.digest()
 
 
-KINDS: list[Job] = [story, left_stream, chat, batch, cut_back]
+def many(llama: llama2c.Llama, rng: random.Random) -> bytes:
+    """Prompts with a beginning in common, bad ones among them, in an engine that has little room."""
+    common = tokens(llama, rng, 60)
+    prompts = [common + tokens(llama, rng, 20) if rng.random() < 0.9 else [] for _ in range(rng.randrange(1, 12))]
+    small = {"max_sequences": rng.randrange(1, 9), "cache_bytes": 4 << 20, "prefix_bytes": rng.choice([0, 1 << 18])}
+    chosen = {**options(rng), "max_tokens": rng.randrange(1, 20)}
+    found = llama.generate_many(prompts, on_error="return", **small, **chosen)
+    return repr([(done.tokens, done.finish_reason) for done in found]).encode()
+
+
+def request(llama: llama2c.Llama, rng: random.Random) -> bytes:
+    """One request of those that many jobs have at once; others are cancelled, some while their prompts are read."""
+    engine = ENGINES[llama]
+    wanted = engine.submit(tokens(llama, rng, 80), **options(rng))
+    for _ in range(rng.randrange(4)):
+        other = engine.submit(tokens(llama, rng, 200), max_tokens=20)
+        for _, _ in zip(range(rng.randrange(3)), other, strict=False):
+            pass
+        other.cancel()
+    return repr(wanted.result().tokens).encode()
+
+
+KINDS: list[Job] = [story, left_stream, chat, batch, cut_back, many, request]
+ENGINES: dict[llama2c.Llama, llama2c.Engine] = {}  # one for each model
 
 
 def result(llama: llama2c.Llama, number: int) -> str:
@@ -143,7 +166,11 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message="n_threads=2 is more than")
     model = () if chosen.model is None else (chosen.model,)
-    line, well = soak([llama2c.load(*model, n_threads=n) for n in (1, 2)], 60 * chosen.minutes)
+    llamas = [llama2c.load(*model, n_threads=n) for n in (1, 2)]
+    ENGINES.update({llama: llama2c.Engine(llama, max_sequences=6, cache_bytes=32 << 20, prefix_bytes=8 << 20) for llama in llamas})
+    line, well = soak(llamas, 60 * chosen.minutes)
+    for llama in llamas:
+        ENGINES.pop(llama).close()
     print(line if well else f"{line}: FAILED: no result may change, and memory may grow by at most {GROWTH / 2**20:g} MiB")
     return 0 if well else 1
 

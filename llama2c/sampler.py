@@ -140,6 +140,8 @@ class Drawer:
 
     def draw(self, draws: Sequence[Draw], n_threads: int = 1) -> list[list[int]]:
         """The tokens of each request, which are fewer than its rows after a wrong guess. -1: no distribution, the last."""
+        if not draws:
+            return []
         rows = [row for draw in draws for row in draw.rows]
         n_threads = 1 if len(rows) * self._vocab_size < self.SMALL else min(n_threads, len(draws))
         if len(self._probs) < n_threads:

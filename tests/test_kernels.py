@@ -1148,3 +1148,38 @@ def test_a_wrong_matrix_of_one_layer_is_named() -> None:
     wrong = QuantizedTensor(good[1].values, good[1].scales[:-1], 32)
     with pytest.raises(ValueError, match=r"^w3\[1\].scales: expected shape \(320,\), found \(319,\)$"):
         _kernels.Model(MIXED, {**weights, "w3": Layers((good[0], wrong, good[2]))})
+
+
+def test_draw_rows_refuses_what_does_not_fit() -> None:
+    def arguments(**changed: Any) -> dict[str, Any]:
+        good = {
+            "rows": [np.zeros(4, np.float32)] * 2,
+            "firsts": np.array([0, 1, 2]),
+            "guesses": np.array([-1, -1]),
+            "coins": np.zeros(2, np.float32),
+            "options": np.ones((2, 3), np.float32),
+            "top_k": np.zeros(2, np.int64),
+            "tokens": np.zeros(2, np.int64),
+            "probs": np.zeros((1, 4), np.float32),
+            "candidates": np.zeros((1, 8), np.uint64),
+        }
+        return {**good, **changed}
+
+    _kernels.draw_rows(**arguments())
+    for changed in (
+        {"rows": [np.zeros(4, np.float32)]},
+        {"rows": [np.zeros(4, np.float32), np.zeros(5, np.float32)]},
+        {"rows": [np.zeros(4, np.float32), np.zeros(4, np.float64)]},
+        {"firsts": np.array([0, 1])},
+        {"firsts": np.array([0, 3, 2])},
+        {"firsts": np.array([1, 1, 2])},
+        {"coins": np.zeros(3, np.float32)},
+        {"options": np.full((2, 3), -1, np.float32)},
+        {"options": np.full((2, 3), np.nan, np.float32)},
+        {"top_k": np.array([0, -1])},
+        {"probs": np.zeros((2, 4), np.float32)},
+        {"probs": np.zeros((0, 4), np.float32), "candidates": np.zeros((0, 8), np.uint64)},
+        {"candidates": np.zeros((1, 4), np.uint64)},
+    ):
+        with pytest.raises((ValueError, TypeError)):
+            _kernels.draw_rows(**arguments(**changed))

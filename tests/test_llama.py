@@ -20,7 +20,7 @@ from fakes import BOS, EOS, FakeTokenizer, FakeTransformer, fake_llama, spell
 from llama2c import llama as module
 from llama2c.errors import ModelError, RequestError
 from llama2c.llama import Llama, load
-from llama2c.text.chat import chat_ids
+from llama2c.text.chat import chat_ids, llama2_ids
 from llama2c.text.tokenizer import Tokenizer
 from llama2c.text.vocabulary import ChatTemplate
 
@@ -612,3 +612,62 @@ def test_chat_hands_options_and_the_date_to_the_template(tmp_path: Path) -> None
     assert "".join(piece.text for piece in llama.chat([user("Hi")], stream=True, **options)) == "ok"
     with pytest.raises(RequestError, match=r"^template_options: this tokenizer has no chat template to take them$"):
         fake_llama().chat([user("Hi")], template_options={"style": "brief"})
+
+
+# ---------------------------------------------------------------------------
+# what a chat has computed before
+
+
+def conversation(llama: Llama, n_turns: int, **options: Any) -> list[str]:
+    """The replies of a chat in which each turn has those before it."""
+    messages, replies = [], []
+    for i in range(n_turns):
+        messages.append(user(f"Question {i}"))
+        replies.append(llama.chat(messages, seed=i, max_tokens=12, **options).text)
+        messages.append({"role": "assistant", "content": replies[-1]})
+    return replies
+
+
+def test_a_chat_computes_only_what_is_new() -> None:
+    llama = fake_llama("abcd", seq_len=512)
+    assert conversation(llama, 3, temperature=0) == ["abcd"] * 3
+    steps = llama.transformer.steps  # type: ignore[attr-defined]
+    prompts = [step for step in steps if len(step) > 1]
+    whole = llama2_ids(llama.tokenizer, [user("Question 0"), {"role": "assistant", "content": "abcd"}, user("Question 1")])
+    assert prompts[0] == llama2_ids(llama.tokenizer, [user("Question 0")])
+    assert len(prompts[1]) < len(whole) - len(prompts[0]) + 2
+    assert len(prompts[2]) < len(prompts[1]) + 6
+
+
+def test_what_a_chat_remembers_changes_no_reply() -> None:
+    """Two conversations by turns, one that is left in the middle of a reply, and the same question again."""
+    real = load(n_threads=1)
+    messages = [user("Tell me a story about a dog.")]
+    expected = [load(n_threads=1).chat(messages, seed=seed, max_tokens=20, logprobs=1) for seed in range(3)]
+    left = real.chat(messages, stream=True, seed=9, max_tokens=20)
+    assert [next(left).generation_tokens for _ in range(5)] == [1, 2, 3, 4, 5]
+    left.close()  # type: ignore[attr-defined]
+    for seed in (0, 1, 2, 1):
+        found = real.chat(messages, seed=seed, max_tokens=20, logprobs=1)
+        assert (found.tokens, found.logprobs) == (expected[seed].tokens, expected[seed].logprobs)
+    assert real._chats is not None and real._chats.hits == 4
+    assert conversation(real, 4) == conversation(load(n_threads=1), 4)
+
+
+def test_who_finds_another_chat_at_work_goes_on_without() -> None:
+    llama = fake_llama("abcd")
+    assert llama.chat([user("Hi")], temperature=0).text == "abcd"
+    with llama._chat_lock:  # as another thread, or one that a fork has left behind
+        assert llama.chat([user("Hi")], temperature=0).text == "abcd"
+    copied = copy.copy(llama)
+    assert copied._chats is None and copied.chat([user("Hi")], temperature=0).text == "abcd"
+    assert pickle.loads(pickle.dumps(load())).chat([user("Hi")], max_tokens=2, seed=1).generation_tokens == 2
+
+
+def test_a_chat_that_is_observed_is_computed() -> None:
+    llama = fake_llama("abcd")
+    llama.transformer.observer = lambda step: None
+    for _ in range(2):
+        llama.chat([user("Hi")], temperature=0)
+    steps = llama.transformer.steps  # type: ignore[attr-defined]
+    assert len([step for step in steps if step == llama2_ids(llama.tokenizer, [user("Hi")])]) == 2

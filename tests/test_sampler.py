@@ -10,7 +10,7 @@ import pytest
 import reference_text
 
 from llama2c import _kernels
-from llama2c.sampler import LogitBias, Sampler
+from llama2c.sampler import Draw, Drawer, LogitBias, Sampler, seed_of_sample
 
 # seed -> draws 1 to 5, and 1000, of the top 24 bits, from a C program of uint64_t arithmetic
 C_RANDOM = {
@@ -294,3 +294,56 @@ def test_a_bias_leaves_the_logits_alone() -> None:
     biased = LogitBias({1: 2.5, 4: -np.inf}, 5)(logits)
     assert biased.tolist() == [0, 3.5, 2, 3, -np.inf]
     assert logits.tolist() == [0, 1, 2, 3, 4]
+
+
+# ---------------------------------------------------------------------------
+# the tokens of many requests at once
+
+
+def test_seeds_of_samples() -> None:
+    """SplitMix64 as published: the first outputs for the state 0, and 1234567."""
+    assert [seed_of_sample(0, k) for k in range(4)] == [0, 0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert [seed_of_sample(1234567, k) for k in (1, 2, 3)] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert seed_of_sample(2**64 - 1, 0) == 2**64 - 1
+    assert 0 <= seed_of_sample(2**64 - 1, 99) < 2**64
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+@pytest.mark.parametrize("vocab_size", [1, 37, 5000])
+def test_many_are_drawn_as_each_alone(vocab_size: int, n_threads: int) -> None:
+    rng = np.random.default_rng(vocab_size)
+    choices: list[dict[str, float]] = [
+        {"temperature": 0}, {}, {"top_p": 1.0}, {"top_k": 5}, {"min_p": 0.1}, {"temperature": 2.0, "top_k": 9, "min_p": 0.01},
+    ]  # fmt: skip
+    drawer = Drawer(vocab_size)
+    drawer.SMALL = 0
+    together = [Sampler(seed=i, **choices[i % len(choices)]) for i in range(11)]  # type: ignore[arg-type]
+    alone = [Sampler(seed=i, **choices[i % len(choices)]) for i in range(11)]  # type: ignore[arg-type]
+    for _ in range(5):
+        rows = rng.normal(0, 3, (11, vocab_size)).astype(np.float32)
+        drawn = drawer.draw([Draw(sampler, [row], []) for sampler, row in zip(together, rows, strict=True)], n_threads)
+        assert drawn == [[sampler.sample(row)] for sampler, row in zip(alone, rows, strict=True)]
+    assert drawer.draw([], n_threads) == []
+
+
+def test_rows_after_a_wrong_guess_draw_no_coin() -> None:
+    rng = np.random.default_rng(3)
+    drawer = Drawer(50)
+    for n_right in range(4):
+        rows = list(rng.normal(0, 1, (4, 50)).astype(np.float32))
+        one, other = Sampler(seed=n_right), Sampler(seed=n_right)
+        tokens = [other.sample(row) for row in rows[: n_right + 1]]
+        guesses = [*tokens[:n_right], (tokens[n_right] + 1) % 50, 0, 0][:3]
+        assert drawer.draw([Draw(one, rows, guesses)]) == [tokens]
+        assert one.coin() == other.coin()
+
+
+def test_a_row_that_is_no_distribution() -> None:
+    rows = np.zeros((3, 8), np.float32)
+    rows[1, 3] = np.nan
+    greedy = [Draw(Sampler(temperature=0), [rows[i]], []) for i in (0, 1)]
+    drawn = Drawer(8).draw([*greedy, Draw(Sampler(), list(rows), [0, 0])])
+    assert drawn[:2] == [[0], [-1]]
+    assert drawn[2][-1] in range(-1, 8) and len(drawn[2]) <= 2
+    excluded = np.full(8, -np.inf, np.float32)
+    assert Drawer(8).draw([Draw(Sampler(temperature=t), [excluded], []) for t in (0.0, 1.0)]) == [[-1], [-1]]

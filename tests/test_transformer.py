@@ -753,3 +753,41 @@ def test_truncate_takes_whole_positions_only(gqa: Made) -> None:
     cache.truncate(np.int64(2))
     assert type(cache.length) is int
     assert cache.length == 2
+
+
+def test_a_cache_takes_the_bytes_that_are_said(monkeypatch: pytest.MonkeyPatch, gqa: Made) -> None:
+    """What an engine counts is what a cache allocates, as it grows, at once, and as a copy."""
+    transformer = Transformer(gqa.checkpoint)
+    for first in (0, 1 << 24):
+        monkeypatch.setattr("llama2c.transformer.FIRST_BYTES", first)
+        for max_length in (1, 3, 16, 17, 40):
+            grown = transformer.new_cache(max_length)
+            for n in range(1, max_length + 1):
+                transformer.forward([1], grown)
+                reserved = transformer.new_cache(max_length)
+                reserved.reserve(n)
+                copied = transformer.new_cache(max_length)
+                copied.copy_from(grown, n)
+                for cache in (grown, reserved, copied, grown.fork()):
+                    said = transformer.cache_bytes(n, max_length)
+                    assert cache._buffer.keys.nbytes + cache._buffer.values.nbytes == said
+
+
+def test_positions_that_are_copied_are_those_that_would_be_computed(gqa: Made) -> None:
+    transformer = Transformer(gqa.checkpoint)
+    ids = list(range(1, 30))
+    whole = transformer.new_cache()
+    expected = transformer.forward(ids, whole)
+    for n in (0, 1, 15, 16, 17, 28):
+        cache = transformer.new_cache(30)
+        transformer.forward([9] * 5, cache)  # what was there goes
+        cache.copy_from(whole, n)
+        assert cache.length == n
+        np.testing.assert_array_equal(transformer.forward(ids[n:], cache), expected)
+    small = transformer.new_cache(8)
+    for wrong in (-1, 9, 30):
+        with pytest.raises(RequestError, match=r"^length: expected 0 to 8, found "):
+            small.copy_from(whole, wrong)
+    with pytest.raises(ValueError, match=r"^cache: another step is using it$"):
+        whole.copy_from(whole, 3)
+    assert whole.length == 29

@@ -294,7 +294,7 @@ def test_texts_and_log_probabilities_are_the_same(seed: int) -> None:
 def guessing(monkeypatch: pytest.MonkeyPatch) -> llama2c.Llama:
     """The bundled model, with guesses although it is tiny."""
     assert llama2c.load().drafter() is None
-    monkeypatch.setattr("llama2c.llama.LEAST_WEIGHTS", 0)
+    monkeypatch.setattr("llama2c.engine.drafts.LEAST_WEIGHTS", 0)
     return llama2c.load()
 
 
