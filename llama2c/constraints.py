@@ -6,7 +6,6 @@ and errors in one line. Nothing here draws a token.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -137,6 +136,8 @@ def constrain(
 
 def _compile_schema(schema: Any) -> str:
     """A schema as llguidance's grammar. What it cannot express is an error, whatever "x-guidance" in the schema says."""
+    import json  # most stories need neither of them
+
     from llguidance import LLMatcher
 
     if not isinstance(schema, Mapping):

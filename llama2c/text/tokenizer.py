@@ -6,7 +6,6 @@ This module handles str; a vocabulary handles bytes (_bpe is compiled, tokenizer
 from __future__ import annotations
 
 import codecs
-import json
 import operator
 import os
 from collections.abc import Iterable, Mapping
@@ -144,6 +143,8 @@ class Tokenizer:
 
     def definition(self) -> bytes:
         """What decides how it encodes, decodes and renders messages, as bytes: tokenizers that have the same do the same."""
+        import json  # a story does not need it
+
         template = self.chat_template
         settings = {
             "bos_id": self.bos_id,
