@@ -145,7 +145,7 @@ class Sequence:
         self._text_stream = None if self._new_text_stream is None else self._new_text_stream(prompt[-1])
         self._stop = StopStrings(self._stop.strings)
         self._seen: NDArray[np.intp] | None = None
-        if self.sampler.repetition_penalty != 1.0:
+        if self.sampler.has_penalties:
             self._seen = np.empty(len(prompt) + budget, np.intp)
             self._seen[: len(prompt)] = prompt
         self.finish_reason: str | None = None if budget else "length"
@@ -192,7 +192,9 @@ class Sequence:
         if len(logits) != 1:
             return None
         adjusted = self._adjusted(logits[0])
-        return [adjusted if self._seen is None else self.sampler.penalise(adjusted, self._seen[: len(self.ids)])]
+        if self._seen is None:
+            return [adjusted]
+        return [self.sampler.penalise(adjusted, self._seen[: len(self.ids)], self.n_prompt)]
 
     def accept(self, logits: Floats, drawn: abc.Sequence[int] | None = None) -> list[Step]:
         """Draw a token from each row of `logits`, (rows, vocab_size), up to the first that is not the one that was guessed.
@@ -243,7 +245,7 @@ class Sequence:
         """The next token, from its row of logits (vocab_size,); None: it is not drawn yet."""
         if token is None:
             seen = None if self._seen is None else self._seen[: len(self.ids)]
-            token = self.sampler.sample(self._adjusted(row), seen)
+            token = self.sampler.sample(self._adjusted(row), seen, self.n_prompt)
         elif token < 0:
             raise ValueError(NO_DISTRIBUTION)
         if self._seen is not None:
@@ -262,7 +264,7 @@ class Sequence:
         if self._logprobs is None:
             return Step(token, text, None, (), reason)
         _kernels.logprobs(row, self._logprobs)
-        return Step(token, text, float(self._logprobs[token]), _likeliest(self._logprobs, self._top_n), reason)
+        return Step(token, text, float(self._logprobs[token]), likeliest(self._logprobs, self._top_n), reason)
 
     def _ends(self, token: int) -> bool:
         """Whether nothing may come after this token, which was drawn."""
@@ -324,7 +326,7 @@ def count_common(a: abc.Sequence[int], b: abc.Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _likeliest(logprobs: Floats, n: int) -> TopLogprobs:
+def likeliest(logprobs: Floats, n: int) -> TopLogprobs:
     """The n largest, downwards, ties by id: [-2, -1, -2], 2 -> ((1, -1.0), (0, -2.0))."""
     threshold = np.partition(logprobs, -n)[-n]
     ids = np.flatnonzero(logprobs >= threshold)  # n of them, more if there are ties at the threshold

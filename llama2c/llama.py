@@ -119,6 +119,7 @@ class Llama:
         top_k               default 0: off
         min_p               default 0.0: off
         repetition_penalty  default 1.0: off
+        frequency_penalty, presence_penalty  default 0.0: off
         seed                0 to 2**64 - 1; default None: random. The others are explained at Sampler
         stop                one or more strings; the text ends before the first that appears
         logprobs            k > 0: also the log-probability of the token and the k likeliest tokens, before bias and temperature

@@ -33,6 +33,8 @@ class SamplerOptions(TypedDict, total=False):
     top_k: int
     min_p: float
     repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
     seed: int | None
 
 
@@ -45,14 +47,18 @@ class Sampler:
     top_p               keep the likeliest tokens until their sum exceeds top_p (0 or 1: off)
     repetition_penalty  positive logits of tokens seen before are divided by it, negative ones multiplied
                         (Keskar et al. 2019, CTRL; 1: off)
+    frequency_penalty   is subtracted from the logit of a token for each time that it was drawn (0: off)
+    presence_penalty    is subtracted once from that of every token that was drawn (0: off). Both are those of OpenAI's
+                        interface: they count what was drawn, not the prompt, and come after the repetition penalty
     seed                0..2**64 - 1; None: a random one below 2**53; the attribute `seed` has it
 
-    Each filter gets the distribution that the one before it left. With top_k, min_p and the penalty off the
+    Each filter gets the distribution that the one before it left. With top_k, min_p and the penalties off the
     result is that of run.c. A wrong type is a TypeError, a wrong value a RequestError.
     """
 
     __slots__ = (
-        "_candidates", "_probs", "_state", "min_p", "repetition_penalty", "seed", "temperature", "top_k", "top_p",
+        "_candidates", "_probs", "_state", "frequency_penalty", "min_p", "presence_penalty", "repetition_penalty", "seed",
+        "temperature", "top_k", "top_p",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +69,8 @@ class Sampler:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
     ) -> None:
         self.temperature: float = check_real(
             "temperature", temperature, "a finite number of at least 0", lambda t: 0.0 <= t < math.inf
@@ -73,6 +81,8 @@ class Sampler:
         self.repetition_penalty: float = check_real(
             "repetition_penalty", repetition_penalty, "a finite number above 0", lambda r: 0.0 < r < math.inf
         )
+        self.frequency_penalty: float = check_real("frequency_penalty", frequency_penalty, "a finite float32", _is_float32)
+        self.presence_penalty: float = check_real("presence_penalty", presence_penalty, "a finite float32", _is_float32)
         if seed is None:
             seed = int.from_bytes(os.urandom(8), "little") >> (64 - _SEED_BITS)
         self.seed: int = check_int("seed", seed, 0, _MASK64)
@@ -89,14 +99,21 @@ class Sampler:
         self._state = x
         return ((x * _MULTIPLIER & _MASK64) >> 40) / 16777216.0
 
-    def sample(self, logits: NDArray[np.float32], seen: Sequence[int] | NDArray[Any] | None = None) -> int:
+    @property
+    def has_penalties(self) -> bool:
+        """Whether sample() needs to know the ids so far."""
+        return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
+    def sample(
+        self, logits: NDArray[np.float32], seen: Sequence[int] | NDArray[Any] | None = None, n_prompt: int = 0
+    ) -> int:
         """Draw one token id from `logits` (vocab_size,) float32, which are not changed.
 
-        seen: ids of the prompt and of the output so far, repeats allowed; only the repetition penalty needs
-        them. ValueError: NaN logits, every token excluded, or an id outside the vocabulary.
+        seen: ids of the prompt and of the output so far, repeats allowed, the first n_prompt of them the prompt; only the
+        penalties need them. ValueError: NaN logits, every token excluded, or an id outside the vocabulary.
         """
         if seen is not None:
-            logits = self.penalise(logits, seen)
+            logits = self.penalise(logits, seen, n_prompt)
         n = len(logits)
         if len(self._probs) != n:
             self._probs = np.empty(n, np.float32)
@@ -105,18 +122,27 @@ class Sampler:
         top_k = min(self.top_k, n)
         return _sample(logits, self._probs, self._candidates, self.temperature, self.top_p, top_k, self.min_p, coin)
 
-    def penalise(self, logits: NDArray[np.float32], seen: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
-        """The logits, or with a penalty a copy, the seen tokens less likely: [2, -2, 2], seen [0, 1, 0], 2 -> [1, -4, 2]."""
+    def penalise(
+        self, logits: NDArray[np.float32], seen: Sequence[int] | NDArray[Any], n_prompt: int = 0
+    ) -> NDArray[np.float32]:
+        """The logits, or with a penalty a copy, the seen tokens less likely: [2, -2, 2], seen [0, 1, 0].
+
+        A repetition penalty of 2 makes [1, -4, 2] of them; a frequency penalty of 2, all of seen drawn, [-2, -4, 2].
+        """
         seen, penalty = np.asarray(seen), self.repetition_penalty
-        if seen.size == 0 or penalty == 1.0:
+        if seen.size == 0 or not self.has_penalties:
             return logits
         if seen.dtype.kind not in "iu":
             raise TypeError(f"seen: expected a sequence of token ids, found values of type {seen.dtype}")
         for token in (seen.min(), seen.max()):
             check_int("seen", token, 0, len(logits) - 1)  # a negative index would count from the end
         logits = logits.copy()
-        values = logits[seen]
-        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+        if penalty != 1.0:
+            values = logits[seen]
+            logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+        if self.frequency_penalty or self.presence_penalty:
+            drawn, counts = np.unique(seen[n_prompt:], return_counts=True)
+            logits[drawn] -= (counts * self.frequency_penalty + self.presence_penalty).astype(np.float32)
         return logits
 
 
@@ -204,5 +230,9 @@ class LogitBias:
         return logits
 
 
+def _is_float32(value: float) -> bool:
+    return abs(value) <= _MAX_FLOAT32
+
+
 def _is_bias(value: float) -> bool:
-    return value == -math.inf or abs(value) <= _MAX_FLOAT32
+    return value == -math.inf or _is_float32(value)

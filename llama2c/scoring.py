@@ -14,6 +14,8 @@ import numpy as np
 
 from . import _kernels
 from .errors import ModelError, RequestError, check_int
+from .generation import NO_DISTRIBUTION, TopLogprobs, likeliest
+from .generation import Sequence as Request
 from .text.tokenizer import Tokenizer
 from .transformer import Floats, Transformer
 
@@ -105,7 +107,7 @@ def pick_logprobs(rows: Rows, ids: Sequence[int], chunk: Chunk) -> list[float]:
     """ln p of the ids that a chunk scores. ValueError: the logits of the model are not finite."""
     picked = rows.logprobs[np.arange(chunk.stop - chunk.first), ids[chunk.first + 1 : chunk.stop + 1]]
     if not np.isfinite(picked).all():
-        raise ValueError("logits: expected numbers that make a distribution, found NaN or infinity")
+        raise ValueError(NO_DISTRIBUTION)
     return list(map(float, picked))
 
 
@@ -131,3 +133,51 @@ def score_ids(transformer: Transformer, ids: Sequence[int], n_bytes: int, stride
     for chunk, rows in zip(chunks, read_chunks(transformer, ids, chunks), strict=True):
         logprobs += pick_logprobs(rows, ids, chunk)
     return Score(tuple(ids), tuple(logprobs), n_bytes)
+
+
+# ---------------------------------------------------------------------------
+# a prompt that is scored, and what follows it
+
+
+class TokenScore(NamedTuple):
+    """A token with its log-probability, given all before it; None: it is the first. `top` has the likeliest tokens there."""
+
+    token: int
+    logprob: float | None
+    top: TopLogprobs
+
+
+class Part(NamedTuple):
+    """What a step of score_and_continue has found: the next tokens of a text, those of the prompt or one that was drawn."""
+
+    scores: list[TokenScore]
+    text: str  # of a token that was drawn
+    finish_reason: str | None
+
+
+def score_and_continue(transformer: Transformer, request: Request, top_n: int) -> Iterator[Part]:
+    """The tokens of a request's prompt with their log-probabilities, then those that it draws: a Part for each step.
+
+    Every token of the prompt is computed, on a cache of its own. top_n: how many of the likeliest tokens each one has. The request
+    must not have begun; if tokens are drawn, it has to ask for the log-probabilities of as many. ValueError: logits are not finite.
+    """
+    ids = list(request.ids)
+    cache = transformer.new_cache(request.n_positions)
+    logprobs = np.empty(transformer.config.vocab_size, np.float32)
+    rows = np.empty((0, len(logprobs)), np.float32)
+    yield Part([TokenScore(ids[0], None, ())], "", None)
+    for first in range(0, len(ids), ROWS):
+        rows = transformer.forward(ids[first : first + ROWS], cache, logits=None)
+        scores = []
+        for row, token in zip(rows, ids[first + 1 : first + ROWS + 1], strict=False):  # the last row is of a token to come
+            _kernels.logprobs(row, logprobs)
+            if not np.isfinite(logprobs[token]):
+                raise ValueError(NO_DISTRIBUTION)
+            scores.append(TokenScore(token, float(logprobs[token]), likeliest(logprobs, top_n) if top_n else ()))
+        yield Part(scores, "", None)
+    rows = rows[-1:]
+    while request.finish_reason is None:
+        for step in request.accept(rows):
+            yield Part([TokenScore(step.token, step.logprob, step.top_logprobs[:top_n])], step.text, step.finish_reason)
+        if request.finish_reason is None:
+            rows = transformer.forward(request.to_feed, cache, logits=request.wanted)

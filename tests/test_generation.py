@@ -305,16 +305,18 @@ def test_tokens_are_those_of_the_sampler() -> None:
 
 def test_the_penalty_sees_prompt_and_output() -> None:
     class Recorder(Sampler):
-        def sample(self, logits: Any, seen: Any = None) -> int:
+        def sample(self, logits: Any, seen: Any = None, n_prompt: int = 0) -> int:
             calls.append(None if seen is None else seen.tolist())
-            return super().sample(logits, seen)
+            assert n_prompt == n_prompt_ids
+            return super().sample(logits, seen, n_prompt)
 
     calls: list[Any] = []
-    script = [10, 11, 12]
+    script, n_prompt_ids = [10, 11, 12], 2
     _, steps = run(FakeTransformer(script), [BOS, 50], sampler=Recorder(0.0, repetition_penalty=1.1))
     assert [step.token for step in steps] == [*script, EOS]
     assert calls == [[BOS, 50], [BOS, 50, 10], [BOS, 50, 10, 11], [BOS, 50, 10, 11, 12]]
     calls.clear()
+    n_prompt_ids = 1
     list(run(FakeTransformer([10]), [BOS], sampler=Recorder(0.0))[1])
     assert calls == [None, None]
 

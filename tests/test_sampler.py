@@ -180,6 +180,23 @@ def test_repetition_penalty(logits, seen, penalty: float, expected: int) -> None
     assert sampler.sample(np.array(logits, np.float32), seen) == expected
 
 
+@pytest.mark.parametrize("repetition", [1.0, 2.0])
+@pytest.mark.parametrize(("frequency", "presence"), [(0.5, 0.0), (0.0, 1.5), (-2.0, 0.25)])
+def test_frequency_and_presence_count_what_was_drawn(repetition: float, frequency: float, presence: float) -> None:
+    """The formula of OpenAI's interface, after the repetition penalty; the first two ids are the prompt."""
+    logits = np.array([4.0, -1.0, 2.0, 0.5], np.float32)
+    seen = [0, 1, 2, 1, 1, 0]
+    sampler = Sampler(repetition_penalty=repetition, frequency_penalty=frequency, presence_penalty=presence)
+    expected = []
+    for token, x in enumerate([4.0, -1.0, 2.0, 0.5]):
+        count = seen[2:].count(token)
+        if token in seen:
+            x = x / repetition if x > 0 else x * repetition
+        expected.append(x - count * frequency - (count > 0) * presence)
+    assert sampler.penalise(logits, seen, 2).tolist() == expected
+    assert logits.tolist() == [4.0, -1.0, 2.0, 0.5]
+
+
 def test_repetition_penalty_comes_before_temperature() -> None:
     rng = np.random.default_rng(2)
     sampler = Sampler(temperature=0.8, top_p=0.95, repetition_penalty=1.5, seed=9)
@@ -242,6 +259,8 @@ def test_a_token_masked_with_minus_infinity_is_never_drawn() -> None:
         ({"top_k": 2.0}, TypeError, "top_k: expected an integer, found float"),
         ({"min_p": 1.01}, ValueError, "min_p: expected a number from 0 to 1, found 1.01"),
         ({"min_p": math.nan}, ValueError, "min_p: expected a number from 0 to 1, found nan"),
+        ({"frequency_penalty": 1e39}, ValueError, "frequency_penalty: expected a finite float32, found 1e+39"),
+        ({"presence_penalty": math.nan}, ValueError, "presence_penalty: expected a finite float32, found nan"),
         ({"repetition_penalty": 0}, ValueError,
          "repetition_penalty: expected a finite number above 0, found 0.0"),
         ({"repetition_penalty": math.inf}, ValueError,

@@ -161,7 +161,7 @@ class Engine:
         another kind at that path.
         """
         fingerprint = compute_fingerprint(self._transformer, self._tokenizer)
-        self._call(lambda: None if self._prefixes is None else self._prefixes.save(path, fingerprint))
+        self.call(lambda: None if self._prefixes is None else self._prefixes.save(path, fingerprint))
 
     def load_prefixes(self, path: str | os.PathLike[str]) -> int:
         """Remember what such a file has, as far as there is room. Returns how many positions are known now.
@@ -169,7 +169,20 @@ class Engine:
         A file of another model, cut or damaged adds nothing (RuntimeWarning), and no file is as good as an empty one.
         """
         fingerprint = compute_fingerprint(self._transformer, self._tokenizer)
-        return self._call(lambda: 0 if self._prefixes is None else self._prefixes.load(path, fingerprint))
+        return self.call(lambda: 0 if self._prefixes is None else self._prefixes.load(path, fingerprint))
+
+    def call(self, call: Callable[[], T]) -> T:
+        """Have the thread call something between two steps, and wait for what it returns. What it raises is raised.
+
+        So work on the same model neither disturbs a step nor is disturbed by one. RuntimeError: the engine is closed.
+        """
+        self._check_process(os.getpid())
+        command: Call[T] = Call(call)
+        if not self._worker.closed:
+            self._worker.commands.put(command)
+        if self._worker.closed:
+            command.end()
+        return command.wait()
 
     async def stream(
         self,
@@ -213,16 +226,6 @@ class Engine:
             task.finish("cancelled")
             raise RuntimeError(CLOSED)
         return Request(self, task)
-
-    def _call(self, call: Callable[[], T]) -> T:
-        """Have the thread call something between two steps. RuntimeError: the engine is closed."""
-        self._check_process(os.getpid())
-        command: Call[T] = Call(call)
-        if not self._worker.closed:
-            self._worker.commands.put(command)
-        if self._worker.closed:
-            command.end()
-        return command.wait()
 
     def _cancel(self, task: Task) -> None:
         if os.getpid() == self._pid:

@@ -28,7 +28,7 @@ class Task:
     """One request inside of the engine. Its thread alone changes it, but for `wakes`."""
 
     __slots__ = (
-        "_n_positions", "_transformer", "arrival", "cache", "done", "drafter", "error", "finish_reason", "held", "keeps_all",
+        "_n_positions", "_transformer", "arrival", "cache", "cached_tokens", "done", "drafter", "error", "finish_reason", "held", "keeps_all",
         "maker", "pieces", "sequence", "waits_for", "wakes",
     )  # fmt: skip
 
@@ -41,6 +41,7 @@ class Task:
         self.keeps_all = keeps_all  # the next request probably begins with all of its text: it is a chat
         self.cache: KVCache | None = None  # while it runs
         self.held = 0
+        self.cached_tokens = 0  # of the prompt, when the request began to run: known from others, and not computed
         self.drafter: generation.Drafter | None = None
         self.waits_for: tuple[Task, int] | None = None  # a running task, and how many positions it has to have
         self.pieces: list[Piece] = []
@@ -123,6 +124,11 @@ class Request:
         """With it the same request gives the same tokens again."""
         return self._task.sequence.sampler.seed
 
+    @property
+    def cached_tokens(self) -> int:
+        """How many tokens of the prompt were known from other requests when this one began, so that they were not computed."""
+        return self._task.cached_tokens
+
     def cancel(self) -> None:
         """End it, after the step that is being made now. What it has made so far stays. Does nothing at its end."""
         if self._task.finish_reason is None:
@@ -168,6 +174,24 @@ class Request:
             if self._wait_for(wake):
                 await news
         return piece
+
+    async def news(self, timeout: float | None = None) -> list[Piece]:
+        """All pieces that no iterator has given yet, one at least; [] at the end, or if there is none in so many seconds.
+
+        For a reader that may be slower than the model. An error of this request is raised after the pieces before it.
+        """
+        import asyncio
+
+        self._check_process()
+        while self._n_read == len(self._task.pieces) and not self._ended():
+            wake, news = _future()
+            if self._wait_for(wake):
+                try:
+                    await asyncio.wait_for(news, timeout)
+                except asyncio.TimeoutError:
+                    return []
+        first, self._n_read = self._n_read, len(self._task.pieces)
+        return self._task.pieces[first : self._n_read]
 
     def __await__(self) -> Generator[Any, None, Completion]:
         return self._result().__await__()

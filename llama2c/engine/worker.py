@@ -225,6 +225,7 @@ class Worker:
                 self._finish(task, "error", error)
                 continue
             if not task.pieces:
+                task.cached_tokens = task.n_filled
                 task.maker.begin()
                 if self._drafts is not None and self._transformer.observer is None:  # which would see wrong guesses
                     task.drafter = self._drafts.drafter()
