@@ -158,8 +158,9 @@ class Part(NamedTuple):
 def score_and_continue(transformer: Transformer, request: Request, top_n: int) -> Iterator[Part]:
     """The tokens of a request's prompt with their log-probabilities, then those that it draws: a Part for each step.
 
-    Every token of the prompt is computed, on a cache of its own. top_n: how many of the likeliest tokens each one has. The request
-    must not have begun; if tokens are drawn, it has to ask for the log-probabilities of as many. ValueError: logits are not finite.
+    Every token of the prompt is computed, on a cache of its own. top_n: how many of the likeliest tokens each one has. The
+    request must not have begun; if tokens are drawn, it has to ask for the log-probabilities of as many. ValueError: logits are
+    not finite.
     """
     ids = list(request.ids)
     cache = transformer.new_cache(request.n_positions)
@@ -180,4 +181,4 @@ def score_and_continue(transformer: Transformer, request: Request, top_n: int) -
         for step in request.accept(rows):
             yield Part([TokenScore(step.token, step.logprob, step.top_logprobs[:top_n])], step.text, step.finish_reason)
         if request.finish_reason is None:
-            rows = transformer.forward(request.to_feed, cache, logits=request.wanted)
+            rows = transformer.forward(request.to_feed, cache).reshape(1, -1)

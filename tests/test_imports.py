@@ -16,6 +16,7 @@ ORDER = (
     "__main__",
     "__init__",
     "commands",
+    "server",
     "conversion",
     "downloads",
     "llama",

@@ -33,6 +33,7 @@ VERBS = {
     "doctor": Verb("doctor", "say what a bug report needs, and what does not work here"),
     "export": Verb("export", "convert or quantise a model, from and to GGUF too"),
     "perplexity": Verb("perplexity", "measure how likely a model finds a text, compare two models"),
+    "serve": Verb("serve", "answer over HTTP, with OpenAI's interface"),
 }
 
 

@@ -28,8 +28,8 @@ class Task:
     """One request inside of the engine. Its thread alone changes it, but for `wakes`."""
 
     __slots__ = (
-        "_n_positions", "_transformer", "arrival", "cache", "cached_tokens", "done", "drafter", "error", "finish_reason", "held", "keeps_all",
-        "maker", "pieces", "sequence", "waits_for", "wakes",
+        "_n_positions", "_transformer", "arrival", "cache", "cached_tokens", "done", "drafter", "error", "finish_reason", "held",
+        "keeps_all", "maker", "pieces", "sequence", "waits_for", "wakes",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +123,11 @@ class Request:
     def seed(self) -> int:
         """With it the same request gives the same tokens again."""
         return self._task.sequence.sampler.seed
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return self._task.sequence.n_prompt
 
     @property
     def cached_tokens(self) -> int:

@@ -1,0 +1,1 @@
+"""HTTP: OpenAI's interface in front of an engine. Imports the engine, never a kernel."""
