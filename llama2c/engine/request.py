@@ -28,8 +28,8 @@ class Task:
     """One request inside of the engine. Its thread alone changes it, but for `wakes`."""
 
     __slots__ = (
-        "_n_positions", "_transformer", "arrival", "cache", "cached_tokens", "done", "drafter", "error", "finish_reason", "held",
-        "keeps_all", "maker", "pieces", "sequence", "waits_for", "wakes",
+        "_n_positions", "_transformer", "arrival", "cache", "cached_tokens", "done", "drafter", "error", "finish_reason",
+        "held", "keeps_all", "maker", "pieces", "sequence", "waits_for", "wakes",
     )  # fmt: skip
 
     def __init__(

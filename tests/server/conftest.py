@@ -1,0 +1,161 @@
+"""A real server on a port of its own for each module, and requests to it with the standard library alone."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("prometheus_client")
+uvicorn = pytest.importorskip("uvicorn")
+
+import llama2c  # noqa: E402
+from llama2c.engine.engine import Engine  # noqa: E402
+from llama2c.llama import Llama  # noqa: E402
+from llama2c.server.app import Service, Settings, make_app  # noqa: E402
+from llama2c.transformer import Transformer  # noqa: E402
+
+PATIENCE = 60  # seconds for what takes milliseconds
+
+
+class Controlled(Transformer):
+    """While it is held, each step of an engine waits until the test lets it go."""
+
+    held = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.entered = threading.Semaphore(0)  # a step has begun
+        self.go = threading.Semaphore(0)  # and may go on
+
+    def forward_batch(self, sequences: Any, *, logits: Any = 1, out: Any = None) -> Any:
+        if self.held:
+            self.entered.release()
+            assert self.go.acquire(timeout=PATIENCE)
+        return super().forward_batch(sequences, logits=logits, out=out)
+
+    def step(self) -> None:
+        """Let one step go, and wait until the next has begun."""
+        self.go.release()
+        assert self.entered.acquire(timeout=PATIENCE)
+
+    def hold(self) -> None:
+        self.held = True
+
+    def let_go(self) -> None:
+        self.held = False
+        self.go.release()
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    data: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+    @property
+    def error(self) -> Any:
+        assert set(self.json) == {"error"}
+        assert set(self.json["error"]) == {"message", "type", "param", "code"}
+        return self.json["error"]
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of a stream of events, without [DONE], which must be its end."""
+        assert self.headers["content-type"].startswith("text/event-stream")
+        parts = self.data.decode().split("\n\n")
+        assert parts.pop() == ""
+        assert parts.pop() == "data: [DONE]"
+        return [json.loads(part.removeprefix("data: ")) for part in parts if not part.startswith(":")]
+
+
+@dataclass
+class Running:
+    """A server in a thread."""
+
+    service: Service
+    port: int
+    lines: list[str]
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json"} if data is not None else {}
+        connection = self.connect()
+        try:
+            connection.request(method, path, data, {**sent, **(headers or {})})
+            answer = connection.getresponse()
+            return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+    def complete(self, **body: Any) -> Reply:
+        return self.ask("POST", "/v1/completions", body)
+
+    def chat(self, text: str = "Hi", **body: Any) -> Reply:
+        return self.ask("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **body})
+
+
+@dataclass
+class Starter:
+    """Starts servers, and stops them all at the end."""
+
+    ends: list[Callable[[], None]] = field(default_factory=list)
+
+    def __call__(self, llama: Llama, **options: Any) -> Running:
+        engine = Engine(llama, options.pop("max_sequences", 8), options.pop("cache_bytes", None))
+        lines: list[str] = []
+        service = Service(llama, engine, Settings(log=lines.append, **options))
+        listener = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(make_app(service), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+
+        def end() -> None:
+            server.should_exit = True
+            engine.close()
+            thread.join(PATIENCE)
+            listener.close()
+
+        self.ends.append(end)
+        return Running(service, listener.getsockname()[1], lines)
+
+
+@pytest.fixture(scope="session")
+def llama() -> Llama:
+    return llama2c.load(n_threads=1)
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Starter]:
+    starter = Starter()
+    yield starter
+    for end in starter.ends:
+        end()
+
+
+@pytest.fixture(scope="module")
+def server(start: Starter, llama: Llama) -> Running:
+    return start(llama)
+
+
+@pytest.fixture
+def controlled(llama: Llama) -> Iterator[Llama]:
+    """A Llama whose steps a test controls. No step is held when the test ends."""
+    transformer = Controlled(llama.transformer.checkpoint, n_threads=1)
+    yield Llama(transformer, llama.tokenizer)
+    transformer.let_go()
