@@ -68,7 +68,7 @@ def test_a_seed_that_was_drawn_gives_the_same_again(server) -> None:
 
 @pytest.mark.parametrize("prompt", [[1, 347, 320], [[1, 347, 320]], "The little dog", ["The little dog"]])
 def test_prompts_of_all_kinds(server, llama: Llama, prompt: Any) -> None:
-    given = prompt[0] if isinstance(prompt[0], list) or isinstance(prompt, list) and isinstance(prompt[0], str) else prompt
+    given = prompt[0] if isinstance(prompt[0], list) or (isinstance(prompt, list) and isinstance(prompt[0], str)) else prompt
     expected = llama.generate(given, max_tokens=5, temperature=0).text
     assert server.complete(prompt=prompt, max_tokens=5, temperature=0).json["choices"][0]["text"] == expected
 
