@@ -36,8 +36,8 @@ from ..generation import Options
 from ..llama import Llama
 from ..requests import Piece, Prompt, new_request
 from ..scoring import Part, TokenScore, score_and_continue
-from .answers import COMMENT, DONE, Answer, Delta, error_body, event, usage
-from .fields import Body, read_body
+from .answers import COMMENT, DONE, Answer, Delta, dump, error_body, event, usage
+from .fields import Body, read_body, string
 from .guard import Guard, json_response
 from .metrics import Metrics
 from .protocol import Job, read_chat, read_completion, read_detokenize, read_tokenize, seed_of_choice
@@ -364,7 +364,7 @@ class Work:
         counts = f"prompt {prompt} (cached {cached}), new {made}, {speed:.1f} tok/s"
         line = f"{self._route} {status or 'disconnect'} {seconds:.2f} s, {counts}"
         if service.settings.log_prompts:
-            line += f", prompts {str(self.job.prompts)!r}"
+            line += f", prompts {dump(self.job.prompts).decode()}"
         service.settings.log(line)
 
 
@@ -553,7 +553,7 @@ class Routes:
         service = self._service
         body = await body_of(request)
         text, with_bos = read_tokenize(body)
-        service.check_model(body.get("model"))
+        service.check_model(string(body, "model"))
         tokens = await service.in_thread(lambda: service.llama.tokenizer.encode(text, bos=with_bos))
         limit = service.llama.transformer.config.seq_len
         return json_response(200, {"count": len(tokens), "max_model_len": limit, "tokens": tokens})
@@ -562,7 +562,7 @@ class Routes:
         service = self._service
         body = await body_of(request)
         tokens = read_detokenize(body, MOST_BYTES)
-        service.check_model(body.get("model"))
+        service.check_model(string(body, "model"))
         return json_response(200, {"prompt": await service.in_thread(lambda: service.llama.tokenizer.decode(tokens))})
 
     async def tokenizer_info(self, request: Request) -> Response:

@@ -120,7 +120,8 @@ class Starter:
         lines: list[str] = []
         service = Service(llama, engine, Settings(log=lines.append, **options))
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(make_app(service), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        app = make_app(service)
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

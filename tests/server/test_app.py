@@ -15,6 +15,7 @@ from llama2c.sampler import seed_of_sample
 from llama2c.scoring import score_ids
 
 HELLO = [{"role": "user", "content": "Hi"}]
+LONG = [{"role": "user", "content": "dog " * 2000}]
 
 
 # ---------------------------------------------------------------------------
@@ -230,7 +231,7 @@ def test_json_schema_and_json_object(server, llama: Llama) -> None:
         ("completions", {}, 400, "prompt", None),
         ("completions", {"prompt": "x", "stop": ""}, 400, "stop", None),
         ("completions", {"prompt": "x", "logit_bias": {"5000000": 1}}, 400, "logit_bias", None),
-        ("chat/completions", {"messages": [{"role": "user", "content": "dog " * 2000}]}, 400, "messages", "context_length_exceeded"),
+        ("chat/completions", {"messages": LONG}, 400, "messages", "context_length_exceeded"),
         ("chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, 400, "messages", None),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages", None),
         ("chat/completions", {"messages": HELLO, "tools": [{"type": "function"}]}, 400, "tools", None),

@@ -60,7 +60,9 @@ def test_an_allowed_origin_may_read_the_answer(locked) -> None:
     assert (without.status, without.headers["access-control-allow-origin"]) == (401, "https://page.example")
 
 
-@pytest.mark.parametrize("given", [None, "", "Bearer", "Bearer other", "Bearer secretx", "Basic secret", "Bearer sécret", "secret"])
+@pytest.mark.parametrize(
+    "given", [None, "", "Bearer", "Bearer other", "Bearer secretx", "Basic secret", "Bearer sécret", "secret"]
+)
 def test_a_wrong_key(locked, given: str | None) -> None:
     headers = {} if given is None else {"Authorization": given}
     answer = locked.ask("GET", "/v1/models", headers=headers)
@@ -79,7 +81,9 @@ def test_origins(text: str, expected: str) -> None:
     assert check_origin(text) == expected
 
 
-@pytest.mark.parametrize("text", ["*", "", "page.example", "https://", "https://a/b", "ftp://a", "https://a:x", "https://u@a", "null"])
+@pytest.mark.parametrize(
+    "text", ["*", "", "page.example", "https://", "https://a/b", "ftp://a", "https://a:x", "https://u@a", "null"]
+)
 def test_what_is_no_origin(text: str) -> None:
     with pytest.raises(RequestError, match="allow-origin: expected an origin"):
         check_origin(text)

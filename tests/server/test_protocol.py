@@ -33,14 +33,15 @@ def test_what_is_missing_has_the_defaults() -> None:
 
 
 def test_null_is_as_good_as_missing() -> None:
-    names = ("n", "seed", "stream", "stop", "logprobs", "temperature", "suffix", "echo", "best_of", "top_k", "unheard_of", "model")
+    names = ("n", "seed", "stream", "stop", "logprobs", "temperature", "suffix", "echo", "best_of", "top_k", "unheard_of")
     assert read_completion({"prompt": "x", **dict.fromkeys(names)}) == read_completion({"prompt": "x"})
     names = ("tools", "response_format", "date", "top_logprobs", "max_completion_tokens", "stream_options", "function_call")
     assert read_chat({**CHAT, **dict.fromkeys(names)}) == read_chat(CHAT)
 
 
 def test_values_come_through() -> None:
-    body = {"temperature": 0, "top_p": 1, "frequency_penalty": -0.5, "stop": ["a", "b"], "logit_bias": {"7": -100}, "top_k": 3.0}
+    body = {"temperature": 0, "top_p": 1, "frequency_penalty": -0.5, "stop": ["a", "b"], "top_k": 3.0}
+    body["logit_bias"] = {"7": -100}
     options = read_completion({"prompt": "x", "max_tokens": 0, "logprobs": 0, **body}).options
     assert options == {
         "temperature": 0.0, "top_p": 1.0, "frequency_penalty": -0.5, "stop": ["a", "b"], "logit_bias": {7: -100.0}, "top_k": 3,
