@@ -130,6 +130,7 @@ def test_the_end_of_a_text_needs_no_draw(tokenizer: Tokenizer) -> None:
             constraint=constrain(tokenizer, regex=regex),
         )
         n = 0
+        assert (sequence.wanted, bool(sequence.to_feed)) == ((0, False) if n_drawn == 0 else (1, True))
         while sequence.finish_reason is None:
             sequence.accept(np.zeros((1, 2048), np.float32))
             n += 1
@@ -311,6 +312,7 @@ def test_no_token_ends_a_text_where_the_tokenizer_has_no_end(all_tokenizers: dic
     endless = Tokenizer(tokenizer._vocabulary, llama2c.text.vocabulary.Special(None, None, frozenset(), ()))
     assert draw(endless, 1, max_tokens=30, regex="[ab]+")[1] == "length"
     assert draw(endless, 1, regex="ab") == ("ab", "stop")
+    assert draw(endless, 1, regex="") == ("", "stop")
 
 
 # ---------------------------------------------------------------------------

@@ -156,8 +156,9 @@ def test_a_copy_takes_few_steps() -> None:
     assert len(replay(Drafts().drafter(), [*text, 7, *text[1:]], 301)) < 40  # 300 tokens
 
 
-@pytest.mark.parametrize("change", ["replaced", "added", "left out"])
-def test_a_copy_with_changes_is_found_again(change: str) -> None:
+@pytest.mark.parametrize(("change", "most_steps"), [("replaced", 40), ("added", 57), ("left out", 34)])
+def test_a_copy_with_changes_is_found_again(change: str, most_steps: int) -> None:
+    """Near the place where it was, before two tokens in a row could be looked up: that would take 45, 62 and 36 steps."""
     text = random_text(300)
     copied: list[int] = []
     for i, token in enumerate(text):
@@ -165,7 +166,7 @@ def test_a_copy_with_changes_is_found_again(change: str) -> None:
             copied += {"replaced": [9], "added": [token, 8, 9], "left out": []}[change]
         else:
             copied.append(token)
-    assert len(replay(Drafts().drafter(), [*text, 7, *copied], 301)) < 75
+    assert len(replay(Drafts().drafter(), [*text, 7, *copied], 301)) <= most_steps
 
 
 def test_a_text_without_repetitions_has_no_guesses() -> None:
