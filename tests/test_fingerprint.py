@@ -272,3 +272,29 @@ def test_the_files_of_a_split_model_and_of_a_folder_count(tmp_path: Path) -> Non
     (tmp_path / names[1]).unlink()
     assert weight_states(str(tmp_path / names[0])) == ()
     assert weight_states("no\0file") == ()
+
+
+def test_every_kind_of_tokenizer_changes_it(tmp_path: Path) -> None:
+    """A tokenizer.json and a tokenizer.model: the same for the same files in another folder, another one after any change."""
+    pytest.importorskip("tokenizers", reason="needs tokenizers")
+    import json_tokenizers
+    import tokenizer_models
+
+    def folder(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        return tmp_path / name
+
+    package = json_tokenizers.llama3()
+    found = [Tokenizer.open(json_tokenizers.save(folder(name), package)).definition() for name in "ab"]
+    package.add_tokens(["another"])
+    found.append(Tokenizer.open(json_tokenizers.save(folder("c"), package)).definition())
+    pieces = tokenizer_models.pieces(300)
+    content = tokenizer_models.model(pieces)
+    found += [Tokenizer.open(tokenizer_models.write(folder(name), content)).definition() for name in "de"]
+    swapped = [*pieces[:-2], pieces[-1], pieces[-2]]
+    found.append(Tokenizer.open(tokenizer_models.write(folder("f"), tokenizer_models.model(swapped))).definition())
+    path = tokenizer_models.write(folder("g"), content, tokenizer_config={"add_prefix_space": False})
+    found.append(Tokenizer.open(path).definition())
+    assert found[0] == found[1]
+    assert found[3] == found[4]
+    assert len(set(found)) == 5
