@@ -1,8 +1,9 @@
 """Decodes for minutes and checks that memory does not grow: `python benchmarks/soak.py --minutes 10`, or `make soak`.
 
 Jobs of seven kinds (stories, streams that are left, chats, batches, caches cut back and filled again, many prompts, requests to
-an engine that all jobs share) run on one thread and on two, one after the other and many at once. Each job depends only on its number, and must give the same result every time. After
-a warm-up, the memory of the process must no longer grow. This does not measure speed. The exit code is 1 if a check failed.
+an engine that all jobs share) run on one thread and on two, one after the other and many at once. Each job depends only on its
+number, and must give the same result every time. After a warm-up, the memory of the process must no longer grow. This does not
+measure speed. The exit code is 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from llama2c.transformer import KVCache
 
 KNOWN = 40  # jobs that run in every round; their results must not change
 NEW = 10  # new jobs of a round: each runs on one thread and on two
+REMEMBERED = 1 << 20  # bytes of earlier texts, of chats and of an engine: so few that they are soon full
 WARM_UP = 0.2  # the share of the time before memory is measured
 GROWTH = 4 << 20  # bytes that the process may grow by after that
 WORDS = "Once upon a time there was little dog who had big red ball and she said I am happy because 日本 é \x00 !".split(" ")
@@ -167,7 +169,9 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="n_threads=2 is more than")
     model = () if chosen.model is None else (chosen.model,)
     llamas = [llama2c.load(*model, n_threads=n) for n in (1, 2)]
-    ENGINES.update({llama: llama2c.Engine(llama, max_sequences=6, cache_bytes=32 << 20, prefix_bytes=8 << 20) for llama in llamas})
+    for llama in llamas:
+        llama.chat_bytes = REMEMBERED
+        ENGINES[llama] = llama2c.Engine(llama, max_sequences=6, cache_bytes=32 << 20, prefix_bytes=REMEMBERED)
     line, well = soak(llamas, 60 * chosen.minutes)
     for llama in llamas:
         ENGINES.pop(llama).close()

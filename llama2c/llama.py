@@ -69,6 +69,9 @@ def _open_tokenizer(
 class Llama:
     """A transformer and its tokenizer. May be used from many threads at once.
 
+    chat_bytes  an attribute: the memory for what chat() remembers of conversations. None: up to an eighth of what there is at
+                the first one; 0: nothing is kept. Set it before the first
+
     It has no close(), as it owns no file. The mapping of the weights is freed with the last array that uses it; unmapping it
     earlier would take the memory from under those arrays. copy, deepcopy and pickle open the files again.
     """
@@ -81,6 +84,7 @@ class Llama:
         self.tokenizer = tokenizer
         self._drafts = Drafts(0) if drafts and drafts_pay(transformer) else None
         self._fingerprint: str | None = None
+        self.chat_bytes: int | None = None
         self._chats: Prefixes | None = None
         self._chat_lock = threading.Lock()
 
@@ -281,7 +285,7 @@ class Llama:
             if self._chats is None:
                 from .engine.prefixes import Prefixes, default_bytes  # a story needs neither this nor what it imports
 
-                self._chats = Prefixes(self.transformer, default_bytes())
+                self._chats = Prefixes(self.transformer, default_bytes() if self.chat_bytes is None else self.chat_bytes)
             with suppress(MemoryError):
                 yield self._chats
         finally:

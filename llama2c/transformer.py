@@ -280,10 +280,6 @@ class Transformer:
         """The most rows of one step. forward takes longer prompts in several."""
         return self._rows_per_step
 
-    def threads_for(self, n_rows: int) -> int:
-        """How many threads a step of so many rows runs on now."""
-        return self.n_threads if self._tuners is None else self._tuners.for_step(n_rows).n_threads
-
     def forward(self, tokens: Tokens, cache: KVCache, *, logits: int | None = 1, out: Floats | None = None) -> Floats:
         """Feed the tokens, which take the positions from cache.length on, and compute logits.
 

@@ -139,14 +139,14 @@ def test_a_tokenizer_changes_it(folder: Path) -> None:
         opened("c.bin", data.replace(b"a", b"A")),
         *(Tokenizer(vocabulary, special) for special in (
             Special(bos_id=3), Special(eos_id=None), Special(end_ids=frozenset([2])), Special(prefix=()),
-            Special(chat_template=template), Special(chat_template=replace(template, source="{{ messages[0] }}")),
-            Special(chat_template=replace(template, special_tokens={"bos_token": "<S>"})),
+            Special(chat_template=template), Special(chat_template=template._replace(source="{{ messages[0] }}")),
+            Special(chat_template=template._replace(special_tokens={"bos_token": "<S>"})),
         )),
     ]  # fmt: skip
     assert len({fingerprint(transformer, tokenizer) for tokenizer in tokenizers}) == len(tokenizers)
     same = [opened("d.bin", data), Tokenizer(vocabulary), Tokenizer(vocabulary, Special(no_template="nowhere"))]
     assert {fingerprint(transformer, tokenizer) for tokenizer in same} == {fingerprint(transformer, tokenizers[0])}
-    elsewhere = Special(chat_template=replace(template, path="elsewhere"))
+    elsewhere = Special(chat_template=template._replace(path="elsewhere"))
     assert Tokenizer(vocabulary, elsewhere).definition() == tokenizers[-3].definition()
 
 

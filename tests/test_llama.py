@@ -671,3 +671,10 @@ def test_a_chat_that_is_observed_is_computed() -> None:
         llama.chat([user("Hi")], temperature=0)
     steps = llama.transformer.steps  # type: ignore[attr-defined]
     assert len([step for step in steps if step == llama2_ids(llama.tokenizer, [user("Hi")])]) == 2
+
+
+def test_a_chat_that_remembers_nothing() -> None:
+    llama = load(n_threads=1)
+    llama.chat_bytes = 0
+    assert conversation(llama, 2) == conversation(load(n_threads=1), 2)
+    assert llama._chats is not None and llama._chats.bytes == llama._chats.hits == 0

@@ -52,6 +52,26 @@ for name, a_weight in llama2c.Checkpoint.open("a.bin").weights.items():
     if isinstance(a_weight, (llama2c.QuantizedTensor, llama2c.BlockTensor, llama2c.BFloat16Tensor, llama2c.Layers)):
         sizes: tuple[int, ...] = a_weight.shape
     print(name, np.asarray(a_weight).sum())
+many: Iterator[llama2c.Completion] = loaded.generate_many(["a", {"prompt": "b", "seed": 1}], max_tokens=3, on_error="return")
+an_engine: llama2c.Engine = llama2c.Engine(loaded, max_sequences=4, cache_bytes=1 << 30, prefix_bytes=0, drafts=False)
+a_request: llama2c.Request = an_engine.submit("a", max_tokens=3)
+samples: list[llama2c.Request] = an_engine.submit("a", n=3, seed=1)
+next_piece: llama2c.Piece = next(a_request)
+its_end: str | None = a_request.finish_reason
+whole: llama2c.Completion = a_request.result(timeout=5.0)
+its_error: Exception | None = whole.error
+chat: list[int] = llama2c.chat_ids(loaded.tokenizer, [{"role": "user", "content": "a"}])
+rate: float = an_engine.stats().rows_per_step
+an_engine.close()
+
+
+async def read() -> None:
+    async for piece in an_engine.stream("a", seed=1):
+        print(piece.text)
+    done: llama2c.Completion = await an_engine.submit("a")
+    print(done)
+
+
 try:
     llama2c.load("b.bin")
 except llama2c.RequestError as error:

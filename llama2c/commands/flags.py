@@ -123,8 +123,6 @@ ABOUT = """\
 MODEL is a file, a Hugging Face folder, or the name of a downloaded model; the
 default is the small model that comes with llama2c. QUESTION "-" reads stdin."""
 NOTES = """\
-stdout gets only the text. docs/command-line.md has more about all of this.
-
 examples:
   python -m llama2c -i "The little dog"
   python -m llama2c download smollm2-135m
@@ -195,7 +193,7 @@ def help_text(verbs: Mapping[str, str]) -> str:
     """The help. verbs: name -> what it does."""
     flags = [f"  {flag.short or '  '} {f'{flag.long} {flag.value}':23} {flag.help}\n" for flag in FLAGS]
     lines = [f"  {name:11} {help}\n" for name, help in verbs.items()]
-    return f"{USAGE}\n\n{ABOUT}\n\n{''.join(flags)}\nverbs:\n{''.join(lines)}\n{NOTES}"
+    return f"{USAGE}\n\n{ABOUT}\n{''.join(flags)}\nverbs:\n{''.join(lines)}\n{NOTES}"
 
 
 def adjust(arguments: Arguments) -> None:

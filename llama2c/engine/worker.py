@@ -14,8 +14,11 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+import numpy as np
+
 from ..generation import count_common
 from ..sampler import Draw, Drawer
+from ..threads import Tuners
 from .request import Task
 from .scheduler import Pace, Scheduler, Share
 
@@ -119,6 +122,8 @@ class Worker:
         self._scheduler: Scheduler[Task] = Scheduler(max_sequences, cache_bytes)
         self._pace = Pace(transformer.rows_per_step)
         self._drawer = Drawer(transformer.config.vocab_size)
+        self._tuners = Tuners(transformer.n_threads, 1) if transformer.threads.adapts else None  # of draws
+        self._logits: Floats = np.empty((0, transformer.config.vocab_size), np.float32)  # of a step; the next one overwrites it
         self._prefixes = prefixes
         self._drafts = drafts
 
@@ -254,7 +259,7 @@ class Worker:
     def _feed(self, shares: list[Share[Task]]) -> Floats:
         """The logits of all rows that are wanted, in the order of the shares."""
         parts: list[tuple[list[int], KVCache]] = []
-        wanted: list[int | None] = []
+        wanted: list[int] = []
         for task, n_rows, _ in shares:
             assert task.cache is not None
             start, stop = task.n_filled, task.n_filled + n_rows
@@ -262,7 +267,10 @@ class Worker:
             ready = stop == task.n_ids  # the prompt is read to its end
             parts.append((due + task.sequence.draft if ready else due, task.cache))
             wanted.append(task.sequence.wanted if ready else 0)
-        return self._transformer.forward_batch(parts, logits=wanted)
+        n_logits = sum(wanted)
+        if len(self._logits) < n_logits:
+            self._logits = np.empty((n_logits, self._transformer.config.vocab_size), np.float32)
+        return self._transformer.forward_batch(parts, logits=wanted, out=self._logits[:n_logits])
 
     def _draw(self, shares: list[Share[Task]], logits: Floats) -> None:
         """Draw the tokens of all requests that are ready, in one call as far as that is possible, and deliver them."""
@@ -282,10 +290,18 @@ class Worker:
             rows[task] = own
             if to_draw is not None:
                 draws[task] = Draw(task.sequence.sampler, to_draw, task.sequence.draft)
-        drawn = self._drawer.draw(list(draws.values()), self._transformer.threads_for(len(logits)))
-        tokens = dict(zip(draws, drawn, strict=True))
+        tokens = dict(zip(draws, self._draw_together(list(draws.values())), strict=True))
         for task, own in rows.items():
             self._accept(task, own, tokens.get(task))
+
+    def _draw_together(self, draws: list[Draw]) -> list[list[int]]:
+        """The tokens, on as many threads as are fastest now: where other programs use the cores, waiting for a thread takes
+        longer than drawing."""
+        if self._tuners is None or len(draws) < 2:
+            return self._drawer.draw(draws, self._transformer.n_threads)
+        drawn: list[list[int]] = []
+        self._tuners.run(lambda n_threads: drawn.extend(self._drawer.draw(draws, n_threads)), len(draws), len(draws))
+        return drawn
 
     def _accept(self, task: Task, rows: Floats, drawn: list[int] | None) -> None:
         n_guesses = len(task.sequence.draft)

@@ -79,7 +79,7 @@ def open_gguf(path: str | os.PathLike[str], mmap: bool = True) -> Model:
     trained = found.metadata[f"{LLAMA.name}.context_length"]
     if found.config.seq_len < trained:
         window = f"its attention sees only the last {found.config.seq_len} positions"
-        warnings.warn(f"{name}: {window}: the context is shortened to them, from {trained}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{name}: {window}: the context is shortened to them, from {trained}", RuntimeWarning, stacklevel=5)
     return found
 
 

@@ -19,6 +19,18 @@ enum { PACK_ROWS = 20 };      /* rows from which on it pays to copy the weights 
 enum { FETCH_AHEAD = 16384 }; /* bytes: how far ahead of its reading decode asks for weights */
 enum { IN_CACHE = 1 << 17 };  /* bytes of weights below which it does not */
 enum { DIRECT_STEP = 4 };     /* rows that use the weights while they are in registers */
+/* CALL(rows) with a constant for up to DIRECT_STEP rows. A sanitizer would take minutes to compile that. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define FOR_FEW(rows, CALL) CALL(rows);
+#else
+#define FOR_FEW(rows, CALL)                                                                                                    \
+    switch (rows) {                                                                                                            \
+    case 1: CALL(1); break;                                                                                                    \
+    case 2: CALL(2); break;                                                                                                    \
+    case 3: CALL(3); break;                                                                                                    \
+    default: CALL(DIRECT_STEP);                                                                                                \
+    }
+#endif
 #define SIZE_OF(type) ((type) == FLOAT32 ? 4 : 2)
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -463,15 +475,12 @@ INLINE void direct_type(float *out, int64_t out_stride, const float *x, int64_t 
         int outs = n_out - o < 16 ? (int)(n_out - o) : 16;
         for (int i = 0; i < outs; i++)
             for (int64_t r = 0; r < n_rows; r += DIRECT_STEP) {
+                int rows = n_rows - r < DIRECT_STEP ? (int)(n_rows - r) : DIRECT_STEP;
                 const float *from = x + r * x_stride;
                 const char *row = w + (o + i) * w_stride * SIZE_OF(type);
-                float(*to)[16][16] = (float(*)[16][16])acc[r][i];
-                switch (n_rows - r) {
-                case 1: dot_rows(to, from, x_stride, 1, row, type, n); break;
-                case 2: dot_rows(to, from, x_stride, 2, row, type, n); break;
-                case 3: dot_rows(to, from, x_stride, 3, row, type, n); break;
-                default: dot_rows(to, from, x_stride, DIRECT_STEP, row, type, n);
-                }
+#define CALL(rows) dot_rows((float(*)[16][16])acc[r][i], from, x_stride, rows, row, type, n)
+                FOR_FEW(rows, CALL)
+#undef CALL
             }
         for (int64_t r = 0; r < n_rows; r++) {
             if (outs < 16)

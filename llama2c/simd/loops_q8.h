@@ -197,17 +197,12 @@ INLINE void direct_q8(float *out, int64_t out_stride, const q8_rows *x, int64_t 
             int groups = outs * n_groups - done < 16 ? (int)(outs * n_groups - done) : 16;
             for (int64_t k = 0; k < groups * size; k += 64)
                 __builtin_prefetch(values + done * size + k + FETCH_AHEAD, 0, 2);
-            for (int64_t r = 0, rows; r < n_rows; r += rows) {
-                rows = n_rows - r < DIRECT_STEP ? n_rows - r : DIRECT_STEP;
+            for (int64_t r = 0; r < n_rows; r += DIRECT_STEP) {
+                int rows = n_rows - r < DIRECT_STEP ? (int)(n_rows - r) : DIRECT_STEP;
 #define CALL(rows)                                                                                                             \
     group_products(products + r * plane + done, plane, values + done * size, scales + done * (int64_t)sizeof(float),           \
                    xs + r * length + g * size, length, offsets + r * (n_groups + 16) + g, n_groups + 16, rows, groups, size)
-                switch (rows) {
-                case 1: CALL(1); break;
-                case 2: CALL(2); break;
-                case 3: CALL(3); break;
-                default: CALL(4);
-                }
+                FOR_FEW(rows, CALL)
 #undef CALL
             }
         }
