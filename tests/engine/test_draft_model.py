@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import write_random
+from checkpoints import random_weights, write
 from fakes import BOS, FakeCache, FakeTransformer
 
 import llama2c
 from llama2c import generation
+from llama2c.config import Config
 from llama2c.engine.draft_model import FIRST_PAUSE, LONGEST_PAUSE, DraftModel, ModelDrafter
 from llama2c.engine.drafts import MOST, Drafts, StepTimes, Texts
 from llama2c.engine.engine import Engine
@@ -250,6 +251,7 @@ def test_from_files(tmp_path: Path) -> None:
 
 
 def test_a_model_with_other_tokens_is_refused(tmp_path: Path) -> None:
-    path = write_random(tmp_path / "other.bin", vocab_size=64)
+    config = Config(dim=32, hidden_dim=64, n_layers=1, n_heads=2, n_kv_heads=2, vocab_size=64, seq_len=32)
+    path = write(tmp_path / "other.bin", config, 0, random_weights(config, np.random.default_rng(1)))
     with pytest.raises(llama2c.ModelError, match=r"other\.bin: expected a draft model with the tokens of the large one"):
         llama2c.load(draft=path)
