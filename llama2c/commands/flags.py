@@ -119,8 +119,7 @@ FLAG_OF_PARAM = {flag.field: flag.long for flag in FLAGS if flag.field != "promp
 
 USAGE = """\
 usage: python -m llama2c [MODEL] [flags]            a story, or a chat (-m chat)
-       python -m llama2c MODEL [flags] "QUESTION"   the answer of a chat model
-       python -m llama2c VERB ...                   VERB --help explains it"""
+       python -m llama2c MODEL [flags] "QUESTION"   the answer of a chat model"""
 ABOUT = """\
 MODEL is a file, a Hugging Face folder, or the name of a downloaded model; the
 default is the small model that comes with llama2c. QUESTION "-" reads stdin."""
@@ -195,7 +194,7 @@ def help_text(verbs: Mapping[str, str]) -> str:
     """The help. verbs: name -> what it does."""
     flags = [f"  {flag.short or '  '} {f'{flag.long} {flag.value}':23} {flag.help}\n" for flag in FLAGS]
     lines = [f"  {name:11} {help}\n" for name, help in verbs.items()]
-    return f"{USAGE}\n\n{ABOUT}\n{''.join(flags)}\nverbs:\n{''.join(lines)}\n{NOTES}"
+    return f"{USAGE}\n{ABOUT}\n{''.join(flags)}\nverbs (python -m llama2c VERB --help explains it):\n{''.join(lines)}\n{NOTES}"
 
 
 def adjust(arguments: Arguments) -> None:
