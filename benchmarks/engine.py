@@ -261,8 +261,8 @@ class Works:
                 (OURS, self.joined, None), ("alone", self.undisturbed, 0.75),
             ),
         ]  # fmt: skip
-        against, theirs = ("all computed", self.turn_computed) if self.peer is None else ("llama.cpp", self.turn_of_peer)
-        turn = group(f"first token at turn {TURNS} of a chat", "s", (OURS, self.turn, None), (against, theirs, None), limit=0.05)
+        peer = ("all computed", self.turn_computed) if self.peer is None else ("llama.cpp", self.turn_of_peer)
+        turn = group(f"first token at turn {TURNS} of a chat", "s", (OURS, self.turn, None), (*peer, None), limit=0.05)
         gap = group(
             "gap between tokens beside that prompt, 99th percentile", "ms",
             (OURS, lambda: self.gap, None), ("before it", lambda: self.gap_before, None), limit=60.0,
