@@ -290,7 +290,8 @@ class Comparison:
             self.note(work, name, load.rate)
             self.client.append(load.client / load.seconds)
             for kind, values in ((FIRST, load.first), (BETWEEN, load.between)):
-                if stream and values:
+                if stream:
+                    values = values or [0.0]  # the whole text came at once
                     self.note(f"{kind}, {work}", name, statistics.median(values), "ms")
                     self.note(f"{kind} (99th), {work}", name, percentile(values, 99), "ms")
         self.note(work, MANY, rate)
@@ -310,8 +311,8 @@ def percentile(values: Sequence[float], n: int) -> float:
 
 def markdown(record: Record) -> str:
     info = record.info
-    lines = ["# The server under load", "", f"llama2c {info['version']}, Python {info['python']}:", "", f"    {info['command']}", ""]
-    lines += [served(record), ""]
+    lines = ["# The server under load", "", f"llama2c {info['version']}, Python {info['python']}:", ""]
+    lines += [f"    {info['command']}", "", served(record), ""]
     lines += [f"The client took {100 * info['client']:.0f}% of a core.", "", *(f"- {line}" for line in record.notes), ""]
     return "\n".join(lines)
 

@@ -74,9 +74,10 @@ class Server:
     def end(self) -> tuple[int, str]:
         """The exit code after SIGTERM, and the log."""
         self.process.terminate()
-        code = self.process.wait(PATIENCE)
-        self._log.seek(0)
-        return code, self._log.read().decode()
+        self.process.communicate(timeout=PATIENCE)
+        with self._log:
+            self._log.seek(0)
+            return self.process.returncode, self._log.read().decode()
 
 
 def until(holds: Callable[[], bool]) -> bool:

@@ -32,8 +32,8 @@ class Connection(H11Protocol):  # type: ignore[misc]
     """One connection of a client.
 
     A part of an answer that the system does not take at once is the only one that waits here: the next is made when that one
-    has been read. If none of it is read for Settings.stalled seconds, or if no request comes for Settings.idle seconds, or not the
-    rest of one, the connection ends at once. Its request is then cancelled, as for any client that goes away.
+    has been read. If none of it is read for Settings.stalled seconds, or if no request comes for Settings.idle seconds, or not
+    the rest of one, the connection ends at once. Its request is then cancelled, as for any client that goes away.
     """
 
     def __init__(self, settings: Settings, **arguments: Any) -> None:

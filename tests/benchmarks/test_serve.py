@@ -89,7 +89,7 @@ def test_the_client_reads_answers_and_streams(serve: Any, other: str) -> None:
 def test_events_in_several_parts_and_several_in_one(serve: Any) -> None:
     server = serve.Server("name", "127.0.0.1", 1, "/v1")
     data = chunk("a") + chunk("b")
-    arrivals = [(1.0, data[:10]), (2.0, data[10:-3]), (3.0, data[-3:] + chunk(None, usage={"completion_tokens": 2}))]
+    arrivals = [(1.0, data[:10]), (2.0, data[10:-2]), (3.0, data[-2:] + chunk(None, usage={"completion_tokens": 2}))]
     assert serve.read_stream(server, arrivals) == serve.Reply("ab", 2, [2.0, 2.0])
     with pytest.raises(ValueError, match=r"^name: expected the events of a completion, found b'HTTP"):
         serve.read_stream(server, [(1.0, b'HTTP/1.1 400 Bad Request\r\n\r\n{"error": 1}')])

@@ -153,7 +153,7 @@ def test_cut_connections_leave_nothing_and_disturb_nobody(start, llama: Llama, c
     gc.collect()
     assert len(caches) == 0
     assert count_threads() == n_threads
-    until(lambda: count_files() == n_files)
+    until(lambda: count_files() <= n_files)
     assert sum(line.startswith(("completions disconnect", "chat disconnect")) for line in server.lines) > 0
     assert not any(" 500" in line for line in server.lines)
 
