@@ -81,7 +81,7 @@ def loads(record: Record) -> list[str]:
     """A line for each load and program of benchmarks/serve.py: its speed, the ratio of our server to it, times of streams."""
     head = ["load", "program", "tok/s in all", "llama2c's ratio, aim", f"{FIRST}, ms (99th)", f"{BETWEEN}, ms (99th)"]
     lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * 4]
-    ratios = {(row.theirs.work, row.against): row.cells()[4:] for row in record.rows()}
+    ratios = {(row.theirs.work, row.against): row.cells()[4:] for row in record.rows() if row.is_speed}
     for samples in record.samples:
         if samples.unit != "tok/s":
             continue
