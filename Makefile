@@ -68,6 +68,7 @@ valgrind: $(VENV)/test.stamp ## before a release: kernels, files and texts in va
 # The C library keeps memory for each thread that there ever was at once; with few such parts, growth is not hidden by that.
 soak: $(VENV)/test.stamp ## before a release: decodes for MINUTES=10, and checks whether memory grows or the output changes
 	MALLOC_ARENA_MAX=2 $(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(MODEL)
+	MALLOC_ARENA_MAX=2 $(BIN)/python benchmarks/soak_server.py --rounds $(MINUTES)
 
 bench: $(VENV)/bench.stamp ## to compare with other programs: make bench C="run=../llama2.c/run runq=../llama2.c/runq"
 	$(BIN)/python benchmarks/compare.py $(addprefix --c ,$(C)) --folder build/checkpoints -o benchmarks/results $(ARGS)
