@@ -6,7 +6,6 @@ The tests with a browser need the package playwright and Debian's chromium; CONT
 from __future__ import annotations
 
 import base64
-import copy
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ import chat_templates
 import numpy as np
 import pytest
 
+import llama2c
 from llama2c.llama import Llama
 from llama2c.server import page as page_module
 from llama2c.text.vocabulary import ChatTemplate
@@ -243,21 +243,12 @@ def visit(browser: Any) -> Iterator[Open]:
 
 
 @pytest.fixture(scope="module")
-def chatty(llama: Llama) -> Llama:
+def chat_server(start):
     """The bundled model with a chat template."""
-    return Llama(llama.transformer, with_template(llama))
-
-
-def with_template(llama: Llama) -> Any:
-    tokenizer = copy.copy(llama.tokenizer)
-    tokenizer.chat_template = ChatTemplate(chat_templates.CHATML, "template", {})
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def chat_server(start, chatty: Llama):
     pytest.importorskip("jinja2")
-    return start(chatty)
+    llama = llama2c.load(n_threads=1)
+    llama.tokenizer.chat_template = ChatTemplate(chat_templates.CHATML, "template", {})
+    return start(llama)
 
 
 class Scripted(Transformer):
