@@ -41,6 +41,7 @@ from .answers import COMMENT, DONE, Answer, Delta, dump, error_body, event, usag
 from .fields import Body, read_body, string
 from .guard import Guard, json_response
 from .metrics import Metrics
+from .page import Page
 from .protocol import Job, read_chat, read_completion, read_detokenize, read_tokenize, seed_of_choice
 
 if TYPE_CHECKING:
@@ -513,9 +514,11 @@ class Routes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._page = Page()
 
     def all(self) -> list[Route]:
         return [
+            Route("/", self.page),
             Route("/v1/models", answered(self.models)),
             Route("/v1/models/{model:path}", answered(self.model)),
             Route("/v1/completions", answered(self.completions), methods=["POST"]),
@@ -615,6 +618,9 @@ class Routes:
                 "chat_template": template.source if template else None,
             },
         )
+
+    async def page(self, request: Request) -> Response:
+        return self._page.response()
 
     async def health(self, request: Request) -> Response:
         stopping = self._service.stopping
