@@ -26,6 +26,7 @@ CONSTRAINTS = ("schema", "regex", "grammar")  # the options
 NO_PACKAGE = "schema, regex and grammar need the package llguidance: pip install 'llama2c[json]'"
 # Between the parts of a JSON text. Any amount of white space would be valid, and small models then write nothing else.
 WHITESPACE = r" |\n[ \t]{0,64}"
+STRICT = {"lenient": False, "coerce_one_of": False}  # what cannot be expressed is an error
 # What the eight bits of a byte of a mask add to eight logits: 0 for an allowed token, -inf for an excluded one.
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _ADDENDS: Floats = np.where(_BITS, 0, -np.inf).astype(np.float32)
@@ -142,15 +143,23 @@ def _compile_schema(schema: Any) -> str:
 
     if not isinstance(schema, Mapping):
         raise TypeError(f"schema: expected a dict, found {type(schema).__name__}")
-    strict = {"lenient": False, "coerce_one_of": False}
     try:
         text = json.dumps(dict(schema), allow_nan=False)
-        compiled: str = LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE}, strict)
+        compiled: str = LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE}, STRICT)
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"schema: expected what JSON can express: {_reason(str(error))}", "schema") from None
     for part in _parts(schema):
         _check_counts(part)
     return compiled
+
+
+def grammar_of_schema(schema: Mapping[str, Any]) -> str:
+    """A schema as a part of a grammar, which means what `schema` alone would: {} -> "%json {...}". Errors: those of constrain."""
+    import json
+
+    _compile_schema(schema)  # for its errors
+    options = {"whitespace_pattern": WHITESPACE, **STRICT}
+    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:

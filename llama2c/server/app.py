@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -41,6 +41,7 @@ from .fields import Body, read_body, string
 from .guard import Guard, json_response
 from .metrics import Metrics
 from .protocol import Job, read_chat, read_completion, read_detokenize, read_tokenize, seed_of_choice
+from .tools import Calls, prepare
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -53,7 +54,13 @@ SILENCE = 5.0  # seconds until a comment says that a stream is still there
 STALLED = 120.0  # seconds for a client to read a part of a stream; after that it is given up
 THREADS = 4
 # Names of the engine's arguments, where the interface has others.
-PARAMS = {"schema": "response_format", "template_options": "chat_template_kwargs", "now": "date", "token": "tokens"}
+PARAMS = {
+    "schema": "response_format",
+    "grammar": "tools",
+    "template_options": "chat_template_kwargs",
+    "now": "date",
+    "token": "tokens",
+}
 KINDS = {400: "invalid_request_error", 404: "invalid_request_error", 405: "invalid_request_error", 413: "invalid_request_error"}
 
 
@@ -103,8 +110,11 @@ class Choice(Protocol):
 class EngineChoice:
     """A choice that the engine makes, together with all others."""
 
-    def __init__(self, request: EngineRequest, prompt_text: str, top_logprobs: int | None) -> None:
-        self._request, self._prompt_text, self._top = request, prompt_text, top_logprobs
+    def __init__(
+        self, request: EngineRequest, prompt_text: str, top_logprobs: int | None, calls: Calls | None = None
+    ) -> None:
+        """calls: reads the calls of tools in the text; None: there are no tools."""
+        self._request, self._prompt_text, self._top, self._calls = request, prompt_text, top_logprobs, calls
         self.prompt_tokens, self.n_tokens = request.prompt_tokens, 0
 
     @property
@@ -122,7 +132,7 @@ class EngineChoice:
             pieces = await self._request.news(SILENCE)
             if pieces:
                 self.n_tokens += len(pieces)
-                yield Delta("".join([piece.text for piece in pieces]), self._scores(pieces), pieces[-1].finish_reason)
+                yield self._delta(pieces, pieces[-1].finish_reason)
                 if pieces[-1].finish_reason is not None:
                     return
             elif ended is None and self._request.finish_reason is None:
@@ -131,7 +141,13 @@ class EngineChoice:
                 break
         if ended == "cancelled":
             raise StoppedError
-        yield Delta("", (), ended)
+        yield self._delta([], ended)
+
+    def _delta(self, pieces: list[Piece], reason: str | None) -> Delta:
+        if self._calls is None:
+            return Delta("".join([piece.text for piece in pieces]), self._scores(pieces), reason)
+        text, calls, reason = self._calls.read([(piece.token, piece.text) for piece in pieces], reason)
+        return Delta(text, self._scores(pieces), reason, calls)
 
     def _scores(self, pieces: list[Piece]) -> list[TokenScore]:
         if self._top is None:
@@ -216,6 +232,10 @@ class Service:
     def begin(self, job: Job, seed: int, day: date) -> list[Choice]:
         """The choices of a request, in work. Errors: those of Llama.generate and Llama.chat. May take long."""
         choices: list[Choice] = []
+        use = None if job.tools is None else prepare(job.tools, self.llama.tokenizer)
+        shared, template_options = job.options, job.template_options
+        if use is not None:
+            shared, template_options = {**shared, "grammar": use.grammar}, {**(template_options or {}), **use.template_options}
         for i, prompt in enumerate(job.prompts):
             for k in range(job.n):
                 own = seed_of_choice(seed, i, k)
@@ -223,10 +243,11 @@ class Service:
                     choices.append(ScoredChoice(self, prompt, job, own))
                     continue
                 now = day if job.is_chat else None
-                options: Options = {**job.options, "seed": own}
-                request = self.engine.submit(prompt, template_options=job.template_options, now=now, **options)
+                options: Options = {**shared, "seed": own}
+                request = self.engine.submit(prompt, template_options=template_options, now=now, **options)
                 text = self.text_of(prompt) if job.echo else ""
-                choices.append(EngineChoice(request, text, job.top_logprobs))
+                calls = None if use is None else use.calls_of(prompt, own)
+                choices.append(EngineChoice(request, text, job.top_logprobs, calls))
         return choices
 
     def answer(self, job: Job, seed: int, day: date) -> Answer:
@@ -234,7 +255,7 @@ class Service:
             "id": f"{'chatcmpl' if job.is_chat else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": self.name,
-            "system_fingerprint": self._fingerprints["schema" in job.options],
+            "system_fingerprint": self._fingerprints[job.constrained],
             "seed": seed,
             **({"date": day.isoformat()} if job.is_chat else {}),
         }
@@ -315,6 +336,7 @@ class Work:
     async def _whole_choice(self, choice: Choice) -> Delta:
         texts: list[str] = []
         tokens: list[TokenScore] = []
+        calls: list[Mapping[str, Any]] = []
         reason: str | None = None
         async with aclosing(choice.deltas()) as deltas:
             async for delta in deltas:
@@ -322,8 +344,9 @@ class Work:
                     self.note_first()
                     texts.append(delta.text)
                     tokens += delta.tokens
+                    calls += delta.calls
                     reason = delta.finish_reason
-        return Delta("".join(texts), tokens, reason)
+        return Delta("".join(texts), tokens, reason, calls)
 
     async def stream(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         """The events of a stream. send() waits while the client does not read, and so do they; the engine does not."""
