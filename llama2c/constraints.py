@@ -154,10 +154,17 @@ def _compile_schema(schema: Any) -> str:
 
 
 def grammar_of_schema(schema: Mapping[str, Any]) -> str:
-    """A schema as a part of a grammar, which means what `schema` alone would: {} -> "%json {...}". Errors: those of constrain."""
+    """A schema as a part of a grammar, where it means what `schema` alone would: {} -> "%json {...}".
+
+    Errors: those of constrain, for which the package has to be there.
+    """
     import json
 
-    _compile_schema(schema)  # for its errors
+    from llguidance import LLMatcher
+
+    problem = LLMatcher.validate_grammar(_compile_schema(schema))
+    if problem:
+        raise RequestError(f"schema: {_reason(problem)}", "schema")
     options = {"whitespace_pattern": WHITESPACE, **STRICT}
     return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 
@@ -220,11 +227,13 @@ class _Tokens:
     def __init__(self, tokenizer: Tokenizer, eos_id: int | None) -> None:
         self.eos_token_id = eos_id  # None: the package adds an id of its own, beyond the vocabulary
         self.bos_token_id = tokenizer.bos_id
-        self.tokens = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
-        self.special_token_ids = [token for token, piece in enumerate(self.tokens) if not piece]
+        self._pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
+        self.special_token_ids = [token for token, piece in enumerate(self._pieces) if not piece]
+        # Those that have no text need names of their own, or a grammar that allows one of them allows all.
+        self.tokens = [piece or f"<{token}>".encode() for token, piece in enumerate(self._pieces)]
         self._encode = tokenizer.encode
         self._n_mark = len(tokenizer.encode(self._MARK, bos=False))
-        self._ids = {piece: token for token, piece in reversed([*enumerate(self.tokens)]) if piece}
+        self._ids = {piece: token for token, piece in reversed([*enumerate(self._pieces)]) if piece}
         self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: bytes) -> list[int]:
@@ -235,7 +244,7 @@ class _Tokens:
             ids = self._encode(self._MARK + text, bos=False)[self._n_mark :]
         except ValueError:
             ids = []
-        return ids if b"".join([self.tokens[token] for token in ids]) == text else self._longest_first(text)
+        return ids if b"".join([self._pieces[token] for token in ids]) == text else self._longest_first(text)
 
     def _longest_first(self, text: bytes) -> list[int]:
         """The longest token with which the text begins, and so on. A byte without a token is left out."""

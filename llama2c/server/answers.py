@@ -122,7 +122,7 @@ class Answer:
         return {"index": i, **text, "logprobs": self._of_tokens(i, made.tokens), "finish_reason": made.finish_reason}
 
     def _message(self, made: Delta) -> dict[str, Any]:
-        message = {"role": "assistant", "content": made.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": made.text, "refusal": None}
         if made.calls:
             message |= {"content": made.text or None, "tool_calls": join_calls(made.calls)}
         return message

@@ -21,11 +21,13 @@ class Format(NamedTuple):
     opening    the mark before them; "": there is none, and a text is calls if it begins with them
     closing    the mark after them. Models forget it, so it may be missing
     arguments  the key of the arguments
+    most       calls in a text that its templates take; None: any number
     """
 
     opening: str
     closing: str = ""
     arguments: str = "arguments"
+    most: int | None = None
 
 
 class Known(NamedTuple):
@@ -43,7 +45,7 @@ KNOWN = (
     # Hermes, Qwen, SmolLM, Granite 4
     Known(Format("<tool_call>", "</tool_call>"), ("<tool_call>",), ("<function=", "<arg_key>")),
     Known(
-        Format("", arguments="parameters"),  # Llama 3.1 and 3.2
+        Format("", arguments="parameters", most=1),  # Llama 3.1 and 3.2
         ('{"name": "', '"parameters": '),
         ("<function=", "<arg_key>", "<|tool_call_start|>", "functools[", "tool▁call"),
     ),
@@ -66,7 +68,7 @@ def recognise(source: str) -> Format | None:
 class Part(NamedTuple):
     """What is new of a call. The first part of a call has its name; the arguments of all its parts, joined, are one text."""
 
-    index: int  # of the call in the answer
+    number: int  # of the call in the answer, from 0
     name: str | None
     arguments: str
 
@@ -240,7 +242,7 @@ class CallReader:
         self._add(Part(self.n_calls - 1, None, text))
 
     def _add(self, part: Part) -> None:
-        if self._most is None or part.index < self._most:
+        if self._most is None or part.number < self._most:
             self._parts.append(part)
 
     def _read_arguments(self) -> Steps:

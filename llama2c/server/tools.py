@@ -115,12 +115,12 @@ def read_function(i: int, tool: Any) -> Function:
         raise wrong(f"expected a string as description, found {name_of(function['description'])}")
     if not isinstance(function.get("strict"), (bool, type(None))):
         raise wrong(f"expected a boolean as strict, found {name_of(function['strict'])}")
-    if parameters is None:
-        parameters = {"type": "object", "properties": {}}  # as OpenAI's interface has it: none
+    described = {key: value for key, value in function.items() if value is not None and key != "strict"}
+    if parameters is None:  # there are none
+        described["parameters"] = {"type": "object", "properties": {}}
+        parameters = {**described["parameters"], "additionalProperties": False}
     if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
         raise wrong('expected a schema with the type "object" as parameters')
-    described = {key: value for key, value in function.items() if value is not None and key != "strict"}
-    described["parameters"] = parameters
     return Function(name, {"type": "function", "function": described}, parameters, function.get("strict") is True)
 
 
@@ -140,6 +140,11 @@ class Use(NamedTuple):
     @property
     def template_options(self) -> dict[str, Any]:
         return {self.variable: [function.tool for function in self.tools.functions]}
+
+    @property
+    def most(self) -> int | None:
+        """Calls in an answer; None: any number."""
+        return self.format.most or self.tools.most
 
     def calls_of(self, messages: Any, seed: int) -> Calls:
         """What reads the choice with this seed in the answer to these messages."""
@@ -254,7 +259,7 @@ class Calls:
     """
 
     def __init__(self, use: Use, key: str) -> None:
-        self._reader = CallReader(use.format, [function.name for function in use.tools.chosen], use.tools.most)
+        self._reader = CallReader(use.format, [function.name for function in use.tools.chosen], use.most)
         self._marks, self._key = use.marks, key
 
     def read(self, pieces: Iterable[tuple[int, str]], reason: str | None) -> tuple[str, list[dict[str, Any]], str | None]:
