@@ -73,8 +73,10 @@ class Part(NamedTuple):
     arguments: str
 
 
-# The beginning of a call, as nearly all are written: after it, the arguments can be given out as they arrive.
-HEADER = re.compile(r'\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+# The beginning of a call, as nearly all are written: after it, the arguments can be given out as they arrive. It has limits, so
+# that looking for it again with each piece costs little.
+_S = r"\s{0,64}"
+HEADER = re.compile(rf'\{{{_S}"name"{_S}:{_S}"([^"\\]{{0,64}})"{_S},{_S}"(?:arguments|parameters)"{_S}:{_S}(?=\{{)')
 News: TypeAlias = "tuple[str, list[Part]]"
 Steps: TypeAlias = "Generator[None, None, None]"  # each yield waits for more text
 Question: TypeAlias = "Generator[None, None, bool]"
