@@ -17,7 +17,7 @@ from fakes import BOS, EOS, FakeTransformer
 
 import llama2c
 from llama2c import generation
-from llama2c.constraints import Constraint, Grammar, constrain
+from llama2c.constraints import Constraint, Grammar, constrain, grammar_of_schema
 from llama2c.errors import RequestError
 from llama2c.sampler import Sampler
 from llama2c.text.tokenizer import Tokenizer
@@ -294,6 +294,36 @@ def test_without_the_package(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match=r"^schema, regex and grammar need the package llguidance: pip install 'llama2c\[json\]'"):
         constrain(tokenizer, regex="a")
     assert constrain(tokenizer) is None
+
+
+def test_a_special_token_in_a_grammar_is_that_one_alone(all_tokenizers: dict[str, Tokenizer]) -> None:
+    """They have no text: <[ID]> names one. Beside other text, too, no other special token is allowed."""
+    tokenizer = all_tokenizers["json llama3"]
+    [mark] = tokenizer.encode("<|start_header_id|>", bos=False)
+    special = {token for token in range(tokenizer.vocab_size) if not tokenizer.piece(token)}
+    assert len(special) > 3 and mark in special - tokenizer.end_ids
+    constraint = constrain(tokenizer, grammar=f'start: TEXT <[{mark}]> "a"\nTEXT: /(?s:.*)/')
+    assert constraint is not None
+    assert allowed(constraint, tokenizer.vocab_size) & special == {mark}
+    constraint.advance(mark)
+    assert {tokenizer.piece(token) for token in allowed(constraint, tokenizer.vocab_size)} == {b"a"}
+
+
+def test_a_schema_in_a_grammar_means_what_it_means_alone(tokenizer: Tokenizer) -> None:
+    part = {"type": "object", "properties": {"b": {"enum": ["x", 1]}}, "required": ["b"]}
+    schema = {"$ref": "#/$defs/a", "$defs": {"a": part}}
+    alone = constrain(tokenizer, schema=schema)
+    inside = constrain(tokenizer, grammar=f"start: part\npart: {grammar_of_schema(schema)}")
+    assert alone is not None and inside is not None
+    for token in (byte + 3 for byte in b'{"b": "x"}'):  # the tokens of single bytes
+        assert allowed(inside, tokenizer.vocab_size) == allowed(alone, tokenizer.vocab_size)
+        inside.advance(token)
+        alone.advance(token)
+    assert allowed(inside, tokenizer.vocab_size) == allowed(alone, tokenizer.vocab_size)
+    unique = {"type": "array", "uniqueItems": True}
+    for wrong in (unique, {**unique, "x-guidance": {"lenient": True}}):
+        with pytest.raises(RequestError, match=r"^schema: .*uniqueItems"):
+            grammar_of_schema(wrong)
 
 
 def test_a_regular_expression_and_a_grammar(tokenizer: Tokenizer) -> None:

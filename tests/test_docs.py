@@ -86,7 +86,8 @@ def run(command: str, folder: Path, typed: str = "") -> subprocess.CompletedProc
 # examples
 
 
-WITH_PYTHON = [page for page in PAGES if any(kind == "python" for kind, _ in blocks(page))]
+# The examples of docs/server.md need a server: tests/server/test_page_of_server.py runs them.
+WITH_PYTHON = [page for page in PAGES if page != "docs/server.md" and any(kind == "python" for kind, _ in blocks(page))]
 REAL_MODEL = "smollm2.gguf"  # the examples of a page that use it are its last
 
 

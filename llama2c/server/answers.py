@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..scoring import TokenScore
 from ..text.tokenizer import Tokenizer
+from .tools import join_calls
 
 SMALLEST = -9999.0  # what OpenAI's interface has for a probability of 0, as JSON has no infinity
 ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
@@ -34,6 +35,7 @@ class Delta(NamedTuple):
     text: str
     tokens: Sequence[TokenScore]  # none where no log-probabilities are asked for
     finish_reason: str | None
+    calls: Sequence[Mapping[str, Any]] = ()  # entries of `tool_calls` in a stream
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -112,13 +114,19 @@ class Answer:
 
     def whole(self, choices: Sequence[Delta], used: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request without a stream."""
-        return {**self._head, "choices": [self._choice(i, *choice) for i, choice in enumerate(choices)], "usage": used}
+        return {**self._head, "choices": [self._choice(i, choice) for i, choice in enumerate(choices)], "usage": used}
 
-    def _choice(self, i: int, text: str, tokens: Sequence[TokenScore], finish_reason: str | None) -> dict[str, Any]:
-        made: dict[str, Any] = {"text": text}
+    def _choice(self, i: int, made: Delta) -> dict[str, Any]:
+        text: dict[str, Any] = {"text": made.text}
         if self._is_chat:
-            made = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        return {"index": i, **made, "logprobs": self._of_tokens(i, tokens), "finish_reason": finish_reason}
+            text = {"message": self._message(made)}
+        return {"index": i, **text, "logprobs": self._of_tokens(i, made.tokens), "finish_reason": made.finish_reason}
+
+    def _message(self, made: Delta) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": made.text, "refusal": None}
+        if made.calls:
+            message |= {"content": made.text or None, "tool_calls": join_calls(made.calls)}
+        return message
 
     def _of_tokens(self, i: int, tokens: Sequence[TokenScore]) -> dict[str, Any] | None:
         if not self._logprobs:
@@ -140,6 +148,8 @@ class Answer:
         if delta.text or delta.tokens:
             text = {"delta": {"content": delta.text}} if self._is_chat else {"text": delta.text}
             found += self._of_choice(i, text, self._of_tokens(i, delta.tokens), None)
+        for entry in delta.calls:
+            found += self._of_choice(i, {"delta": {"tool_calls": [entry]}}, None, None)
         if delta.finish_reason is not None:
             nothing: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
             found += self._of_choice(i, nothing, None, delta.finish_reason)

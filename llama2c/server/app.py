@@ -11,10 +11,10 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from os import urandom
@@ -43,6 +43,7 @@ from .guard import Guard, json_response
 from .metrics import Metrics
 from .page import Page
 from .protocol import Job, read_chat, read_completion, read_detokenize, read_tokenize, seed_of_choice
+from .tools import Calls, prepare
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -54,7 +55,13 @@ MOST_IN_ALL = 64 << 20  # of all bodies that are being read
 LARGE = 1 << 16  # bytes of a body that takes longer than a millisecond to parse
 THREADS = 4
 # Names of the engine's arguments, where the interface has others.
-PARAMS = {"schema": "response_format", "template_options": "chat_template_kwargs", "now": "date", "token": "tokens"}
+PARAMS = {
+    "schema": "response_format",
+    "grammar": "tools",
+    "template_options": "chat_template_kwargs",
+    "now": "date",
+    "token": "tokens",
+}
 KINDS = {400: "invalid_request_error", 404: "invalid_request_error", 405: "invalid_request_error", 413: "invalid_request_error"}
 
 
@@ -115,8 +122,10 @@ class Choice(Protocol):
 class EngineChoice:
     """A choice that the engine makes, together with all others. Without a stream nobody has to know of each token."""
 
-    def __init__(self, request: EngineRequest, prompt_text: str, job: Job) -> None:
+    def __init__(self, request: EngineRequest, prompt_text: str, job: Job, calls: Calls | None = None) -> None:
+        """calls: reads the calls of tools in the text; None: there are no tools."""
         self._request, self._prompt_text, self._top, self._streams = request, prompt_text, job.top_logprobs, job.stream
+        self._calls = calls
         self.prompt_tokens = request.prompt_tokens
 
     @property
@@ -134,7 +143,7 @@ class EngineChoice:
         if self._prompt_text:
             yield Delta(self._prompt_text, (), None)
         while pieces := await self._request.news():
-            yield Delta("".join([piece.text for piece in pieces]), self._scores(pieces), pieces[-1].finish_reason)
+            yield self._delta(pieces, pieces[-1].finish_reason)
             if pieces[-1].finish_reason is not None:
                 return
             if not self._streams:
@@ -142,7 +151,13 @@ class EngineChoice:
         ended = self._request.finish_reason  # no piece says why
         if ended == "cancelled":
             raise StoppedError
-        yield Delta("", (), ended)
+        yield self._delta([], ended)
+
+    def _delta(self, pieces: list[Piece], reason: str | None) -> Delta:
+        if self._calls is None:
+            return Delta("".join([piece.text for piece in pieces]), self._scores(pieces), reason)
+        text, calls, reason = self._calls.read([(piece.token, piece.text) for piece in pieces], reason)
+        return Delta(text, self._scores(pieces), reason, calls)
 
     def _scores(self, pieces: list[Piece]) -> list[TokenScore]:
         if self._top is None:
@@ -257,30 +272,36 @@ class Service:
     def begin(self, job: Job, seed: int, day: date) -> list[Choice]:
         """The choices of a request, in work. Errors: those of Llama.generate and Llama.chat. May take long."""
         choices: list[Choice] = []
+        use = None if job.tools is None else prepare(job.tools, self.llama.tokenizer)
+        if use is not None:
+            options: Options = {**job.options, "grammar": use.grammar}
+            job = replace(job, options=options, template_options={**(job.template_options or {}), **use.template_options})
         try:
             for i, prompt in enumerate(job.prompts):
                 for k in range(job.n):
-                    choices.append(self._begin(job, prompt, seed_of_choice(seed, i, k), day))
+                    own = seed_of_choice(seed, i, k)
+                    calls = None if use is None else use.calls_of(prompt, own)
+                    choices.append(self._begin(job, prompt, own, day, calls))
         except Exception:
             for choice in choices:
                 choice.cancel()
             raise
         return choices
 
-    def _begin(self, job: Job, prompt: Prompt, seed: int, day: date) -> Choice:
+    def _begin(self, job: Job, prompt: Prompt, seed: int, day: date, calls: Calls | None) -> Choice:
         if job.scores_prompt:
             return ScoredChoice(self, prompt, job, seed)
         options: Options = {**job.options, "seed": seed}
         now = day if job.is_chat else None
         request = self.engine.submit(prompt, template_options=job.template_options, now=now, **options)
-        return EngineChoice(request, self.text_of(prompt) if job.echo else "", job)
+        return EngineChoice(request, self.text_of(prompt) if job.echo else "", job, calls)
 
     def answer(self, job: Job, seed: int, day: date) -> Answer:
         head = {
             "id": f"{'chatcmpl' if job.is_chat else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": self.name,
-            "system_fingerprint": self._fingerprints["schema" in job.options],
+            "system_fingerprint": self._fingerprints[job.constrained],
             "seed": seed,
             **({"date": day.isoformat()} if job.is_chat else {}),
         }
@@ -369,13 +390,15 @@ class Work:
     async def _whole_choice(self, choice: Choice) -> Delta:
         texts: list[str] = []
         tokens: list[TokenScore] = []
+        calls: list[Mapping[str, Any]] = []
         reason: str | None = None
         async with aclosing(choice.deltas()) as deltas:
-            async for text, scores, reason in deltas:  # noqa: B007
+            async for text, scores, reason, found in deltas:  # noqa: B007
                 self.note_first()
                 texts.append(text)
                 tokens += scores
-        return Delta("".join(texts), tokens, reason)
+                calls += found
+        return Delta("".join(texts), tokens, reason, calls)
 
     async def stream(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         """The events of a stream. send() waits while the client does not read, and so do they; the engine does not."""

@@ -56,12 +56,14 @@ def test_messages_become_what_templates_take() -> None:
         {"role": "developer", "content": "Be brief.", "name": None},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": "2"},
+        {"role": "assistant", "content": "3", "tool_calls": []},
     ]
     [job] = read_chat({"messages": messages}).prompts
     assert job == [
         {"role": "system", "content": "Be brief."},
         {"role": "assistant", "tool_calls": [{**call, "function": {"name": "f", "arguments": {"a": 1}}}]},
         messages[2],
+        {"role": "assistant", "content": "3"},
     ]
 
 
@@ -90,7 +92,7 @@ def test_refused_fields_of_a_completion_are_named(param: str, value: Any) -> Non
         ("messages", "Hi"), ("messages", []), ("messages", [1]), ("messages", [{}]), ("messages", [{"role": "user"}]),
         ("messages", [{"role": 1, "content": ""}]), ("messages", [{"role": "user", "content": 1}]),
         ("messages", [{"role": "assistant", "tool_calls": 1}]), ("messages", [{"role": "assistant", "tool_calls": [{}]}]),
-        ("messages", [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]),
+        ("messages", [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}]),
         ("top_logprobs", 1), ("logprobs", 1), ("response_format", "json"), ("response_format", {"type": "xml"}),
         ("response_format", {"type": "json_schema"}), ("response_format", {"type": "json_object", "schema": {}}),
         ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}),
