@@ -15,7 +15,7 @@ PYTHONS =
 MINUTES = 10
 TIME = 600
 
-.PHONY: help run story test lint fuzz coverage sanitize races valgrind soak bench annotate asm wheel sdist aarch64 clean
+.PHONY: help run story test clients lint fuzz coverage sanitize races valgrind soak bench annotate asm wheel sdist aarch64 clean
 
 help:
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name use; do printf '%-9s %s\n' "$$name" "$$use"; done
@@ -28,6 +28,13 @@ story: $(VENV)/hub.stamp ## to compare a story with the C program, on stories42M
 
 test: $(VENV)/test.stamp ## after every change: all tests, against the installed package; ARGS="-k chat" chooses some
 	$(BIN)/pytest $(ARGS)
+
+# In an environment of their own: they bring many packages, and some want other versions of what the tests use.
+CLIENTS = build/clients/venv
+
+clients: ## after a change in the server: programs that others wrote ask it; ARGS chooses some as for test
+	@$(MAKE) --no-print-directory VENV=$(CLIENTS) $(CLIENTS)/clients.stamp
+	$(CLIENTS)/bin/pytest $(or $(ARGS),tests/server/clients)
 
 lint: $(VENV)/lint.stamp ## before every commit: style and mistakes with ruff, types with mypy and pyright, and the stubs
 	$(BIN)/ruff check .
@@ -113,6 +120,7 @@ $(BIN)/cython:
 	$(PIP) 'setuptools>=77' 'cython>=3.1' 'numpy>=2.0'
 
 $(VENV)/test.stamp: EXTRA = [test]
+$(VENV)/clients.stamp: EXTRA = [clients]
 $(VENV)/lint.stamp: EXTRA = [lint]
 $(VENV)/bench.stamp: EXTRA = [bench]
 $(VENV)/hub.stamp: EXTRA = [hub]
