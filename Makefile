@@ -129,6 +129,6 @@ $(VENV)/coverage.stamp: EXTRA = [coverage]
 
 # Removes the .py files of an earlier build first. Otherwise a deleted module would still be installed.
 $(VENV)/%.stamp: $(SOURCES) | $(BIN)/cython
-	@if [ -d build ]; then find build -path '*/llama2c/*.py' -delete; fi
+	@for old in build/lib*; do if [ -d $$old ]; then find $$old -name '*.py' -delete; fi; done
 	$(PIP) --no-build-isolation '.$(EXTRA)'
 	@touch $@

@@ -67,7 +67,8 @@ def test_a_conversation_goes_on(run: Llm, llama: Llama) -> None:
 
 def test_a_schema(run: Llm) -> None:
     pytest.importorskip("llguidance")
-    form = {"type": "object", "properties": {"happy": {"type": "boolean"}}, "required": ["happy"], "additionalProperties": False}
+    form = {"type": "object", "properties": {"happy": {"type": "boolean"}}, "required": ["happy"]}
+    form["additionalProperties"] = False
     text = run("-m", "tales", "-o", "seed", "4", "-o", "max_tokens", "60", "--schema", json.dumps(form), "A dog")
     assert json.loads(text)["happy"] in (True, False)
 
