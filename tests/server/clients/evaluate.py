@@ -23,13 +23,13 @@ def tasks(folder: Path) -> list[dict[str, Any]]:
         return {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test", "num_fewshot": 0}
 
     choice = {"task": "choice", "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "{{target}}"}
-    story = {"task": "story", "output_type": "generate_until", "doc_to_target": "{{choices[0]}}"}
+    story = {"task": "story", "output_type": "generate_until", "doc_to_target": "."}
     until = {"until": [".", "\n"], "max_gen_toks": 20, "temperature": 0.0, "do_sample": False}
     text = {"task": "text", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
     metrics = [{"metric": "word_perplexity"}]
     return [
         {**data("questions.jsonl"), **choice, "doc_to_text": "{{context}}", "target_delimiter": ""},
-        {**data("questions.jsonl"), **story, "doc_to_text": "{{context}}", "generation_kwargs": until},
+        {**data("stories.jsonl"), **story, "doc_to_text": "{{context}}", "generation_kwargs": until},
         {**data("texts.jsonl"), **text, "metric_list": metrics},
     ]
 

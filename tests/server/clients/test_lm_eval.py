@@ -16,7 +16,7 @@ from llama2c.llama import Llama
 
 pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-eval: make clients")
 
-SECONDS = 400
+SECONDS = 900
 QUESTIONS = [
     ("The little dog lived on a", [" farm", " cloud", " farm near the forest."]),
     ("Lily had a red", [" ball", " ball that she loved", " the", " dog and a red dog and a red dog"]),
@@ -34,7 +34,8 @@ def runs(start: Any, llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> 
     """What the harness got, for each batch size and number of requests at once."""
     folder = tmp_path_factory.mktemp("lm_eval")
     questions = [{"context": context, "choices": choices, "target": 0} for context, choices in QUESTIONS]
-    for name, rows in (("questions", questions), ("texts", [{"text": text} for text in TEXTS])):
+    stories = [{"context": context} for context, _ in QUESTIONS if context]
+    for name, rows in (("questions", questions), ("stories", stories), ("texts", [{"text": text} for text in TEXTS])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     server = start(llama)
     command = [sys.executable, str(Path(__file__).with_name("evaluate.py")), f"http://127.0.0.1:{server.port}", str(folder)]
@@ -80,7 +81,7 @@ def test_choices_have_the_scores_of_llama(runs: Any, llama: Llama) -> None:
 def test_whole_texts_have_the_scores_of_llama(runs: Any, llama: Llama) -> None:
     for run in runs:
         found = samples(run, "text")
-        assert [answer for _, answer in found] == [sum(llama.score(text).logprobs) for text in TEXTS]
+        assert [answer for _, answer in found] == [[sum(llama.score(text).logprobs)] for text in TEXTS]
 
 
 def test_texts_are_those_of_llama(runs: Any, llama: Llama) -> None:

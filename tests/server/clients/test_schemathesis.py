@@ -15,7 +15,7 @@ from llama2c.llama import Llama
 pytestmark = pytest.mark.skipif(find_spec("schemathesis") is None, reason="needs schemathesis: make clients")
 
 KEY = "sk-test"
-SECONDS = 400
+SECONDS = 900
 EXAMPLES = 40  # of each route, beside those for each limit and each type
 # A valid body may still be too long for the model, or have roles in an order that a template refuses.
 NOT_CHECKED = "positive_data_acceptance"
