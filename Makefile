@@ -15,7 +15,7 @@ PYTHONS =
 MINUTES = 10
 TIME = 600
 
-.PHONY: help run story test page lint fuzz coverage sanitize races valgrind soak bench annotate asm wheel sdist aarch64 clean
+.PHONY: help run story test page clients lint fuzz coverage sanitize races valgrind soak bench annotate asm wheel sdist aarch64 clean
 
 help:
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name use; do printf '%-9s %s\n' "$$name" "$$use"; done
@@ -31,6 +31,13 @@ test: $(VENV)/test.stamp ## after every change: all tests, against the installed
 
 page: $(VENV)/browser.stamp ## after a change in server/page.html: its tests, in headless Chromium (apt install chromium)
 	$(BIN)/pytest tests/server/test_page.py $(ARGS)
+
+# In an environment of their own: they bring many packages, and some want other versions of what the tests use.
+CLIENTS = build/clients/venv
+
+clients: ## after a change in the server: programs that others wrote ask it; ARGS chooses some as for test
+	@$(MAKE) --no-print-directory VENV=$(CLIENTS) $(CLIENTS)/clients.stamp
+	$(CLIENTS)/bin/pytest $(or $(ARGS),tests/server/clients)
 
 lint: $(VENV)/lint.stamp ## before every commit: style and mistakes with ruff, types with mypy and pyright, and the stubs
 	$(BIN)/ruff check .
@@ -118,6 +125,7 @@ $(BIN)/cython:
 
 $(VENV)/test.stamp: EXTRA = [test]
 $(VENV)/browser.stamp: EXTRA = [browser]
+$(VENV)/clients.stamp: EXTRA = [clients]
 $(VENV)/lint.stamp: EXTRA = [lint]
 $(VENV)/bench.stamp: EXTRA = [bench]
 $(VENV)/hub.stamp: EXTRA = [hub]
@@ -126,6 +134,6 @@ $(VENV)/coverage.stamp: EXTRA = [coverage]
 
 # Removes the .py files of an earlier build first. Otherwise a deleted module would still be installed.
 $(VENV)/%.stamp: $(SOURCES) | $(BIN)/cython
-	@if [ -d build ]; then find build -path '*/llama2c/*.py' -delete; fi
+	@for old in build/lib*; do if [ -d $$old ]; then find $$old -name '*.py' -delete; fi; done
 	$(PIP) --no-build-isolation '.$(EXTRA)'
 	@touch $@

@@ -39,8 +39,9 @@ from ..requests import Piece, Prompt, new_request
 from ..scoring import Part, TokenScore, score_and_continue
 from .answers import COMMENT, DONE, Answer, Delta, dump, error_body, event, usage
 from .fields import Body, read_body, string
-from .guard import Guard, json_response
+from .guard import REQUEST_ID, Guard, json_response
 from .metrics import Metrics
+from .openapi import describe
 from .page import Page
 from .protocol import Job, read_chat, read_completion, read_detokenize, read_tokenize, seed_of_choice
 from .tools import Calls, prepare
@@ -352,8 +353,8 @@ def refusal(error: Exception, is_chat: bool = False) -> Refused:
 class Work:
     """A request from its body to its last byte: its choices, what they made, and the line in the log."""
 
-    def __init__(self, service: Service, route: str, job: Job) -> None:
-        self._service, self._route, self.job = service, route, job
+    def __init__(self, service: Service, route: str, job: Job, request_id: str) -> None:
+        self._service, self._route, self.job, self._id = service, route, job, request_id
         self._start = time.perf_counter()
         self._first: float | None = None
         self._spoke = self._start  # when something was sent last
@@ -451,7 +452,7 @@ class Work:
         metrics.answers.labels(self._route, "disconnect" if status is None else str(status)).inc()
         speed = made / max(seconds - (self._first or 0.0), 1e-9) if made > 1 else 0.0
         counts = f"prompt {prompt} (cached {cached}), new {made}, {speed:.1f} tok/s"
-        line = f"{self._route} {status or 'disconnect'} {seconds:.2f} s, {counts}"
+        line = f"{self._route} {status or 'disconnect'} {seconds:.2f} s, {counts}, {self._id}"
         if service.settings.log_prompts:
             line += f", prompts {dump(self.job.prompts).decode()}"
         service.settings.log(line)
@@ -551,6 +552,7 @@ class Routes:
             Route("/tokenizer_info", answered(self.tokenizer_info)),
             Route("/health", answered(self.health)),
             Route("/metrics", answered(self.metrics)),
+            Route("/openapi.json", answered(self.openapi)),
         ]
 
     async def completions(self, request: Request) -> Response:
@@ -560,7 +562,7 @@ class Routes:
         return await self._work(request, "chat", read_chat)
 
     async def _work(self, request: Request, route: str, read: Callable[[Body], Job]) -> Response:
-        service = self._service
+        service, request_id = self._service, request.scope[REQUEST_ID]
         try:
             service.check_room()
             job = await service.body_of(request, read)
@@ -569,9 +571,9 @@ class Routes:
         except Exception as error:
             refused = refusal(error, read is read_chat)
             service.metrics.answers.labels(route, str(refused.status)).inc()
-            service.settings.log(f"{route} {refused.status}")
+            service.settings.log(f"{route} {refused.status}, {request_id}")
             raise refused from None
-        work = Work(service, route, job)
+        work = Work(service, route, job, request_id)
         status: int | None = None
         streams = False
         try:
@@ -651,6 +653,11 @@ class Routes:
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, request: Request) -> Response:
+        service = self._service
+        needs_key = service.settings.key is not None
+        return json_response(200, describe(service.name, service.llama.tokenizer.vocab_size, needs_key))
 
 
 async def http_error(request: Request, error: Exception) -> Response:

@@ -44,7 +44,7 @@ COMPLETION_TOKENS = 16  # what OpenAI's interface says of /v1/completions withou
 # They change no byte of an answer.
 NO_EFFECT = (
     "user", "store", "metadata", "service_tier", "prediction", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention",
+    "prompt_cache_options", "prompt_cache_retention",
 )  # fmt: skip
 NUMBERS = {
     "temperature": number,
@@ -68,11 +68,14 @@ CHAT_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-
+# All fields that a body may have. openapi.py describes them.
+COMPLETION_FIELDS = (*COMMON, *COMPLETION_NEUTRAL, "prompt", "echo", "best_of")
 CHAT_FIELDS = (
-    "messages", "top_logprobs", "max_completion_tokens", "response_format", "chat_template_kwargs", "date", "tools",
-    "tool_choice", "parallel_tool_calls",
+    *COMMON, *CHAT_NEUTRAL, "messages", "top_logprobs", "max_completion_tokens", "response_format", "chat_template_kwargs",
+    "date", "tools", "tool_choice", "parallel_tool_calls",
 )  # fmt: skip
+TOKENIZE_FIELDS = ("model", "prompt", "add_special_tokens")
+DETOKENIZE_FIELDS = ("model", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def seed_of_choice(seed: int, prompt: int, sample: int) -> int:
 
 def read_completion(body: Body) -> Job:
     """A body of /v1/completions."""
-    check_known(body, (*COMMON, *COMPLETION_NEUTRAL, "prompt", "echo", "best_of"))
+    check_known(body, COMPLETION_FIELDS)
     check_neutral(body, COMPLETION_NEUTRAL)
     prompts = read_prompts(body.get("prompt"))
     job_fields = read_common(body, len(prompts))
@@ -125,7 +128,7 @@ def read_completion(body: Body) -> Job:
 
 def read_chat(body: Body) -> Job:
     """A body of /v1/chat/completions."""
-    check_known(body, (*COMMON, *CHAT_NEUTRAL, *CHAT_FIELDS))
+    check_known(body, CHAT_FIELDS)
     check_neutral(body, CHAT_NEUTRAL)
     top_logprobs = integer(body, "top_logprobs", 0, MOST_LOGPROBS)
     if not boolean(body, "logprobs"):
@@ -342,9 +345,12 @@ def read_date(text: str | None) -> date | None:
     if text is None:
         return None
     try:
-        return date.fromisoformat(text)
+        found = date.fromisoformat(text)
     except ValueError:
-        raise RequestError("date: expected a date such as 2026-01-31, found another text", "date") from None
+        found = None
+    if found is None or found.isoformat() != text:  # Python 3.11 also reads 20260131
+        raise RequestError("date: expected a date such as 2026-01-31, found another text", "date")
+    return found
 
 
 # ---------------------------------------------------------------------------
@@ -353,7 +359,7 @@ def read_date(text: str | None) -> date | None:
 
 def read_tokenize(body: Body) -> tuple[str, bool]:
     """A text, and whether what comes before a text (BOS) is wanted: yes unless add_special_tokens is false."""
-    check_known(body, ("model", "prompt", "add_special_tokens"))
+    check_known(body, TOKENIZE_FIELDS)
     prompt = string(body, "prompt")
     if prompt is None:
         raise RequestError("prompt: expected a string, found none", "prompt")
@@ -361,7 +367,7 @@ def read_tokenize(body: Body) -> tuple[str, bool]:
 
 
 def read_detokenize(body: Body, most: int) -> list[int]:
-    check_known(body, ("model", "tokens"))
+    check_known(body, DETOKENIZE_FIELDS)
     tokens = array(body, "tokens", most)
     if tokens is None or not all(type(token) is int for token in tokens):
         raise RequestError("tokens: expected an array of token ids, found another type", "tokens")

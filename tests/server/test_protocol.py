@@ -97,7 +97,8 @@ def test_refused_fields_of_a_completion_are_named(param: str, value: Any) -> Non
         ("response_format", {"type": "json_schema"}), ("response_format", {"type": "json_object", "schema": {}}),
         ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}),
         ("response_format", {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 70000]}}}),
-        ("date", "tomorrow"), ("date", 5), ("tools", [1]), ("tool_choice", "required"), ("functions", [1]),
+        ("date", "tomorrow"), ("date", "20260131"), ("date", 5),
+        ("tools", [1]), ("tool_choice", "required"), ("functions", [1]),
         ("modalities", ["audio"]), ("reasoning_effort", "low"), ("prompt", "x"), ("chat_template_kwargs", 5), ("audio", {}),
     ],
 )  # fmt: skip
