@@ -388,9 +388,9 @@ def test_the_order_of_a_bias_a_mask_and_a_penalty() -> None:
             return super().mask(logits) + np.float32(1)
 
     class Recorder(Sampler):
-        def sample(self, logits: Any, seen: Any = None) -> int:
+        def sample(self, logits: Any, seen: Any = None, n_prompt: int = 0) -> int:
             calls.append(("penalty", logits[8]))
-            return super().sample(logits, seen)
+            return super().sample(logits, seen, n_prompt)
 
     row = np.zeros((1, 40), np.float32)
     options: Any = {"logit_bias": {7: 0.5}, "processors": [lambda logits, ids: logits + np.float32(0.25)], "logprobs": 1}
