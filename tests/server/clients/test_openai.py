@@ -15,7 +15,6 @@ openai = pytest.importorskip("openai")
 
 from openai import AsyncOpenAI, OpenAI  # noqa: E402
 
-import llama2c.server.app as app  # noqa: E402
 from llama2c.llama import Llama  # noqa: E402
 from llama2c.sampler import seed_of_sample  # noqa: E402
 from llama2c.transformer import Transformer  # noqa: E402
@@ -186,9 +185,8 @@ def test_sixteen_at_once_from_asyncio(server: Any, llama: Llama) -> None:
     assert asyncio.run(all_of_them()) == [llama.chat(HELLO, max_tokens=12, seed=seed).text for seed in range(16)]
 
 
-def test_comments_during_a_long_prompt_are_skipped(start: Any, controlled: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "SILENCE", 0.01)
-    server = start(controlled)
+def test_comments_during_a_long_prompt_are_skipped(start: Any, controlled: Llama) -> None:
+    server = start(controlled, silence=0.01)
     controlled.transformer.hold()
     connection = server.connect()
     body = {"messages": HELLO, "max_tokens": 4, "seed": 1, "stream": True}
