@@ -294,6 +294,19 @@ def test_a_connection_without_a_request_ends(start, llama: Llama, sent: bytes) -
     until(lambda: not server.state.connections)
 
 
+def test_more_connections_than_there_may_be(start, llama: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama2c.server.connection.MOST", 2)
+    server = start(llama)
+    with connect(server.port) as first, connect(server.port):
+        until(lambda: len(server.state.connections) == 2)
+        with connect(server.port) as third:
+            assert ends(third) == b""
+        first.sendall(GET + b"\r\n")
+        assert answer_on(first)[0] == 200
+    until(lambda: not server.state.connections)
+    assert server.ask("GET", "/health").status == 200
+
+
 def test_chunks_without_an_end(start, llama: Llama) -> None:
     server = start(llama, idle=SOON)
     head = post(COMPLETIONS, b"", "Transfer-Encoding: chunked")
