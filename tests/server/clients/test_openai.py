@@ -120,7 +120,7 @@ def test_raw_responses_have_headers_and_a_request_id(client: OpenAI, server: Any
     assert raw.parse().choices[0].finish_reason == "length"
     name = raw.headers["x-request-id"]
     assert raw.request_id == raw.parse()._request_id == name
-    assert [line for line in server.lines if name in line] == [server.lines[-1]]  # in the log, too
+    assert sum(name in line for line in server.lines) == 1  # in the log, too
     ask = {"model": MODEL, "messages": HELLO, "max_tokens": 3, "stream": True}
     with client.chat.completions.with_streaming_response.create(**ask) as streamed:
         assert streamed.headers["content-type"].startswith("text/event-stream")
@@ -335,4 +335,5 @@ def test_a_model_that_fails(start: Any, llama: Llama, capfd: pytest.CaptureFixtu
         with pytest.raises(openai.APIError, match="the server has failed"):
             list(client.chat.completions.create(model=MODEL, messages=HELLO, stream=True))
     assert "NaN or infinity" in capfd.readouterr().err
-    assert server.service.active == 0
+    while server.service.active:  # the end of a stream comes after its last event
+        threading.Event().wait(0.001)
