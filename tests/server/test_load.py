@@ -155,7 +155,7 @@ def test_cut_connections_leave_nothing_and_disturb_nobody(start, llama: Llama, c
     assert count_threads() == n_threads
     until(lambda: count_files() <= n_files)
     assert sum(line.startswith(("completions disconnect", "chat disconnect")) for line in server.lines) > 0
-    assert {line.split()[1] for line in server.lines} <= {"200", "400", "disconnect"}
+    assert {line.split()[1].rstrip(",") for line in server.lines} <= {"200", "400", "disconnect"}
 
 
 def count_threads() -> int:
@@ -221,7 +221,7 @@ def test_a_slow_reader_holds_up_nobody_and_its_text_is_made(start, llama: Llama,
     assert contents(server, list(range(8)), 8) == alone
     until(lambda: len(server.state.connections) == 3)
     waiting = [connection.transport.get_write_buffer_size() for connection in server.state.connections]
-    assert all(0 < size < 1 << 16 for size in waiting)  # of 200 KB
+    assert all(0 < size < 1 << 16 for size in waiting), waiting  # of 200 KB
     assert server.service.active == 3
     expected = llama.generate("The dog", max_tokens=300, seed=1, logprobs=20, logit_bias={1: -100, 2: -100})
     for client in slow:  # now they read on, and nothing was lost
