@@ -20,6 +20,7 @@ from ..engine.engine import Engine
 from ..errors import RequestError
 from ..llama import load
 from .bench import number
+from .flags import CHOICES
 from .parser import Parser
 from .prompt_cache import check_path
 from .terminal import UsageError, describe_error, named_as, put, say
@@ -51,11 +52,14 @@ def make_parser() -> Parser:
     )
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="a file, folder or name (default: the small model of llama2c)")
+    add("-z", "--tokenizer", metavar="FILE", help="default: the one in MODEL or beside it")
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default 127.0.0.1: this machine alone)")
     add("--port", type=number(0), default=8080, metavar="N", help="0: any that is free (default 8080)")
     add("--api-key", metavar="KEY", help="what every request has to have as its Bearer token (default: none)")
     add("--max-sequences", type=number(1), default=32, metavar="N", help="texts that are made at once (default 32)")
     add("--cache-mb", type=number(1), metavar="N", help="memory for their caches (default: half of what is free)")
+    add("--kv", choices=CHOICES["TYPE"], default="float32", help="caches in float32 or, half as large, float16")
+    add("--draft", metavar="MODEL", help="a small model that guesses tokens, for speed")
     add("--prompt-cache", metavar="FILE", help="keep what was computed for prompts here, from one start to the next")
     add("--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may use it; several times")
     add("--threads", type=number(1), metavar="N", help="default: OMP_NUM_THREADS, else what is fastest, up to all cores")
@@ -88,7 +92,7 @@ def serve(options: Namespace) -> None:
     if options.prompt_cache is not None:
         check_path(options.prompt_cache)
     with contextlib.closing(bind(options.host, options.port)) as listener:
-        llama = load(options.model, n_threads=options.threads)
+        llama = load(options.model, options.tokenizer, options.threads, kv=options.kv, draft=options.draft)
         cache_bytes = None if options.cache_mb is None else options.cache_mb << 20
         with Engine(llama, options.max_sequences, cache_bytes) as engine:
             if options.prompt_cache is not None:

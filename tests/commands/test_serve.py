@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 from command_line import SECONDS, process
 
+import llama2c
+from llama2c.locate import BUNDLED
+
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
@@ -98,6 +101,19 @@ def test_the_prompt_cache_is_kept_from_one_start_to_the_next(serve: Serve, tmp_p
     assert cached[1] > 10
 
 
+def test_the_model_is_opened_as_everywhere(serve: Serve, tmp_path: Path) -> None:
+    """A model whose tokenizer is elsewhere, a cache in float16, and a model that guesses for it."""
+    model, tokenizer = tmp_path / "model.bin", tmp_path / "words.bin"
+    model.write_bytes(BUNDLED.read_bytes())
+    tokenizer.write_bytes(BUNDLED.with_name("tokenizer.bin").read_bytes())
+    _, port = serve(model, "-z", tokenizer, "--kv", "float16", "--draft", BUNDLED)
+    asked: dict[str, Any] = {"prompt": "Once", "max_tokens": 40, "temperature": 0, "logprobs": 1}
+    [choice] = ask(port, "POST", "/v1/completions", asked)[1]["choices"]
+    expected, other = (llama2c.load(BUNDLED, kv=kv).generate(**asked) for kv in ("float16", "float32"))
+    assert (choice["text"], tuple(choice["logprobs"]["token_logprobs"])) == (expected.text, expected.logprobs)
+    assert expected.logprobs != other.logprobs
+
+
 def test_a_port_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -128,6 +144,9 @@ def test_another_address_than_loopback_is_said(serve: Serve) -> None:
         (["--host", "no.such.host.invalid"], 1, "no.such.host.invalid: expected an address of this machine"),
         (["--prompt-cache", "no/such/folder/file"], 1, "expected a file in a folder that exists"),
         (["nothing.bin"], 1, "nothing.bin"),
+        (["--tokenizer", "no.bin"], 1, "no.bin: expected a readable file"),
+        (["--draft", "no.bin"], 1, "no.bin: "),
+        (["--kv", "int8"], 2, "argument --kv: invalid choice: 'int8'"),
     ],
 )
 def test_wrong_flags(command, flags: list[str], code: int, message: str) -> None:
