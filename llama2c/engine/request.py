@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class Task:
-    """One request inside of the engine. Its thread alone changes it, but for `wakes`."""
+    """One request inside of the engine. Its thread alone changes it, but for `wakes` and `ends`."""
 
     __slots__ = (
-        "_n_positions", "_transformer", "arrival", "cache", "cached_tokens", "done", "drafter", "error", "finish_reason",
-        "held", "keeps_all", "maker", "pieces", "sequence", "waits_for", "wakes",
+        "_n_positions", "_transformer", "arrival", "cache", "cached_tokens", "done", "drafter", "ends", "error",
+        "finish_reason", "held", "keeps_all", "maker", "pieces", "sequence", "waits_for", "wakes",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +49,7 @@ class Task:
         self.error: Exception | None = None
         self.done = threading.Event()
         self.wakes: deque[Callable[[], object]] = deque()
+        self.ends: deque[Callable[[], object]] = deque()  # what is called at the end
         self._transformer = transformer
         self._n_positions = sequence.n_positions
 
@@ -88,8 +89,18 @@ class Task:
             self.error = error
             self.finish_reason = reason
             self.cache = self.waits_for = None
+            self.tell_end()
             self.done.set()
             self._wake()
+
+    def tell_end(self) -> None:
+        """Make the calls of `ends`, each once, whichever thread comes first."""
+        while self.ends:
+            try:
+                call = self.ends.popleft()
+            except IndexError:  # another thread has taken it
+                return
+            call()
 
     def _wake(self) -> None:
         while self.wakes:
@@ -138,6 +149,15 @@ class Request:
         """End it, after the step that is being made now. What it has made so far stays. Does nothing at its end."""
         if self._task.finish_reason is None:
             self._engine._cancel(self._task)
+
+    def when_done(self, call: Callable[[], object]) -> None:
+        """Have call() called once at the end, by the thread of the engine, or now if that has come.
+
+        It must take no time, and not wait for the request. Nothing is called after wait() has returned.
+        """
+        self._task.ends.append(call)
+        if self._task.finish_reason is not None:
+            self._task.tell_end()
 
     def result(self, timeout: float | None = None) -> Completion:
         """The whole Completion, when it is there. Waiting takes no piece from an iterator.
