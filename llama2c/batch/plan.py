@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import RequestError
 from ..fingerprint import fingerprint, llguidance_version
 from ..llama import Llama
+from ..transformer import KVType
 from .lines import Shape
 
 VERSION = 1  # of OUT
@@ -41,7 +42,7 @@ class Plan:
     shard: tuple[int, int] = (1, 1)
     model: str = ""
     tokenizer: str | None = None
-    kv: str = "float32"
+    kv: KVType = "float32"
     input: str | None = None  # None: a pipe
 
     def header(self) -> bytes:

@@ -79,7 +79,7 @@ class Runner:
         try:
             work = self._worker.begin(entry)
         except RoomError as error:
-            raise RoomError(f"line {entry.number}: {error}", error.param) from None
+            raise RoomError(f"line {entry.number}: {error}") from None
         self._works.append(work)
         work.left = len(work.requests)
         self._n_works += 1

@@ -79,14 +79,14 @@ def verify(
     entries: Iterable[Entry],
     tell: Callable[[str], object],
     sample: int | None = None,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[Answered], object] = lambda answered: None,
 ) -> Counts:
     """Draw the answers that OUT has again.
 
     entries  of IN
     tell     gets a line for each one that differs
     sample   so many, drawn at random; None: all
-    progress is told how many were compared
+    progress gets each answer that was drawn
     """
     counts = Counts()
     wanted = None if sample is None else record.sample(sample)
@@ -96,8 +96,8 @@ def verify(
             counts.same += 1
         else:
             counts.different += 1
-            tell(f"{answered.entry.id!r} (line {answered.entry.number} of the input): the answer differs")
-        progress(counts.same + counts.different)
+            tell(f"{answered.entry.id!r}, line {answered.entry.number} of the input: the answer differs")
+        progress(answered)
 
     k, n = record.plan.shard
     with Runner(worker, compare) as runner:
@@ -110,7 +110,7 @@ def verify(
             elif wanted is None or key_of(entry.id) in wanted:
                 if meeting is Meeting.CHANGED:
                     counts.different += 1
-                    tell(f"{entry.id!r} (line {entry.number} of the input): the request is another one now")
+                    tell(f"{entry.id!r}, line {entry.number} of the input: the request is another one now")
                 else:
                     runner.add(entry)
         runner.finish()
