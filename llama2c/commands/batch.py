@@ -180,7 +180,7 @@ def answer(
                 cause = answered.error.__cause__
                 say(f"{source.name}: line {answered.entry.number}: {answered.error}{f' ({cause})' if cause else ''}")
             if timings is not None:
-                timings.write(timing_of(answered))
+                add_timing(timings, answered)
             show(tally)
 
         try:
@@ -310,9 +310,9 @@ class Stdout:
         pass
 
 
-def timing_of(answered: Answered) -> bytes:
-    """A line of --timings."""
-    return dump(
+def add_timing(file: BinaryIO, answered: Answered) -> None:
+    """Add a line to the file of --timings."""
+    line = dump(
         {
             "id": answered.entry.id,
             "seconds": round(answered.seconds, 6),
@@ -321,6 +321,10 @@ def timing_of(answered: Answered) -> bytes:
             "generation_tokens": answered.generation_tokens,
         }
     )
+    try:
+        file.write(line)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from None
 
 
 # ---------------------------------------------------------------------------

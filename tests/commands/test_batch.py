@@ -13,7 +13,7 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from command_line import SECONDS, Command, Result, process
@@ -209,26 +209,29 @@ def test_the_same_command_again_has_nothing_to_do(command: Command, undisturbed:
     assert Path("expected").read_bytes() == before
 
 
-def run_until(n_lines: int, *flags: str) -> subprocess.Popen[bytes]:
-    """A run that has written so many more lines, as its timings tell through a pipe."""
+def run_until(n_lines: int, *arguments: str, **options: Any) -> tuple[subprocess.Popen[bytes], BinaryIO]:
+    """A run that has written so many more lines, as its timings tell through a pipe; and the end of the pipe."""
     readable, writable = os.pipe()
-    run = process("batch", "in.jsonl", "-o", "out", *FLAGS, "--timings", f"/dev/fd/{writable}", *flags, pass_fds=[writable])
+    flags = (*FLAGS, "-o", "out", "--timings", f"/dev/fd/{writable}")
+    run = process("batch", *arguments, *flags, pass_fds=[writable], **options)
     os.close(writable)
-    with open(readable, "rb") as timings:
-        for _ in range(n_lines):
-            assert timings.readline()
-        yield_to = run
-        run.send_signal(signal.SIGSTOP)  # so that the pipe may be closed
-    return yield_to
+    timings = open(readable, "rb")
+    if run.stdin is not None:
+        run.stdin.write(Path("in.jsonl").read_bytes())
+        run.stdin.flush()
+    for _ in range(n_lines):
+        assert timings.readline()
+    return run, timings
 
 
 @pytest.mark.parametrize("ordered", [(), ("--ordered",)])
 def test_killed_and_cut_anywhere_it_goes_on(command: Command, undisturbed: list[bytes], ordered: tuple[str, ...]) -> None:
     rng = random.Random(3)
     for _ in range(3):
-        run = run_until(rng.randrange(1, 10), "--max-sequences", "4", *ordered)
-        run.kill()
-        run.communicate(timeout=SECONDS)
+        run, timings = run_until(rng.randrange(1, 10), "in.jsonl", "--max-sequences", "4", *ordered)
+        with timings:
+            run.kill()
+            run.communicate(timeout=SECONDS)
         with open("out", "r+b") as file:  # as if it had been in the middle of a write
             file.truncate(os.fstat(file.fileno()).st_size - rng.randrange(0, 60))
     result = command("batch", "in.jsonl", "-o", "out", *FLAGS, *ordered)
@@ -239,21 +242,24 @@ def test_killed_and_cut_anywhere_it_goes_on(command: Command, undisturbed: list[
 
 
 def test_ctrl_c_keeps_what_is_finished(command: Command, undisturbed: list[bytes]) -> None:
-    run = run_until(3, "--max-sequences", "2")
-    run.send_signal(signal.SIGINT)
-    run.send_signal(signal.SIGCONT)
-    _, err = run.communicate(timeout=SECONDS)
-    assert run.returncode in (130, -signal.SIGPIPE, 1), err
-    assert Path("out").read_bytes().endswith(b"}\n")
+    run, timings = run_until(3, "-", stdin=subprocess.PIPE)  # which does not end
+    with timings:
+        run.send_signal(signal.SIGINT)
+        assert run.stderr is not None and run.stdin is not None
+        err = run.stderr.read().decode()
+        assert run.wait(SECONDS) == 130
+        run.stdin.close()
     lines = by_id()
-    assert 3 <= len(lines) < len(undisturbed)
+    assert f"interrupted: {len(lines)} lines were added, the same command goes on" in err
+    assert len(lines) >= 3
     assert set(lines) <= set(undisturbed)
     assert command("batch", "in.jsonl", "-o", "out", *FLAGS).code == 1
     assert by_id() == undisturbed
 
 
-def test_ctrl_c_in_a_terminal(undisturbed: list[bytes]) -> None:
-    with PseudoTerminal("batch", "in.jsonl", "-o", "out", *FLAGS, "-n", "200", "--max-sequences", "2", columns=100) as terminal:
+def test_ctrl_c_in_a_terminal() -> None:
+    Path("in.txt").write_text("The dog\n" * 5000)
+    with PseudoTerminal("batch", "in.txt", "-o", "out", "-n", "200", "--max-sequences", "2", columns=100) as terminal:
         terminal.wait_for("tok/s")
         terminal.interrupt()
         assert terminal.end() == 130
