@@ -54,6 +54,18 @@ class Entry(NamedTuple):
     error: RequestError | None
 
 
+class Place(NamedTuple):
+    """A place between two entries of JSON Lines: where the one before it is."""
+
+    number: int
+    end: int
+    index: int
+    openai: bool
+
+
+START = Place(number=0, end=0, index=-1, openai=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """How IN is written.
@@ -132,14 +144,20 @@ def read_entries(read: Callable[[int], bytes], shape: Shape, name: str) -> Itera
     return _read_text(lines, shape) if shape.format == "text" else _read_json(lines, name)
 
 
+def continue_entries(read: Callable[[int], bytes], place: Place, name: str) -> Iterator[Entry]:
+    """The entries of JSON Lines after a place. read(n) begins there."""
+    lines = (line._replace(number=place.number + line.number, end=place.end + line.end) for line in raw_lines(read))
+    return _read_json(without_bom(lines, name), name, place)
+
+
 def own_id(number: int) -> str:
     """The id of a line that has none, or none that can be used."""
     return f"line-{number}"
 
 
-def _read_json(lines: Iterable[RawLine], name: str) -> Iterator[Entry]:
+def _read_json(lines: Iterable[RawLine], name: str, place: Place = START) -> Iterator[Entry]:
     """A line that cannot be read is taken for one of OpenAI's if the last one was, so that its answer has their form."""
-    index, openai = -1, False
+    index, openai = place.index, place.openai
     for line in lines:
         data = line.data
         if not data or data.isspace():
