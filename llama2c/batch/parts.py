@@ -36,7 +36,7 @@ PLAN = "plan.jsonl"
 JSON = (".jsonl", ".json", ".ndjson")
 PARQUET = ".parquet"
 MADE = re.compile(r"(.+)-\d{5,}(\.jsonl|\.parquet)")  # the names of files in OUT
-N_REQUESTS = 512  # of a part
+N_REQUESTS = 256  # of a part
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,12 @@ class Job:
 
     out    the path of OUT
     names  of the columns of Parquet
-    n      requests of a part
     """
 
     out: str
     plan: Plan
     model: Model
     names: Names
-    n: int = N_REQUESTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,9 +259,9 @@ class PartWorker:
 
     def _make(self, part: Part, kind: Kind, entries: list[Entry], work: str, made: str) -> Report:
         counts = [0, 0, 0]
+        opened = self._open()
         with Output(work) as out:
             plan = out.begin(self._job.plan)
-            opened = self._open()
             worker = Worker(opened.llama, opened.engine, plan)
 
             def deliver(answered: Any) -> None:

@@ -63,14 +63,14 @@ def answer_parts(ray: Any, job: Job, parts: Sequence[Part], actor_cpus: float, n
 
     actor_cpus  cores of an actor, which has a model and an engine
     n_actors    at most; None: as many as the cluster has room for now
-    ModelError: a machine has another model, or cannot open it. RequestError: OUT has other answers; no room for an actor.
+    ModelError: a machine has another model or cannot open it, or OUT has other answers. RequestError: no room for an actor.
     """
-    for last in (False, False, True)[-TRIES:]:
+    for attempt in range(1, TRIES + 1):
         left = {part.name: part for part in parts}
         for report in _answer_once(ray, job, parts, actor_cpus, n_actors):
             if report.is_fatal:
                 raise ModelError(report.error)
-            if report.error is None or last:
+            if report.error is None or attempt == TRIES:
                 del left[report.name]
                 yield report
         if not left:

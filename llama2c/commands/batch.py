@@ -36,6 +36,7 @@ from .terminal import Lines, UsageError, find_tqdm, named_as, say
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop")  # defaults of lines
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in (*SAMPLING, "schema", "regex", "grammar", "seed", "max_sequences")}
 FLAGS |= {"cache_bytes": "--cache-mb", "n_threads": "--threads"}
+OF_RAY = ("actor_cpus", "actors", "part")
 MOST_TOLD = 10  # wrong lines that stderr gets
 
 EPILOG = """\
@@ -82,6 +83,10 @@ def make_parser() -> Parser:
     add("-s", "--seed", type=number(0), default=1, metavar="S", help="with the id it makes a line's seed (default 1)")
     add_model_flags(parser)
     add("--kv", choices=CHOICES["TYPE"], default="float32", metavar="TYPE", help="cache in float32 or float16")
+    add("--ray", nargs="?", const="auto", metavar="ADDRESS", help="on a Ray cluster; IN and OUT are folders")
+    add("--actor-cpus", type=float, metavar="N", help="of --ray: cores of an actor (default 1)")
+    add("--actors", type=number(1), metavar="N", help="of --ray: at most (default: as many as fit)")
+    add("--part", type=number(1), metavar="N", help="of --ray: requests in a file of OUT (default 256)")
     return parser
 
 
@@ -105,14 +110,18 @@ def shard(text: str) -> tuple[int, int]:
 def run(argv: Sequence[str]) -> None:
     """Answers what OUT lacks. What can be checked before the model is loaded comes first."""
     options = make_parser().parse_intermixed_args(argv)
+    if options.ray is not None:
+        from .batch_ray import run_on_ray
+
+        run_on_ray(options, defaults_of(options), FLAGS)
+        return
+    for name in OF_RAY:
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')}: is for --ray")
     shape = shape_of(options)
     if options.out == "-" and options.restart:
         raise UsageError("--restart: is for a file, and OUT is stdout")
-    fields = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
-    defaults: Any = {
-        **fields,
-        **read_constraint(Arguments(schema=options.schema, regex=options.regex, grammar=options.grammar)),
-    }
+    defaults = defaults_of(options)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(Input(options.input))
         source.check_other(options.out, "OUT")
@@ -137,6 +146,12 @@ def run(argv: Sequence[str]) -> None:
             say(f"{options.out}: the last line had no end and is made again")
         engine = stack.enter_context(open_engine(llama, options))
         answer(source, out, Worker(llama, engine, plan), options, timings)
+
+
+def defaults_of(options: Namespace) -> Any:
+    """The options of lines that have none of their own."""
+    fields = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
+    return {**fields, **read_constraint(Arguments(schema=options.schema, regex=options.regex, grammar=options.grammar))}
 
 
 def shape_of(options: Namespace) -> Shape:
