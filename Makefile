@@ -15,7 +15,7 @@ PYTHONS =
 MINUTES = 10
 TIME = 600
 
-.PHONY: help run story test lint fuzz coverage sanitize races valgrind soak bench annotate asm wheel sdist aarch64 clean
+.PHONY: help run story test cluster lint fuzz coverage sanitize races valgrind soak bench annotate asm wheel sdist aarch64 clean
 
 help:
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name use; do printf '%-9s %s\n' "$$name" "$$use"; done
@@ -28,6 +28,10 @@ story: $(VENV)/hub.stamp ## to compare a story with the C program, on stories42M
 
 test: $(VENV)/test.stamp ## after every change: all tests, against the installed package; ARGS="-k chat" chooses some
 	$(BIN)/pytest $(ARGS)
+
+cluster: $(VENV)/test.stamp ## after a change in batch/: its tests on a cluster of Ray that is started here; some minutes
+	$(PIP) 'ray[data]>=2.44' pandas
+	$(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
 lint: $(VENV)/lint.stamp ## before every commit: style and mistakes with ruff, types with mypy and pyright, and the stubs
 	$(BIN)/ruff check .

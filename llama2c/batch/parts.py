@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from ..errors import ModelError, RequestError, RoomError, file_error, not_found
 from .columns import Names, check_names, entries_of, id_of, lists_of, plain, results_of, with_results
@@ -247,7 +247,7 @@ class PartWorker:
         start = perf_counter()
         job = self._job
         made, work = os.path.join(job.out, part.name), os.path.join(job.out, WORK, part.name + ".work")
-        kind = ParquetPart(part, job.names) if part.name.endswith(PARQUET) else JsonPart(part)
+        kind: Kind = ParquetPart(part, job.names) if part.name.endswith(PARQUET) else JsonPart(part)
         entries = [_refused(entry, part) for entry in kind.entries()]
         if os.path.exists(made) and (n_wrong := kind.count_wrong(made, entries)) is not None:
             report = Report(part.name, part.n, n_wrong=n_wrong)
@@ -431,3 +431,6 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         raise RequestError(f"{path}: expected a Parquet file, found: {str(error).splitlines()[0]}") from None
     except OSError as error:
         raise file_error(error, path) from None
+
+
+Kind: TypeAlias = "JsonPart | ParquetPart"
