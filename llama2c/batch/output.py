@@ -64,7 +64,7 @@ class Output:
         os.close(self._fd)
 
     def begin(self, plan: Plan) -> Plan:
-        """The plan to follow: `plan` with the date of the one in the file, or itself, which a new file gets. Reads what is done.
+        """The plan to follow: the one in the file, or `plan`, which a new file gets. Reads what is done.
 
         RequestError: the file was made with another plan, or has a line that is none of ours.
         """
@@ -146,9 +146,8 @@ def last_line_end(fd: int, size: int) -> int:
 
 
 def recorded(fd: int, name: str, size: int) -> Iterator[tuple[int, bytes, int, bool]]:
-    """For each line of the first `size` bytes of OUT after the header: where it begins, the key of its id, the hash of its request, whether it is good.
-
-    RequestError: a line is none of ours.
+    """For each answer in the first `size` bytes of OUT: where it begins, the key of its id, the hash of its request, whether
+    the request was good. RequestError: a line is none of ours.
     """
     place = 0
 
