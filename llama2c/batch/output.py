@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import sys
+import warnings
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -125,12 +126,14 @@ def _open(path: str) -> tuple[int, bool]:
 
 
 def _lock(fd: int, path: str) -> None:
+    """OSError: another run has the file. Warns (RuntimeWarning) where files cannot be locked, as in some shared folders."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise FileError(error.errno, "another run is writing this file now", path) from None
-        raise file_error(error, path, "a file that can be locked") from None
+        message = f"{path}: cannot be locked ({error.strerror}): make sure that only one run writes it"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def last_line_end(fd: int, size: int) -> int:

@@ -335,7 +335,8 @@ def test_answers_without_a_request_are_told(command: Command) -> None:
     Path("in.txt").write_text("A\nB\nC\n")
     done(command("batch", "in.txt", "-o", "out", *FLAGS))
     Path("in.txt").write_text("A\n")
-    assert "warning: out has 2 answers to requests that are not in in.txt" in done(command("batch", "in.txt", "-o", "out", *FLAGS))
+    err = done(command("batch", "in.txt", "-o", "out", *FLAGS))
+    assert "warning: out has 2 answers to requests that are not in in.txt" in err
 
 
 # ---------------------------------------------------------------------------
