@@ -1,7 +1,7 @@
 """Puts the figures of stored runs into pages: `python benchmarks/pages.py` updates README.md and docs/benchmarks.md.
 
 Each part that this writes is between two comments: <!-- figures: NAME --> and <!-- end -->. The figures are those of
-benchmarks/results/results.json and benchmarks/results/gguf/results.json.
+benchmarks/results/: results.json, gguf/results.json and engine.json.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def few_and_long(stored: dict[str, Record]) -> str:
     return "\n\n".join(blocks) or "The stored runs are older than these measurements and have no figures of them."
 
 
-def parts(record: Record, gguf: Record) -> dict[str, str]:
+def parts(record: Record, gguf: Record, engine: Record) -> dict[str, str]:
     """What is written between the comments, by name."""
 
     def aimed(row: Row) -> bool:
@@ -114,6 +114,7 @@ def parts(record: Record, gguf: Record) -> dict[str, str]:
         "readme": chosen(record, in_readme),
         "stories": f"`{record.info['command']}`\n\n" + chosen(record, aimed),
         "gguf": f"`{gguf.info['command']}`\n\n" + chosen(gguf, aimed),
+        "engine": f"`{engine.info['command']}`\n\n" + chosen(engine, lambda row: True),
         "few": few_and_long({"benchmarks/results": record, "benchmarks/results/gguf": gguf}),
     }
 
@@ -129,7 +130,8 @@ def filled(text: str, content: dict[str, str]) -> str:
 
 def main() -> int:
     try:
-        content = parts(Record.load(RESULTS / "results.json"), Record.load(RESULTS / "gguf" / "results.json"))
+        names = ("results.json", "gguf/results.json", "engine.json")
+        content = parts(*(Record.load(RESULTS / name) for name in names))
         for page in (ROOT / name for name in PAGES):
             page.write_text(filled(page.read_text(encoding="utf-8"), content), encoding="utf-8")
             print(page)

@@ -36,6 +36,7 @@ def load(
     mmap: bool = True,
     kv: KVType = "float32",
     drafts: bool = True,
+    draft: str | os.PathLike[str] | None = None,
 ) -> Llama:
     """A model and its tokenizer from files.
 
@@ -46,11 +47,25 @@ def load(
     mmap       False reads the checkpoint into memory instead of mapping it
     kv         the type of the numbers in a cache: "float32", or "float16" for half the memory, which rounds them
     drafts     False never guesses the next tokens from what a text repeats. Guesses change no text, only how long it takes
+    draft      a much smaller model with the same tokenizer, which guesses the next tokens, too
     ModelError or OSError, one line: a file is missing, broken or does not fit the other.
     """
     path = resolve(path)
     checkpoint = Checkpoint.open(path, mmap=mmap)
-    return Llama(Transformer(checkpoint, n_threads, kv=kv), _open_tokenizer(path, checkpoint, tokenizer), drafts)
+    found = _open_tokenizer(path, checkpoint, tokenizer)
+    small = None if draft is None else _open_draft(resolve(draft), found, n_threads, mmap)
+    return Llama(Transformer(checkpoint, n_threads, kv=kv), found, drafts, small)
+
+
+def _open_draft(path: str | os.PathLike[str], tokenizer: Tokenizer, n_threads: int | None, mmap: bool) -> Transformer:
+    """A model that has the tokens of this tokenizer, as far as can be seen: it may come without one of its own."""
+    checkpoint = Checkpoint.open(path, mmap=mmap)
+    same = checkpoint.config.vocab_size == tokenizer.vocab_size
+    with suppress(OSError, ModelError):
+        same = same and _open_tokenizer(path, checkpoint, None).has_tokens_of(tokenizer)
+    if not same:
+        raise ModelError(f"{checkpoint.path}: expected a draft model with the tokens of the large one, found other tokens")
+    return Transformer(checkpoint, n_threads)
 
 
 def _open_tokenizer(
@@ -76,20 +91,23 @@ class Llama:
     earlier would take the memory from under those arrays. copy, deepcopy and pickle open the files again.
     """
 
-    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, drafts: bool = True) -> None:
+    def __init__(
+        self, transformer: Transformer, tokenizer: Tokenizer, drafts: bool = True, draft: Transformer | None = None
+    ) -> None:
         expected, found = transformer.config.vocab_size, tokenizer.vocab_size
         if expected != found:
             raise ModelError(f"tokenizer: expected {expected} tokens as the model has, found {found}")
         self.transformer = transformer
         self.tokenizer = tokenizer
-        self._drafts = Drafts(0) if drafts and drafts_pay(transformer) else None
+        self.draft: Transformer | None = draft
+        self._drafts = Drafts(0, draft) if drafts and drafts_pay(transformer) else None
         self._fingerprint: str | None = None
         self.chat_bytes: int | None = None
         self._chats: Prefixes | None = None
         self._chat_lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Llama], tuple[Transformer, Tokenizer, bool]]:
-        return type(self), (self.transformer, self.tokenizer, self._drafts is not None)
+    def __reduce__(self) -> tuple[type[Llama], tuple[Transformer, Tokenizer, bool, Transformer | None]]:
+        return type(self), (self.transformer, self.tokenizer, self._drafts is not None, self.draft)
 
     @property
     def fingerprint(self) -> str:

@@ -33,7 +33,8 @@ def key_of(id: str | int) -> bytes:
 class Ids:
     """Keys of 16 bytes, each with a number of 64 bits. A million of them take 25 MB, and some for the last RECENT.
 
-    Most are in arrays that are sorted by the first 8 bytes of the keys. New ones are collected in a dict, and sorted in together.
+    Most are in arrays that are sorted by the first 8 bytes of the keys. New ones are collected in a dict, and sorted in
+    together.
     """
 
     def __init__(self) -> None:

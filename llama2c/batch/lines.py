@@ -189,11 +189,12 @@ def _read_text(lines: Iterable[RawLine], shape: Shape) -> Iterator[Entry]:
         if not data or data.isspace():
             continue
         index += 1
+        entry = Entry(number, end, index, own_id(number), hash_of(data), {}, False, None)
         try:
-            content, error = _content_of(decoded(line), shape), None
-        except RequestError as found:
-            content, error = {}, found
-        yield Entry(number, end, index, own_id(number), hash_of(data), content, False, error)
+            entry = entry._replace(content=_content_of(decoded(line), shape))
+        except RequestError as error:
+            entry = entry._replace(error=error)
+        yield entry
 
 
 def _read_csv(lines: Iterator[RawLine], shape: Shape, name: str) -> Iterator[Entry]:

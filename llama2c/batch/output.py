@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import sys
+import warnings
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -64,7 +65,7 @@ class Output:
         os.close(self._fd)
 
     def begin(self, plan: Plan) -> Plan:
-        """The plan to follow: `plan` with the date of the one in the file, or itself, which a new file gets. Reads what is done.
+        """The plan to follow: the one in the file, or `plan`, which a new file gets. Reads what is done.
 
         RequestError: the file was made with another plan, or has a line that is none of ours.
         """
@@ -125,12 +126,14 @@ def _open(path: str) -> tuple[int, bool]:
 
 
 def _lock(fd: int, path: str) -> None:
+    """OSError: another run has the file. Warns (RuntimeWarning) where files cannot be locked, as in some shared folders."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise FileError(error.errno, "another run is writing this file now", path) from None
-        raise file_error(error, path, "a file that can be locked") from None
+        message = f"{path}: cannot be locked ({error.strerror}): make sure that only one run writes it"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def last_line_end(fd: int, size: int) -> int:
@@ -146,9 +149,8 @@ def last_line_end(fd: int, size: int) -> int:
 
 
 def recorded(fd: int, name: str, size: int) -> Iterator[tuple[int, bytes, int, bool]]:
-    """For each line of the first `size` bytes of OUT after the header: where it begins, the key of its id, the hash of its request, whether it is good.
-
-    RequestError: a line is none of ours.
+    """For each answer in the first `size` bytes of OUT: where it begins, the key of its id, the hash of its request, whether
+    the request was good. RequestError: a line is none of ours.
     """
     place = 0
 

@@ -26,7 +26,7 @@ from ..sampler import seed_of_id
 from ..scoring import TokenScore, score_and_continue
 from ..server.answers import Answer, Delta, error_body, finite, usage
 from ..server.fields import mapping, string
-from ..server.protocol import Job, read_bias, read_chat, read_completion, read_date, read_messages, seed_of_choice
+from ..server.protocol import Job, read_bias, read_chat, read_completion, read_messages, seed_of_choice
 from .lines import Entry
 from .plan import Plan, dump
 
@@ -137,7 +137,7 @@ class Worker:
             own["messages"] = read_messages(own)
         if "logit_bias" in own:
             own["logit_bias"] = read_bias(mapping(own, "logit_bias"))
-        now, template_options = read_date(string(own, "now")), mapping(own, "template_options")
+        now, template_options = _read_now(string(own, "now")), mapping(own, "template_options")
         prompt = pop_prompt(own)
         options = self._with_defaults({name: own[name] for name in own if name not in ("now", "template_options")})
         options.setdefault("seed", seed_of_id(self.plan.seed, work.entry.id))
@@ -168,14 +168,15 @@ class Worker:
             raise RequestError("custom_id: expected a string, found none", "custom_id")
         if method not in (None, "POST"):
             raise RequestError(f"method: expected POST, found {method[:20]!r}", "method")
-        if url not in READERS:
+        read = READERS.get(url or "")
+        if read is None:
             raise RequestError(f"url: expected {' or '.join(READERS)}, found {(url or 'none')[:40]!r}", "url")
         if body is None:
             raise RequestError("body: expected an object, found none", "body")
-        job = READERS[url](body)
+        job = read(body)
         if job.stream:
             raise RequestError("stream: expected false, as nobody reads along", "stream")
-        if job.model not in (None, self._name):
+        if job.model is not None and job.model != self._name:
             raise RequestError(f"model: expected {self._name!r}, found {job.model[:80]!r}", "model")
         own = {name: value for name, value in job.options.items() if value not in (None, [])}
         if all(body.get(name) is None for name in LIMITS):
@@ -208,13 +209,13 @@ class Worker:
 
     def _openai_answer(self, work: Work, texts: list[Text]) -> dict[str, Any]:
         digest = f"{work.entry.request:016x}"
-        status, body, error = 400, {}, None
-        if work.error is None:
-            status, body = 200, self._body(work, texts, digest)
-        else:
-            body = _refusal(work.error)
-            error = {name: body["error"][name] for name in ("code", "message")}
-        response = {"status_code": status, "request_id": f"req_{digest}", "body": body}
+        refusal = None if work.error is None else _refusal(work.error)
+        response = {
+            "status_code": 200 if refusal is None else 400,
+            "request_id": f"req_{digest}",
+            "body": self._body(work, texts, digest) if refusal is None else refusal,
+        }
+        error = refusal and {name: refusal["error"][name] for name in ("code", "message")}
         return {"id": f"batch_req_{digest}", "custom_id": work.entry.id, "response": response, "error": error}
 
     def _body(self, work: Work, texts: list[Text], digest: str) -> dict[str, Any]:
@@ -284,6 +285,14 @@ def _own_answer(work: Work, completions: list[Completion]) -> dict[str, Any]:
         answer["logprobs"] = [finite(logprob) for logprob in done.logprobs]
         answer["top_logprobs"] = [_finite_pairs(top) for top in done.top_logprobs]
     return {**answer, "error": None}
+
+
+def _read_now(text: str | None) -> date | None:
+    """ "2026-01-31" as a date."""
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError:
+        raise RequestError("now: expected a date such as 2026-01-31, found another text", "now") from None
 
 
 def _finite_pairs(top: TopLogprobs) -> list[tuple[int, float]]:

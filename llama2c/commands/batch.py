@@ -10,7 +10,6 @@ import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from types import FrameType
 from typing import Any, BinaryIO
@@ -26,7 +25,6 @@ from ..errors import RequestError, check_int, file_error
 from ..llama import Llama, load
 from ..locate import resolve
 from ..requests import check_options
-from ..sampler import seed_of_id
 from .bench import number
 from .flags import CHOICES, Arguments
 from .parser import Parser
@@ -140,7 +138,8 @@ def run(argv: Sequence[str]) -> None:
             tokenizer=options.tokenizer and os.path.abspath(options.tokenizer),
             input=source.path and os.path.abspath(source.path),
         )
-        out = stack.enter_context(Stdout() if options.out == "-" else Output(options.out, options.restart))
+        out: Output | Stdout = Stdout() if options.out == "-" else Output(options.out, options.restart)
+        stack.callback(out.close)
         plan = out.begin(plan)
         if out.repaired:
             say(f"{options.out}: the last line had no end and is made again")
@@ -180,9 +179,7 @@ def open_timings(path: str, source: Input, out: str) -> BinaryIO:
         raise file_error(error, path, "a place to write to") from None
 
 
-def answer(
-    source: Input, out: Output | Stdout, worker: Worker, options: Namespace, timings: BinaryIO | None
-) -> None:
+def answer(source: Input, out: Output | Stdout, worker: Worker, options: Namespace, timings: BinaryIO | None) -> None:
     """What is left to do. RequestError at the end: lines are wrong."""
     tally = Tally(n_wrong=out.n_wrong)
     start = perf_counter()
@@ -203,7 +200,8 @@ def answer(
                 feed(runner, source, out.done, worker.plan, tally, options.out)
             out.sync()
         except KeyboardInterrupt:
-            say(f"interrupted: {tally.n_answered} lines were added" + (", the same command goes on" if options.out != "-" else ""))
+            goes_on = "" if options.out == "-" else "; the same command goes on"
+            say(f"interrupted: {tally.n_answered} lines were added{goes_on}")
             raise
     tally.tell(perf_counter() - start)
     if unmet := out.done.unmet():
@@ -307,10 +305,7 @@ class Stdout:
     def __init__(self) -> None:
         self.done = Ids()
 
-    def __enter__(self) -> Stdout:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         pass
 
     def begin(self, plan: Plan) -> Plan:

@@ -37,6 +37,7 @@ def chat(
         system = ask("Enter system prompt (optional): ")
         input_ended = system is None
     conversation = start_conversation(tokenizer, system or b"")
+    drafter = llama.drafter()
     while True:
         if user is None and not input_ended:
             user = ask("User: ")
@@ -66,7 +67,7 @@ def chat(
         for _ in new[:-1]:
             sampler.coin()  # run.c samples at these positions too
         prompt_cache.begin(sequence, cache)
-        timing = print_steps(generate(transformer, cache, sequence), len(new))
+        timing = print_steps(generate(transformer, cache, sequence, drafter), len(new))
         if timing.finish_reason == "stop":
             put("\n")
         if verbose:

@@ -38,6 +38,7 @@ class Arguments:
     system_prompt: str | None = None
     threads: int | None = None
     prompt_cache: str | None = None
+    draft: str | None = None
     trace: str | None = None
     verbose: bool = False
     version: bool = False
@@ -106,6 +107,7 @@ FLAGS = (
     Flag("-y", "--system-prompt", "TEXT", str, "the system prompt of a chat or an answer"),
     Flag("", "--threads", "N", _integer, "default: OMP_NUM_THREADS, else the fastest number"),
     Flag("", "--prompt-cache", "FILE", str, "keep computed prompts here, for a faster start"),
+    Flag("", "--draft", "MODEL", str, "a small model that guesses tokens; same text, faster"),
     Flag("", "--trace", "FILE", str, "write what passes through the model, to compare"),
     Flag("-v", "--verbose", "", str, "print shape, threads, instruction set and speeds"),
     Flag("", "--version", "", str, "print the version"),
@@ -117,8 +119,7 @@ FLAG_OF_PARAM = {flag.field: flag.long for flag in FLAGS if flag.field != "promp
 
 USAGE = """\
 usage: python -m llama2c [MODEL] [flags]            a story, or a chat (-m chat)
-       python -m llama2c MODEL [flags] "QUESTION"   the answer of a chat model
-       python -m llama2c VERB ...                   VERB --help explains it"""
+       python -m llama2c MODEL [flags] "QUESTION"   the answer of a chat model"""
 ABOUT = """\
 MODEL is a file, a Hugging Face folder, or the name of a downloaded model; the
 default is the small model that comes with llama2c. QUESTION "-" reads stdin."""
@@ -193,7 +194,7 @@ def help_text(verbs: Mapping[str, str]) -> str:
     """The help. verbs: name -> what it does."""
     flags = [f"  {flag.short or '  '} {f'{flag.long} {flag.value}':23} {flag.help}\n" for flag in FLAGS]
     lines = [f"  {name:11} {help}\n" for name, help in verbs.items()]
-    return f"{USAGE}\n\n{ABOUT}\n{''.join(flags)}\nverbs:\n{''.join(lines)}\n{NOTES}"
+    return f"{USAGE}\n{ABOUT}\n{''.join(flags)}\nverbs (python -m llama2c VERB --help explains it):\n{''.join(lines)}\n{NOTES}"
 
 
 def adjust(arguments: Arguments) -> None:

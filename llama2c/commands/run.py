@@ -38,7 +38,7 @@ def run(arguments: Arguments) -> None:
         from .answer import read_question  # a story needs neither this nor the other modules imported below
 
         arguments.question = read_question(arguments.question)
-    llama = load(arguments.model or None, arguments.tokenizer, arguments.threads, kv=arguments.kv)
+    llama = load(arguments.model or None, arguments.tokenizer, arguments.threads, kv=arguments.kv, draft=arguments.draft)
     context = choose_context(arguments.context, llama.transformer.config.seq_len)
     prompt = None if arguments.prompt is None else os.fsencode(arguments.prompt)
     if arguments.prompt == "-":
@@ -152,7 +152,7 @@ def story(
         put("\n")
         return
     prompt_cache.begin(sequence, cache)
-    timing = print_steps(generate(transformer, cache, sequence), len(ids))
+    timing = print_steps(generate(transformer, cache, sequence, llama.drafter()), len(ids))
     put("\n")
     if verbose:
         tell_speed(timing)

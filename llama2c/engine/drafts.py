@@ -8,10 +8,13 @@ it draws (Sequence.propose), so they change how long a text takes, and never the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..generation import Drafter
 from ..transformer import Transformer, count_weights
+
+if TYPE_CHECKING:
+    from .draft_model import DraftModel
 
 __all__ = ["Drafter", "Drafts", "StepTimes", "Texts", "choose_length", "drafts_pay"]
 
@@ -158,17 +161,25 @@ class Texts:
 class Drafts:
     """What the drafters of several requests share: recent texts, of at most `limit` ids, and the times of steps.
 
+    draft    a smaller model that guesses, too; None: there is none
+
     limit=0: no request has guesses from another's text. Then any thread may use it, otherwise one at a time.
     """
 
-    def __init__(self, limit: int = 1 << 15) -> None:
+    def __init__(self, limit: int = 1 << 15, draft: Transformer | None = None) -> None:
         self.times = StepTimes()
+        self._model: DraftModel | None = None
+        if draft is not None:
+            from .draft_model import DraftModel  # few have one
+
+            self._model = DraftModel(draft)
         self._limit = limit
         self._recent: tuple[Texts, ...] = (Texts(), Texts())  # the one that is added to, and the one before
 
-    def drafter(self) -> TextDrafter:
+    def drafter(self) -> Drafter:
         """A drafter for one request."""
-        return TextDrafter(self)
+        text = TextDrafter(self)
+        return text if self._model is None else self._model.drafter(text, self.times)
 
     def add(self, ids: Sequence[int]) -> None:
         """Remember a text, its prompt too, for later requests. The oldest are forgotten."""

@@ -43,6 +43,7 @@ class Model(Protocol):
 
     transformer: Transformer
     tokenizer: Tokenizer
+    draft: Transformer | None
 
 
 class Engine:
@@ -54,7 +55,8 @@ class Engine:
                    refused, one that does not fit now waits
     prefix_bytes   memory for what was computed for earlier requests, so that one that begins like them costs less; None: an
                    eighth of what there is now; 0: nothing is kept
-    drafts         guess what follows where a text repeats itself or a recent one, and compute several tokens in one step
+    drafts         guess what follows where a text repeats itself or a recent one, and compute several tokens in one step; the
+                   draft model of llama, if it has one, guesses while one request runs
 
     Use it from any number of threads. close() ends it, and so does the end of a `with` block, or of the last reference to it
     and to its requests. In a process made by fork() it cannot be used: make another one there.
@@ -75,7 +77,7 @@ class Engine:
         )
         self.prefix_bytes: int = check_int("prefix_bytes", default_bytes() if prefix_bytes is None else prefix_bytes, 0)
         self._prefixes = Prefixes(self._transformer, self.prefix_bytes) if self.prefix_bytes else None
-        guesses = Drafts() if drafts and drafts_pay(self._transformer) else None
+        guesses = Drafts(draft=llama.draft) if drafts and drafts_pay(self._transformer) else None
         self._arrivals = itertools.count()
         self._pid = os.getpid()
         self._worker = Worker(self._transformer, self.max_sequences, self.cache_bytes, self._prefixes, guesses)

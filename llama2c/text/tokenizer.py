@@ -134,6 +134,12 @@ class Tokenizer:
         """The bytes of one token, which may be part of a character: b"" for special ones, b"\\n" for <0x0A>."""
         return _piece(self._vocabulary, token)
 
+    def has_tokens_of(self, other: Tokenizer) -> bool:
+        """Whether each id means the same bytes, or a special token, in both."""
+        if self.vocab_size != other.vocab_size:
+            return False
+        return all(self.piece(token) == other.piece(token) for token in range(self.vocab_size))
+
     def text_stream(self, previous: SupportsIndex | None = None, errors: str = "replace") -> TextStream:
         """A decoder for one token at a time. `previous` is the token before the first, if there is one.
 

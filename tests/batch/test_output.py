@@ -164,3 +164,13 @@ def test_ids_of_lines() -> None:
     assert parse_answer(GOOD[:-1]) == ("a", 255)
     assert parse_answer(GOOD[:-1].replace(b'"a"', b"-5")) == (-5, 255)
     assert parse_answer(GOOD[:-1].replace(b'"a"', '"ż\\\\\\""'.encode())) == ('ż\\"', 255)
+
+
+def test_a_folder_without_locks_is_a_warning(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(RuntimeWarning, match="cannot be locked .Operation not supported.: make sure that only one run writes it"):
+        write(path, GOOD)
+    assert path.read_bytes() == PLAN.header() + GOOD

@@ -14,7 +14,8 @@ from llama2c.batch.plan import MARK, Plan, dump, read_plan
 
 from .conftest import DAY
 
-PLAN = Plan("f" * 32, "1.8", DAY, 5, {"temperature": 0.5, "stop": ["a", "\n"]}, Shape("csv", "ż", True), (3, 8), "/m", "/t", "float16", "/in")
+OPTIONS = {"temperature": 0.5, "stop": ["a", "\n"]}
+PLAN = Plan("f" * 32, "1.8", DAY, 5, OPTIONS, Shape("csv", "ż", True), (3, 8), "/m", "/t", "float16", "/in")
 
 
 def test_it_is_read_back() -> None:
@@ -51,7 +52,11 @@ def test_what_gives_other_bytes_is_refused(other: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"{}", b"[]", b'{"llama2c_batch":1}', PLAN.header().replace(b"2026-01-31", b"yesterday"), b'{"llama2c_batch":1', b"5"]
+    "line",
+    [
+        b"", b"{}", b"[]", b"5", b'{"llama2c_batch":1}', b'{"llama2c_batch":1',
+        PLAN.header().replace(b"2026-01-31", b"yesterday"),
+    ],  # fmt: skip
 )
 def test_another_line_is_refused(line: bytes) -> None:
     with pytest.raises(RequestError, match="^OUT: expected the output of a batch, found another file$"):
@@ -60,7 +65,7 @@ def test_another_line_is_refused(line: bytes) -> None:
 
 def test_another_version_is_named() -> None:
     with pytest.raises(RequestError, match="^OUT: expected version 1 of the output of a batch, found 2$"):
-        read_plan(PLAN.header().replace(b':1,', b":2,", 1), "OUT")
+        read_plan(PLAN.header().replace(b":1,", b":2,", 1), "OUT")
 
 
 def test_llguidance_must_be_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

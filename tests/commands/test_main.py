@@ -56,7 +56,7 @@ def test_the_help_fits_a_terminal(command: Command, monkeypatch: pytest.MonkeyPa
     assert (result.code, result.err) == (0, "")
     lines = result.out.decode().splitlines()
     assert max(map(len, lines)) <= 80
-    assert 10 < len(lines) <= (64 if verb else 46)
+    assert 10 < len(lines) <= (64 if verb else 42)
     assert any(f"llama2c {verb}" in line for line in lines[lines.index("examples:") + 1 :])
     if verb:
         assert command("help", verb) == result

@@ -68,7 +68,8 @@ def test_a_part_of_the_requests(command: Command) -> None:
 
 def test_a_shard_and_its_options(command: Command) -> None:
     Path("in.txt").write_text("Hello\nYou\n\nThere\n")
-    assert command("batch", "in.txt", "-o", "third", "--shard", "2/2", "--chat", "-t", "0.3", "--kv", "float16", *FLAGS).code == 0
+    flags = ("--shard", "2/2", "--chat", "-t", "0.3", "--kv", "float16", *FLAGS)
+    assert command("batch", "in.txt", "-o", "third", *flags).code == 0
     assert command("verify", "third") == (0, b"", "llama2c: third: 1 answers are the same\n")
 
 
