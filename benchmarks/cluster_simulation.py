@@ -3,8 +3,8 @@
     python benchmarks/cluster_simulation.py
 
 prints the table of docs/cluster.md. The time of a request comes from a measured machine; everything else is assumed, and said
-there. As in `batch --ray`, an actor takes the next part when it is done with one. A part of a node that fails goes on elsewhere,
-with the requests that it lacks. Whether a cluster behaves so is not shown by this: it shows what follows if it does.
+there. As in `batch --ray`, an actor takes the next part when it is done with one. A part of a node that fails goes on
+elsewhere, with the requests that it lacks. Whether a cluster behaves so is not shown by this: it shows what follows if it does.
 """
 
 from __future__ import annotations

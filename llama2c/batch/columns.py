@@ -1,6 +1,6 @@
 """Columns: the rows of a table as entries, and their answers as more columns.
 
-A table is a dict of arrays, a DataFrame of pandas or a Table of pyarrow. None of the packages is imported unless its table comes.
+A table is a dict of arrays, a DataFrame of pandas or a Table of pyarrow. Neither package is imported unless its table comes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Parts: a folder of requests as pieces of work, and a folder with a file of answers for each. For a cluster; Ray is not known here.
+"""Parts: a folder of requests as pieces of work, and a folder with a file of answers for each. For a cluster, but without Ray.
 
-OUT/a-00000.jsonl has the answers to the first requests of IN/a.jsonl, in their order, and a .parquet file those of a .parquet file.
-Such a file is there when it is whole. Until then OUT/_batch/ has it as `batch` writes OUT, so that whoever does the part again
-goes on where it ends. What is in a file depends on its requests and the plan: not on who made it, or how often it was begun.
+OUT/a-00000.jsonl has the answers to the first requests of IN/a.jsonl, in their order. A .parquet file has those of a .parquet
+file. Such a file is there when it is whole. Until then OUT/_batch/ has it as `batch` writes OUT, so that whoever does the part
+again goes on where it ends. A file depends on its requests and the plan: not on who made it, or how often it was begun.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Part:
     n      requests
     place  of JSON Lines: what comes before them
     group  of Parquet: their row group
-    skip   of Parquet: how many parts of the same group come before
+    step   of Parquet: how many rows of the group are read at once
+    skip   of Parquet: how many such steps come before
     first  of Parquet: how many rows of the file come before
     twice  of requests whose id an earlier one of the file has: the number, the id that they get instead, and the error
     """
@@ -58,6 +59,7 @@ class Part:
     n: int
     place: Place = START
     group: int = 0
+    step: int = 0
     skip: int = 0
     first: int = 0
     twice: tuple[tuple[int, str | int, str], ...] = ()
@@ -168,9 +170,10 @@ def _plan_parquet(file: str, names: Names, n: int) -> list[Part]:
             read = [names.id] if names.id in columns else []
             for skip, batch in enumerate(table.iter_batches(n, [group], read)):
                 column = batch.column(0).to_pylist() if read else [None] * batch.num_rows
-                twice = [found for i, id in enumerate(column) for found in _if_twice(_entry_of_id(id, names, first + i + 1), ids)]
+                entries = [_entry_of_id(id, names, first + i + 1) for i, id in enumerate(column)]
+                twice = [found for entry in entries for found in _if_twice(entry, ids)]
                 name = part_name(file, len(parts))
-                parts.append(Part(file, name, batch.num_rows, START, group, skip, first, tuple(twice)))
+                parts.append(Part(file, name, batch.num_rows, START, group, n, skip, first, tuple(twice)))
                 first += batch.num_rows
     return parts
 
@@ -389,7 +392,8 @@ class ParquetPart:
         rows = self._rows()
         if found.column_names[: rows.num_columns] != rows.column_names or not found.select(rows.column_names).equals(rows):
             raise _changed(self._part, made)
-        return found.num_rows - int(found.column("error").null_count)
+        n_good: int = found.column("error").null_count
+        return len(entries) - n_good
 
     def write(self, path: str, lines: list[bytes], fingerprints: list[str]) -> None:
         import pyarrow.parquet as pq
@@ -403,7 +407,7 @@ class ParquetPart:
 
             part = self._part
             with _open_parquet(part.file) as file:
-                batches = file.iter_batches(part.n, [part.group])
+                batches = file.iter_batches(part.step, [part.group])
                 for _ in range(part.skip):
                     next(batches)
                 self._table = pa.Table.from_batches([next(batches)])

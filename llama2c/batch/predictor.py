@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,22 +37,22 @@ class Predictor:
     n_threads        None: OMP_NUM_THREADS, as Ray sets it, else what is fastest
     prompt_column    texts to continue, or lists of token ids
     messages_column  messages of a chat, also as JSON in a string. A row has either a prompt or messages
-    id_column        an id for each row, from which its seed is made. It is needed unless rows have seeds, or the temperature is 0
+    id_column        an id for each row, from which its seed is made. Only rows with a seed, or with temperature 0, need none
     chat             prompts are messages of a user
     now              the date that chat templates see; None: today
     max_sequences    rows that are worked on at once
-    cache_bytes      the memory for them; None: half of what is free, or less where a process has a share of the cores
+    cache_bytes      memory for them; None: half of what is free, or less where a process has a share of the cores
     fingerprint      the model has to have this one (Llama.fingerprint); None: any
     options          those of Llama.stream, for rows that have none of their own. `seed` is that of the run: 1 without it
 
-    A table is a dict of arrays, a DataFrame of pandas or a pyarrow.Table, and so is the result. Columns with the names of options
+    A table is a dict of arrays, a DataFrame of pandas or a pyarrow.Table, and so is the result. Columns with names of options
     (`temperature`, `max_tokens`, `seed`, ...) count for their rows; what is missing in a row is as without the column. Other
     columns are left as they are. A row depends on itself and these arguments alone: on no other row, and not on how a table was
     cut into batches, in which order they come, or where they are answered.
 
     The result has `text`, `finish_reason`, `prompt_tokens`, `generation_tokens`, `error` (None, or what is wrong with the row,
-    which then has no text) and `fingerprint`. All Predictors of a process with the same model share one engine. A pickle has the
-    arguments; loading it opens the model again.
+    which then has no text) and `fingerprint`. All Predictors of a process with the same model share one engine. A pickle has
+    the arguments; loading it opens the model again.
 
     Errors are those of load() and Llama.stream; RequestError: a column is missing, or has the name of a result.
     """
@@ -74,10 +74,11 @@ class Predictor:
         fingerprint: str | None = None,
         **options: Unpack[Options],
     ) -> None:
-        self._model = Model(absolute(model), tokenizer and os.path.abspath(tokenizer), kv, n_threads, max_sequences, cache_bytes)
+        tokenizer = None if tokenizer is None else os.path.abspath(tokenizer)
+        self._model = Model(absolute(model), tokenizer, kv, n_threads, max_sequences, cache_bytes)
         self._names = Names(prompt_column, messages_column, id_column, chat)
         seed = check_int("seed", options.get("seed", 1), 0, 2**64 - 1)
-        defaults = {name: value for name, value in options.items() if name != "seed" and value is not None}
+        defaults = {name: value for name, value in options.items() if name != "seed"}
         self._opened = opened(self._model)
         llama = self._opened.llama
         check_options(llama.transformer.config, llama.tokenizer, options)
@@ -85,16 +86,14 @@ class Predictor:
             self._opened.check_fingerprint(fingerprint)
         plan = make_plan(llama, seed=seed, options=defaults)
         self._plan = plan if now is None else replace(plan, date=now)
-| None = None  # the fingerprint for rows with a constraint
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "prompt_column": prompt_column, "messages_column": messages_column, "id_column": id_column, "chat": chat,
             "now": self._plan.date, "fingerprint": fingerprint, **options,
         }  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
-        model = self._model
-        how = {name: getattr(model, name) for name in ("tokenizer", "kv", "n_threads", "max_sequences", "cache_bytes")}
-        return partial(type(self), **how, **self._arguments), (model.path,)
+        how = asdict(self._model)
+        return partial(type(self), how.pop("path"), **how, **self._arguments), ()
 
     def __repr__(self) -> str:
         return f"Predictor({self._model.path!r}, fingerprint={self._plan.fingerprint!r})"

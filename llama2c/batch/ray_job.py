@@ -1,4 +1,4 @@
-"""The parts of a batch on a Ray cluster. Ray Data starts the actors, gives them parts, and gives those of a dead one to another.
+"""The parts of a batch on a Ray cluster. Ray Data starts actors, gives them parts, and gives those of a dead one to another.
 
 What passes through Ray is small: the names and places of parts, and what became of them. The actors read and write the files.
 """

@@ -1,4 +1,4 @@
-"""`batch --ray`: a folder of requests on a cluster. Flags, progress, a summary; batch/parts.py and batch/ray_job.py have the rest."""
+"""`batch --ray`: a folder of requests on a cluster. Flags, progress, a summary; batch/ has the rest."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def run_on_ray(options: Namespace, defaults: Any, flags: Mapping[str, str]) -> N
             parts = plan_files(ray, files, names, options.part or N_REQUESTS)
             job = Job(out, plan, model, names)
             start = perf_counter()
-            reports = list(progress(answer_parts(ray, job, parts, options.actor_cpus or 1.0, options.actors), len(parts), "part"))
+            answered = answer_parts(ray, job, parts, options.actor_cpus or 1.0, options.actors)
+            reports = list(progress(answered, len(parts), "part"))
     warn_of_others(out, files)
     tell(reports, perf_counter() - start)
 
@@ -86,7 +87,9 @@ def warn_of_others(out: str, files: list[str]) -> None:
 def tell(reports: list[Report], seconds: float) -> None:
     """The summary. OSError, RequestError: something is not as it should be."""
     failed = [report for report in reports if report.error is not None]
-    n_new, n_wrong, n_made = (sum(getattr(report, name) for report in reports) for name in ("n_new", "n_wrong", "generation_tokens"))
+    n_new = sum(report.n_new for report in reports)
+    n_wrong = sum(report.n_wrong for report in reports)
+    n_made = sum(report.generation_tokens for report in reports)
     n_before = sum(report.n for report in reports if report.error is None) - n_new
     before = f", {n_before} were done before" if n_before else ""
     speed = n_made / max(seconds, 1e-9)

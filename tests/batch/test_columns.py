@@ -138,7 +138,7 @@ def test_a_table_that_is_wrong(table: Any, message: str) -> None:
 
 @pytest.mark.parametrize("table", [[{"prompt": "a"}], "prompt", None, {"prompt": "abc"}])
 def test_what_is_no_table(table: Any) -> None:
-    with pytest.raises(TypeError, match="batch: expected a dict of columns|prompt: expected a column"):
+    with pytest.raises(TypeError, match=r"batch: expected a dict of columns|prompt: expected a column"):
         lists_of(table, Names())
 
 

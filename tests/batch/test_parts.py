@@ -151,11 +151,11 @@ def test_another_input_is_refused(job: Job, tmp_path: Path, change: Callable[[li
         lines = first.read_bytes()
         first.unlink()
         Path(job.out, WORK, first.name + ".work").write_bytes(job.plan.header() + lines)
-    before = made(job)
+    before = list(made(job).items())[:-1]  # the answers of the last part, which had room, are in it also later
     report = answer(job, write(path, change(LINES)))[0]
     assert report.is_fatal and report.error is not None
     assert "found others: the input or --part has changed (--restart begins anew)" in report.error
-    assert made(job) == before
+    assert list(made(job).items())[:-1] == before
 
 
 def test_a_longer_input_goes_on(job: Job, tmp_path: Path) -> None:
@@ -179,12 +179,12 @@ def test_a_full_disk_is_not_fatal_and_loses_nothing(job: Job, tmp_path: Path, mo
     file = write(tmp_path / "IN" / "a.jsonl", LINES)
     writes = Output.write
 
-    def fail_at_fourth(self: Output, line: bytes) -> None:
-        if line.startswith(b'{"id":"line-5"'):
+    def fail(self: Output, line: bytes) -> None:
+        if b'"id":"z"' in line:
             raise OSError(28, "No space left on device", self.path)
         writes(self, line)
 
-    monkeypatch.setattr(Output, "write", fail_at_fourth)
+    monkeypatch.setattr(Output, "write", fail)
     [report] = answer(job, file, n=100)
     assert not report.is_fatal and report.error is not None and "No space left on device" in report.error
     assert made(job) == {}
@@ -231,7 +231,7 @@ def test_folders_that_are_refused(tmp_path: Path, names: list[str], error: type[
 
 def test_a_file_that_is_not_json_lines(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"prompt": "a"}]')
-    with pytest.raises(RequestError, match="a.json: expected JSON Lines"):
+    with pytest.raises(RequestError, match=r"a\.json: expected JSON Lines"):
         plan_file(str(tmp_path / "a.json"), NAMES, 3)
     with pytest.raises(FileNotFoundError):
         plan_file(str(tmp_path / "gone.json"), NAMES, 3)
@@ -332,7 +332,7 @@ def test_tables_that_are_refused(tmp_path: Path, rows: dict[str, list[Any]], mes
 def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_text("no table at all")
-    with pytest.raises(RequestError, match="a.parquet: expected a Parquet file, found: "):
+    with pytest.raises(RequestError, match=r"a\.parquet: expected a Parquet file, found: "):
         plan_file(str(tmp_path / "a.parquet"), NAMES, 3)
 
 

@@ -71,7 +71,7 @@ def test_an_error_of_a_row_is_in_its_column() -> None:
     assert errors[0] is None and found["text"][0] == predictor()({"prompt": ["The dog"], "id": ["a"]})["text"][0]
     assert errors[1] == "prompt: expected a prompt or messages, found neither"
     assert errors[2].startswith("temperature: expected a finite number of at least 0")
-    assert errors[3].startswith("prompt: expected 1 to 256 tokens (the context), found ")
+    assert errors[3].startswith("prompt: expected 1 to 320 tokens (the context), found ")
     assert errors[4].startswith("prompt: expected messages")
     assert list(found["text"][1:]) == [None] * 4
     assert list(found["finish_reason"][1:]) == ["error"] * 4

@@ -45,8 +45,7 @@ class Nodes:
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Nodes]]:
     pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
-    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     made: list[Nodes] = []
 
     def make(n: int) -> Nodes:
@@ -64,8 +63,9 @@ class Batch:
     def __init__(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "llama2c", "batch", *arguments]
         self.process = subprocess.Popen(
-            command, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "LLAMA2C_CACHE": "/nonexistent"}
-        )
+            command, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "LLAMA2C_CACHE": "/nonexistent"},
+        )  # fmt: skip
 
     def wait_for(self, event: Callable[[], bool]) -> None:
         """Until something has happened."""

@@ -1,4 +1,4 @@
-"""`batch --ray` and Predictor on a real cluster: the same bytes with one actor, with two and without Ray, whatever dies in between.
+"""`batch --ray` and Predictor on a real cluster: the same bytes with one actor, with two and without Ray, whatever dies.
 
 `make cluster` runs these tests. They need Ray, and take a few minutes.
 """
@@ -169,8 +169,9 @@ def test_predictor_in_ray_data(nodes: Callable[[int], Any], monkeypatch: pytest.
         for batch_format in ("numpy", "pandas", "pyarrow"):
             for n_actors in (1, 2):
                 dataset = ray.data.from_items(rows, override_num_blocks=8).map_batches(
-                    llama2c.Predictor, fn_constructor_kwargs=options, concurrency=n_actors, num_cpus=1, batch_size=4, batch_format=batch_format
-                )
+                    llama2c.Predictor, fn_constructor_kwargs=options, concurrency=n_actors, num_cpus=1,
+                    batch_size=4, batch_format=batch_format,
+                )  # fmt: skip
                 found = sorted(dataset.take_all(), key=lambda row: row["id"])
                 assert found == [{name: values[0] for name, values in row.items()} for row in expected]
     finally:
