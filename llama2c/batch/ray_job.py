@@ -27,6 +27,7 @@ def connected(address: str) -> Iterator[Any]:
     OSError, one line: Ray is not installed, or there is no cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it writes to stderr besides its log
     try:
         import ray
         import ray.data
