@@ -42,7 +42,7 @@ class Ids:
         self._lasts: Words = np.empty(0, np.uint64)
         self._numbers: Words = np.empty(0, np.uint64)
         self._met: NDArray[np.bool_] = np.empty(0, np.bool_)
-        self._view = memoryview(self._firsts)
+        self._view = memoryview(self._firsts.data)
         self._recent: dict[bytes, tuple[int, bool]] = {}
 
     def __len__(self) -> int:
@@ -107,5 +107,5 @@ class Ids:
         self._lasts = np.concatenate([self._lasts, words[:, 1]])[order]
         self._numbers = np.concatenate([self._numbers, np.array(numbers, np.uint64)])[order]
         self._met = np.concatenate([self._met, np.array(met, np.bool_)])[order]
-        self._view = memoryview(self._firsts)
+        self._view = memoryview(self._firsts.data)
         self._recent = {}

@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
     number: int  # of its (first) line
     end: int  # bytes of IN up to its end
-    index: int  # of the entry, from 0
+    position: int  # of the entry among all, from 0
     id: str | int
     request: int  # a hash of the content: 64 bits
     content: Mapping[str, Any]
@@ -217,22 +217,22 @@ def _read_csv(lines: Iterator[RawLine], shape: Shape, name: str) -> Iterator[Ent
         raise RequestError(f"{name}: expected a column {shape.column!r}, found {columns[:200]} (--column names it)")
     index, first = -1, reader.line_num + 1
     while True:
-        error: RequestError | None = None
+        wrong: RequestError | None = None
         row: list[str] | None = []
         try:
             row = next(reader, None)
-        except csv.Error as found:
-            error = RequestError("line: expected valid CSV")
-            error.__cause__ = found
+        except csv.Error as error:
+            wrong = RequestError("line: expected valid CSV")
+            wrong.__cause__ = error
         if row is None:
             return
         number, first = first, reader.line_num + 1
-        if not row and error is None:  # a blank line
+        if not row and wrong is None:  # a blank line
             continue
         index += 1
         data = "\0".join(row).encode("utf-8", "surrogateescape")
-        entry = Entry(number, last[0].end, index, own_id(number), hash_of(data or last[0].data), {}, False, error)
-        yield entry if error else _row_entry(entry, header, row, last[0], shape)
+        entry = Entry(number, last[0].end, index, own_id(number), hash_of(data or last[0].data), {}, False, wrong)
+        yield entry if wrong else _row_entry(entry, header, row, last[0], shape)
 
 
 def _row_entry(entry: Entry, header: list[str], row: list[str], line: RawLine, shape: Shape) -> Entry:

@@ -88,7 +88,8 @@ def make_plan(llama: Llama, **fields: Any) -> Plan:
         fingerprint=fingerprint(llama.transformer, llama.tokenizer),
         llguidance=llguidance_version(),
         date=date.today(),
-        **{"model": llama.transformer.checkpoint.path, "kv": llama.transformer.kv, **fields},
+        kv=llama.transformer.kv,
+        **{"model": llama.transformer.checkpoint.path, **fields},
     )
 
 

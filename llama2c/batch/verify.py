@@ -103,7 +103,7 @@ def verify(
     with Runner(worker, compare) as runner:
         for entry, meeting in met(entries, record.answers):
             runner.poll()
-            if entry.index % n != k - 1:
+            if entry.position % n != k - 1:
                 continue
             if meeting is Meeting.NEW:
                 counts.missing += 1

@@ -170,7 +170,8 @@ class Worker:
             raise RequestError(f"method: expected POST, found {method[:20]!r}", "method")
         read = READERS.get(url or "")
         if read is None:
-            raise RequestError(f"url: expected {' or '.join(READERS)}, found {(url or 'none')[:40]!r}", "url")
+            found = "none" if url is None else repr(url[:40])
+            raise RequestError(f"url: expected {' or '.join(READERS)}, found {found}", "url")
         if body is None:
             raise RequestError("body: expected an object, found none", "body")
         job = read(body)

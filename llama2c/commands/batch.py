@@ -215,7 +215,7 @@ def feed(runner: Runner, source: Input, done: Ids, plan: Plan, tally: Tally, out
     k, n = plan.shard
     for entry, meeting in met(read_entries(source.reader(runner), plan.shape, source.name), done):
         runner.poll()
-        if entry.index % n != k - 1:
+        if entry.position % n != k - 1:
             continue
         if meeting is Meeting.CHANGED:
             line = f"{source.name}: line {entry.number}"

@@ -89,7 +89,7 @@ def test_formats_by_names() -> None:
 def test_json_lines(end: bytes, mark: bytes, last: bool) -> None:
     lines = [b'{"prompt": "a", "id": "x"}', b"", b'  {"prompt": "\xc5\xbc", "id": 5}', b" \t", b'{"prompt": "c"}']
     found = read(mark + end.join(lines) + end * last, Shape())
-    assert [(entry.number, entry.index, entry.id, entry.content.get("prompt")) for entry in found] == [
+    assert [(entry.number, entry.position, entry.id, entry.content.get("prompt")) for entry in found] == [
         (1, 0, "x", "a"), (3, 1, 5, "ż"), (5, 2, "line-5", "c"),
     ]  # fmt: skip
     assert all(entry.error is None and not entry.openai for entry in found)
@@ -164,7 +164,7 @@ def test_chat_makes_messages_of_prompts() -> None:
 def test_csv(most: int) -> None:
     data = 'n,text,id\r\n1,"a, ""b""\r\nc",x\r\n\r\n2,ż,\r\n3,"",y'.encode()
     found = read(data, CSV, most)
-    assert [(entry.number, entry.index, entry.id, entry.content["prompt"]) for entry in found] == [
+    assert [(entry.number, entry.position, entry.id, entry.content["prompt"]) for entry in found] == [
         (2, 0, "x", 'a, "b"\nc'), (5, 1, "line-5", "ż"), (6, 2, "y", ""),
     ]  # fmt: skip
     assert [entry.end for entry in found] == [data.index(b"\r\n\r\n") + 2, data.index(b"3,"), len(data)]

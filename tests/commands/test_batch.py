@@ -217,7 +217,7 @@ def run_until(n_lines: int, *arguments: str, **options: Any) -> tuple[subprocess
     flags = (*FLAGS, "-o", "out", "--timings", f"/dev/fd/{writable}")
     run = process("batch", *arguments, *flags, pass_fds=[writable], **options)
     os.close(writable)
-    timings = open(readable, "rb")
+    timings = open(readable, "rb")  # noqa: SIM115  the caller closes it
     if run.stdin is not None:
         run.stdin.write(Path("in.jsonl").read_bytes())
         run.stdin.flush()
@@ -378,7 +378,7 @@ def test_strict(command: Command) -> None:
     assert [line["id"] for line in read_lines()[1]] == ["line-1"]
     write_lines("in.jsonl", [first, {"prompt": "a", "top_k": 1}, last])
     done(command("batch", "in.jsonl", "-o", "out", "--strict"))
-    assert [line["id"] for line in read_lines()[1]][0] == "line-1"
+    assert read_lines()[1][0]["id"] == "line-1"
     assert len(read_lines()[1]) == 3
 
 
@@ -468,16 +468,22 @@ def test_out_may_be_a_pipe_with_a_name(command: Command) -> None:
     Path("in.txt").write_text("The dog\n" * 3)
     os.mkfifo("fifo")
     with subprocess.Popen(["cat", "fifo"], stdout=subprocess.PIPE) as cat:
-        done(command("batch", "in.txt", "-o", "fifo", *FLAGS))
-        out, _ = cat.communicate(timeout=SECONDS)
+        try:
+            done(command("batch", "in.txt", "-o", "fifo", *FLAGS))
+            out, _ = cat.communicate(timeout=SECONDS)
+        finally:
+            cat.kill()
     assert len(out.splitlines()) == 4
     assert stat.S_ISFIFO(os.stat("fifo").st_mode)
 
 
 def test_in_may_be_a_pipe_with_a_name(command: Command) -> None:
     os.mkfifo("fifo.txt")
-    with subprocess.Popen(["sh", "-c", "printf 'The dog\\nThe cat\\n' > fifo.txt"]):
-        done(command("batch", "fifo.txt", "-o", "out", *FLAGS))
+    with subprocess.Popen(["sh", "-c", "printf 'The dog\\nThe cat\\n' > fifo.txt"]) as writer:
+        try:
+            done(command("batch", "fifo.txt", "-o", "out", *FLAGS))
+        finally:
+            writer.kill()
     assert [line["id"] for line in read_lines()[1]] == ["line-1", "line-2"]
 
 
