@@ -29,10 +29,10 @@ class Work:
     """
 
     requests: int = 10_000_000
-    request: float = 0.2
+    request: float = 0.5
     spread: float = 0.5
     in_work: int = 32
-    drain: float = 0.5
+    drain: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,11 @@ class Place(NamedTuple):
 
     number: int
     end: int
-    index: int
+    position: int
     openai: bool
 
 
-START = Place(number=0, end=0, index=-1, openai=False)
+START = Place(number=0, end=0, position=-1, openai=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def own_id(number: int) -> str:
 
 def _read_json(lines: Iterable[RawLine], name: str, place: Place = START) -> Iterator[Entry]:
     """A line that cannot be read is taken for one of OpenAI's if the last one was, so that its answer has their form."""
-    index, openai = place.index, place.openai
+    index, openai = place.position, place.openai
     for line in lines:
         data = line.data
         if not data or data.isspace():

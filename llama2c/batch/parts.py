@@ -152,7 +152,7 @@ def _plan_json(file: str, n: int) -> list[Part]:
                 end()
                 place, count, twice = last, 0, []
             twice += _if_twice(entry, ids)
-            last = Place(entry.number, entry.end, entry.index, entry.openai)
+            last = Place(entry.number, entry.end, entry.position, entry.openai)
             count += 1
     if count:
         end()

@@ -43,7 +43,7 @@ def test_a_row_is_the_entry_of_the_same_line() -> None:
     assert (prompt.id, prompt.content) == ("a", {"prompt": "Once", "temperature": 0.5, "stop": [".", "!"]})
     message = {"role": "user", "content": "Hi", "name": None}
     assert (chat.id, chat.content) == (5, {"messages": [message], "max_tokens": 9})
-    assert (prompt.number, prompt.index, chat.number, chat.index) == (1, 0, 2, 1)
+    assert (prompt.number, prompt.position, chat.number, chat.position) == (1, 0, 2, 1)
     [line] = entries_of_lines({"prompt": "Once", "temperature": 0.5, "stop": [".", "!"]})
     assert prompt.content == line.content and prompt.error is None
 
@@ -51,7 +51,7 @@ def test_a_row_is_the_entry_of_the_same_line() -> None:
 @pytest.mark.parametrize("make", [np.array, list, tuple, lambda values: objects(*values)])
 def test_columns_of_every_kind(make: Any) -> None:
     found = rows({"prompt": make(["a", "b"]), "id": make([1, 2])}, first=10)
-    assert [(entry.number, entry.index, entry.id, entry.content) for entry in found] == [
+    assert [(entry.number, entry.position, entry.id, entry.content) for entry in found] == [
         (11, 10, 1, {"prompt": "a"}),
         (12, 11, 2, {"prompt": "b"}),
     ]
