@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from ..errors import RequestError
 from ..generation import Options
 from .lines import Entry, hash_of, own_id
 
-Table = TypeVar("Table")
 Lists = Mapping[str, Sequence[Any]]
 RESULTS = ("text", "finish_reason", "prompt_tokens", "generation_tokens", "error", "fingerprint")
 COUNTS = ("prompt_tokens", "generation_tokens")
@@ -77,18 +76,18 @@ def check_names(columns: Iterable[str], names: Names) -> None:
             raise RequestError(f"{name}: expected no column of this name, as the result gets one (rename it)")
 
 
-def with_results(table: Table, results: Lists) -> Table:
+def with_results(table: Any, results: Lists) -> Any:
     """A copy of a table with more columns, those of RESULTS."""
     made = {name: np.array(values, np.int64 if name in COUNTS else object) for name, values in results.items()}
     if isinstance(table, Mapping):
-        return {**table, **made}  # type: ignore[return-value]
+        return {**table, **made}
     if hasattr(table, "assign"):
-        return table.assign(**made)  # type: ignore[no-any-return]
+        return table.assign(**made)
     import pyarrow as pa
 
     for name, values in made.items():
         kind = pa.int64() if name in COUNTS else pa.string()
-        table = table.append_column(name, pa.array(values, kind))  # type: ignore[attr-defined]
+        table = table.append_column(name, pa.array(values, kind))
     return table
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ..errors import RequestError, RoomError, check_int
 from ..generation import Options
@@ -103,7 +103,13 @@ class Predictor:
         """That of the model, without the version of llguidance, which decides what rows with a constraint get."""
         return self._plan.fingerprint
 
-    def __call__(self, batch: Table) -> Table:
+    @overload
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    @overload
+    def __call__(self, batch: Table) -> Table: ...
+
+    def __call__(self, batch: Any) -> Any:
         """A batch with the columns of the results. The rows are in their order."""
         lists = lists_of(batch, self._names)
         self._check_seeds(lists)
