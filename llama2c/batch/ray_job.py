@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,14 +17,16 @@ from ..errors import ModelError, RequestError
 from .columns import Names
 from .parts import Job, Part, PartWorker, Report, plan_file
 
+REACH = 10.0  # seconds until a cluster has to answer
 TRIES = 3  # of a part that a machine could not make
 Row = Mapping[str, Any]
 
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """The package ray, connected to a cluster. "auto": RAY_ADDRESS, or the cluster that this machine is in; "local": a new one.
+    """The package ray, connected to a cluster.
 
+    address  "auto": RAY_ADDRESS, or the cluster that this machine is in; "local": a new one, which only this machine can reach
     OSError, one line: Ray is not installed, or there is no cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -33,9 +36,11 @@ def connected(address: str) -> Iterator[Any]:
         import ray.data
     except ImportError as error:
         raise OSError(f"ray: expected Ray Data (pip install 'llama2c[ray]'), found: {error}") from None
+    alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **alone)
+    except (OSError, ValueError, RuntimeError) as error:
         found = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(f"--ray: expected a cluster at {address} (ray start --head begins one), found: {found}") from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -44,6 +49,13 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check_reachable(address: str) -> None:
+    """OSError: nobody listens at HOST:PORT. Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), REACH).close()
 
 
 def plan_files(ray: Any, files: Sequence[str], names: Names, n: int) -> list[Part]:

@@ -22,13 +22,16 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self.cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
-        )
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "node_ip_address": "127.0.0.1",
+            },
+        )  # fmt: skip
         self.workers = [self.add() for _ in range(n)]
         self.address: str = self.cluster.address
 
     def add(self) -> Any:
-        return self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+        return self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY, node_ip_address="127.0.0.1")
 
     def actors(self, node: Any) -> list[int]:
         """The processes of the actors on a node that answer parts."""

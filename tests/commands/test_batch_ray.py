@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from command_line import Command
 
-from llama2c.batch.parts import Report
+import llama2c
+from llama2c.batch.output import Output
+from llama2c.batch.parts import Report, prepare
+from llama2c.batch.plan import make_plan
 from llama2c.commands.batch_ray import tell, warn_of_others
 from llama2c.errors import RequestError
 
@@ -51,6 +54,22 @@ def test_what_is_refused_before_a_cluster_is_looked_for(command: Command) -> Non
     }.items():
         found = command("batch", *arguments, "--ray")
         assert found.code == 1 and message in found.err, found
+
+
+def test_another_run_and_other_options(command: Command) -> None:
+    """Both are told before a cluster is looked for."""
+    made = make_plan(llama2c.load(n_threads=1), options={"max_tokens": 5}, seed=7)
+    with Output(prepare("OUT")) as record:
+        record.begin(made)
+        found = command("batch", "IN", "-o", "OUT", "--ray")
+        assert found.code == 1 and "_batch/plan.jsonl: another run is writing this file now" in found.err
+    for flags, message in {
+        (): "--seed: ",
+        ("-s", "7"): "--max-tokens: ",
+        ("-s", "7", "-n", "5", "--column", "text"): "--column: ",
+    }.items():
+        found = command("batch", "IN", "-o", "OUT", *flags, "--ray")
+        assert found.code == 1 and message in found.err and "--restart begins anew" in found.err, found
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
