@@ -265,7 +265,7 @@ class Input:
         if self.path is None and sys.stdin is None:
             raise OSError("stdin: expected an open file, found it closed")
         try:
-            self._file = open(sys.stdin.fileno() if self.path is None else path, "rb", 0, closefd=self.path is not None)
+            self._file = open(sys.stdin.fileno() if self.path is None else path, "rb", 0, closefd=self.path is not None)  # noqa: SIM115  closed by __exit__
         except OSError as error:
             raise file_error(error, self.name) from None
         status = os.fstat(self._file.fileno())

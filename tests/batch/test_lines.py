@@ -39,8 +39,7 @@ def test_lines_in_any_chunks(data: bytes, most: int) -> None:
     ends = [len(b"\n".join(texts[: i + 1])) + 1 for i in range(len(texts))]
     if not texts[-1]:
         texts.pop()
-    assert [line.data for line in lines] == [text.removesuffix(b"\r") if i < data.count(b"\n") else text.removesuffix(b"\r")
-                                             for i, text in enumerate(texts)]  # fmt: skip
+    assert [line.data for line in lines] == [text.removesuffix(b"\r") for text in texts]
     assert [line.number for line in lines] == list(range(1, len(texts) + 1))
     assert [line.end for line in lines] == [min(end, len(data)) for end in ends[: len(texts)]]
 
@@ -70,7 +69,7 @@ def test_a_line_of_100_megabytes_takes_no_such_memory() -> None:
 
 @pytest.mark.parametrize("shape", [Shape(), TEXT, CSV])
 def test_utf_16_is_named(shape: Shape) -> None:
-    with pytest.raises(RequestError, match="^IN: expected UTF-8, found UTF-16$"):
+    with pytest.raises(RequestError, match=r"^IN: expected UTF-8, found UTF-16$"):
         read('{"prompt": "a"}\n'.encode("utf-16"), shape)
 
 
@@ -133,7 +132,7 @@ def test_64_levels_are_enough() -> None:
 
 
 def test_an_array_is_named() -> None:
-    with pytest.raises(RequestError, match="^IN: expected JSON Lines, which has an object in each line, found an array$"):
+    with pytest.raises(RequestError, match=r"^IN: expected JSON Lines, which has an object in each line, found an array$"):
         entries_of(b"[", {"prompt": "a"})
     assert entries_of({"prompt": "a"}, b"[]")[1].error is not None
 

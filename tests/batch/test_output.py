@@ -82,7 +82,7 @@ def test_a_long_end_without_a_newline_is_cut_off(path: Path) -> None:
 @pytest.mark.parametrize("content", [b"my notes\n", b"x", b'{"prompt": "a"}\n', b'{"llama2c_other":1}\n'])
 def test_another_file_is_refused_and_stays(path: Path, content: bytes, restart: bool) -> None:
     path.write_bytes(content)
-    with pytest.raises(RequestError, match="expected the output of a batch, found another file$"):
+    with pytest.raises(RequestError, match=r"expected the output of a batch, found another file$"):
         Output(str(path), restart)
     assert path.read_bytes() == content
 
@@ -171,6 +171,6 @@ def test_a_folder_without_locks_is_a_warning(path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.warns(RuntimeWarning, match="cannot be locked .Operation not supported.: make sure that only one run writes it"):
+    with pytest.warns(RuntimeWarning, match=r"cannot be locked \(Operation not supported\): make sure that only one run"):
         write(path, GOOD)
     assert path.read_bytes() == PLAN.header() + GOOD

@@ -54,17 +54,22 @@ def test_what_gives_other_bytes_is_refused(other: Any, message: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        b"", b"{}", b"[]", b"5", b'{"llama2c_batch":1}', b'{"llama2c_batch":1',
+        b"",
+        b"{}",
+        b"[]",
+        b"5",
+        b'{"llama2c_batch":1}',
+        b'{"llama2c_batch":1',
         PLAN.header().replace(b"2026-01-31", b"yesterday"),
-    ],  # fmt: skip
+    ],
 )
 def test_another_line_is_refused(line: bytes) -> None:
-    with pytest.raises(RequestError, match="^OUT: expected the output of a batch, found another file$"):
+    with pytest.raises(RequestError, match=r"^OUT: expected the output of a batch, found another file$"):
         read_plan(line, "OUT")
 
 
 def test_another_version_is_named() -> None:
-    with pytest.raises(RequestError, match="^OUT: expected version 1 of the output of a batch, found 2$"):
+    with pytest.raises(RequestError, match=r"^OUT: expected version 1 of the output of a batch, found 2$"):
         read_plan(PLAN.header().replace(b":1,", b":2,", 1), "OUT")
 
 
@@ -72,7 +77,7 @@ def test_llguidance_must_be_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llama2c.batch.plan.llguidance_version", lambda: "1.8")
     PLAN.check_llguidance()
     monkeypatch.setattr("llama2c.batch.plan.llguidance_version", lambda: None)
-    with pytest.raises(OSError, match="^llguidance: expected version 1.8, found None"):
+    with pytest.raises(OSError, match=r"^llguidance: expected version 1.8, found None"):
         PLAN.check_llguidance()
 
 

@@ -83,11 +83,11 @@ def test_strict_ends_at_a_wrong_line_and_keeps_what_is_finished(worker: Worker, 
     delivered: list[Answered] = []
     lines = [{"prompt": "a", "max_tokens": 0, "id": id} for id in (1, 2, 3)]
     lines[1]["top_k"] = -1
-    with pytest.raises(StrictError, match="^line 2: top_k: expected an integer of at least 0, found -1$"):
-        with Runner(worker, delivered.append, ordered, strict=True) as runner:
-            for entry in entries_of(*lines):
-                runner.add(entry)
-            runner.finish()
+    wrong = r"^line 2: top_k: expected an integer of at least 0, found -1$"
+    with pytest.raises(StrictError, match=wrong), Runner(worker, delivered.append, ordered, strict=True) as runner:
+        for entry in entries_of(*lines):
+            runner.add(entry)
+        runner.finish()
     assert ids_of(delivered) == [1]
 
 
@@ -149,9 +149,12 @@ def test_an_error_of_deliver_ends_it_and_nothing_more_is_delivered(worker: Worke
 
 
 def test_too_little_memory_names_the_line(llama: Llama, plan: Plan) -> None:
-    with Engine(llama, 2, cache_bytes=1) as engine, pytest.raises(RoomError, match="^line 1: request: expected to need"):
-        with Runner(Worker(llama, engine, plan), lambda answered: None) as runner:
-            runner.add(entries_of({"prompt": "a"})[0])
+    with (
+        Engine(llama, 2, cache_bytes=1) as engine,
+        pytest.raises(RoomError, match=r"^line 1: request: expected to need"),
+        Runner(Worker(llama, engine, plan), lambda answered: None) as runner,
+    ):
+        runner.add(entries_of({"prompt": "a"})[0])
 
 
 def test_an_error_inside_of_the_model_is_raised(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

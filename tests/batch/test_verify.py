@@ -85,7 +85,7 @@ def test_requests_without_answers_and_answers_without_requests(found: Found) -> 
 
 def test_another_file(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("notes\n")
-    with pytest.raises(RequestError, match="expected the output of a batch, found another file$"):
+    with pytest.raises(RequestError, match=r"expected the output of a batch, found another file$"):
         Recorded(str(tmp_path / "notes"))
     with pytest.raises(FileNotFoundError):
         Recorded(str(tmp_path / "none"))

@@ -156,7 +156,7 @@ def test_too_little_memory_is_no_error_of_the_line(llama: Llama, plan: Plan) -> 
 
 def test_a_missing_package_is_no_error_of_the_line(llama: Llama, engine: Engine, plan: Plan) -> None:
     worker = Worker(llama, engine, replace(plan, llguidance="0.0.1"))
-    with pytest.raises(OSError, match="^llguidance: expected version 0.0.1, found"):
+    with pytest.raises(OSError, match=r"^llguidance: expected version 0.0.1, found"):
         worker.begin(entries_of({"prompt": "a", "regex": "b"})[0])
     assert worker.begin(entries_of({"prompt": "a"})[0]).error is None
 

@@ -21,6 +21,7 @@ from pseudo_terminal import PseudoTerminal
 
 import llama2c
 from llama2c.commands import batch as module
+from llama2c.engine.engine import Engine
 from llama2c.llama import Llama
 from llama2c.sampler import seed_of_id
 
@@ -229,7 +230,7 @@ def run_until(n_lines: int, *arguments: str, **options: Any) -> tuple[subprocess
 @pytest.mark.parametrize("ordered", [(), ("--ordered",)])
 def test_killed_and_cut_anywhere_it_goes_on(command: Command, undisturbed: list[bytes], ordered: tuple[str, ...]) -> None:
     rng = random.Random(3)
-    for _ in range(3):
+    for _ in range(2):
         run, timings = run_until(rng.randrange(1, 10), "in.jsonl", "--max-sequences", "4", *ordered)
         with timings:
             run.kill()
@@ -247,10 +248,10 @@ def test_ctrl_c_keeps_what_is_finished(command: Command, undisturbed: list[bytes
     run, timings = run_until(3, "-", stdin=subprocess.PIPE)  # which does not end
     with timings:
         run.send_signal(signal.SIGINT)
-        assert run.stderr is not None and run.stdin is not None
-        err = run.stderr.read().decode()
-        assert run.wait(SECONDS) == 130
-        run.stdin.close()
+        assert run.stdin is not None and run.stdout is not None and run.stderr is not None
+        with run.stdin, run.stdout, run.stderr:
+            err = run.stderr.read().decode()
+            assert run.wait(SECONDS) == 130
     lines = by_id()
     assert f"interrupted: {len(lines)} lines were added; the same command goes on" in err
     assert len(lines) >= 3
@@ -271,7 +272,7 @@ def test_ctrl_c_in_a_terminal() -> None:
 
 def test_a_full_disk_keeps_what_is_finished(command: Command, undisturbed: list[bytes]) -> None:
     sizes = []
-    for limit in (2, 4, 6, 1000):  # blocks of 512 bytes, of 1024 in some shells
+    for limit in (3, 1000):  # blocks of 512 bytes, of 1024 in some shells
         script = f'ulimit -f {limit}; exec "$@"'
         full = ["sh", "-c", script, "sh", sys.executable, "-m", "llama2c", "batch", "in.jsonl", "-o", "out", *FLAGS]
         run = subprocess.run(full, capture_output=True, timeout=SECONDS)
@@ -281,7 +282,7 @@ def test_a_full_disk_keeps_what_is_finished(command: Command, undisturbed: list[
         sizes.append(len(content))
         if limit < 1000:
             assert b"llama2c: error: out: File too large" in run.stderr
-    assert sizes == sorted(set(sizes))
+    assert 1000 < sizes[0] < sizes[1]
     assert by_id() == undisturbed
 
 
@@ -424,16 +425,16 @@ def test_what_cannot_be_done(command: Command, arguments: tuple[str, ...], code:
     assert Path("notes").read_text() == "notes\n"
 
 
-def test_a_cache_that_is_too_small_ends_the_run_and_not_the_line(command: Command) -> None:
-    prompt = {"prompt": "a", "max_tokens": 400}
-    config = llama2c.load().transformer.config
-    assert 4 * config.seq_len * config.n_layers * config.kv_dim * 2 > 1 << 20
-    write_lines("in.jsonl", [{"prompt": "b", "max_tokens": 0}, prompt])
-    result = command("batch", "in.jsonl", "-o", "out", "--cache-mb", "1", "--ordered")
+def test_a_cache_that_is_too_small_ends_the_run_and_not_the_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines("in.jsonl", [{"prompt": "b", "max_tokens": 0, "top_k": -1}, {"prompt": "a", "max_tokens": 40}])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "open_engine", lambda llama, options: Engine(llama, cache_bytes=100))
+        result = command("batch", "in.jsonl", "-o", "out", "--ordered")
     assert result.code == 1
-    assert "llama2c: error: line 2: request: expected to need at most 1048576 bytes of cache" in result.err
+    assert "llama2c: error: line 2: request: expected to need at most 100 bytes of cache, found" in result.err
     assert [line["id"] for line in read_lines()[1]] == ["line-1"]
-    done(command("batch", "in.jsonl", "-o", "out", "--ordered"))
+    assert command("batch", "in.jsonl", "-o", "out", "--ordered").code == 1
+    assert [line["error"] is None for line in read_lines()[1]] == [False, True]
 
 
 def test_a_closed_stdin(tmp_path: Path) -> None:
@@ -448,7 +449,8 @@ def test_a_reader_that_goes_away(tmp_path: Path) -> None:
     assert run.stdout is not None and run.stderr is not None
     run.stdout.readline()
     run.stdout.close()
-    assert run.stderr.read() == b""
+    with run.stderr:
+        assert run.stderr.read() == b""
     assert run.wait(SECONDS) == 141
 
 

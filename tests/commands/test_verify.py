@@ -28,9 +28,9 @@ def test_all_are_the_same(command: Command) -> None:
 
 
 def test_one_differs(command: Command, out: Path) -> None:
-    text = json.loads(out.read_text().splitlines()[-1])["text"]
-    out.write_text(out.read_text().replace(json.dumps(text), json.dumps(text + "!")))
-    id = json.loads(out.read_text().splitlines()[-1])["id"]
+    *others, last = out.read_text().splitlines(keepends=True)
+    out.write_text("".join([*others, last.replace('"error":', '"error": ')]))
+    id = json.loads(last)["id"]
     result = command("verify", "out")
     assert (result.code, result.out) == (1, b"")
     assert result.err.splitlines() == [
@@ -61,9 +61,12 @@ def test_a_part_of_the_requests(command: Command) -> None:
     content = Path("in.jsonl").read_text()
     Path("in.jsonl").write_text(content + '{"prompt": "more"}\n')
     result = command("verify", "out")
-    assert (result.code, result.err.splitlines()[0]) == (0, "llama2c: 1 requests of in.jsonl have no answer in out yet")
+    missing = f"llama2c: 1 requests of {Path('in.jsonl').absolute()} have no answer in out yet"
+    assert (result.code, result.err.splitlines()[0]) == (0, missing)
     Path("in.jsonl").write_text(content.splitlines(keepends=True)[0])
-    assert command("verify", "out").err == "llama2c: error: out: 2 answers are to requests that are not in in.jsonl\n"
+    result = command("verify", "out", "--input", "in.jsonl")
+    assert (result.code, result.out) == (1, b"")
+    assert result.err == "llama2c: error: out: 2 answers are to requests that are not in in.jsonl\n"
 
 
 def test_a_shard_and_its_options(command: Command) -> None:
