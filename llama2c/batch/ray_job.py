@@ -17,7 +17,6 @@ from ..errors import ModelError, RequestError
 from .columns import Names
 from .parts import Job, Part, PartWorker, Report, plan_file
 
-LOOPBACK = "127.0.0.1"
 REACH = 10.0  # seconds until a cluster has to answer
 TRIES = 3  # of a part that a machine could not make
 Row = Mapping[str, Any]
@@ -38,10 +37,8 @@ def connected(address: str) -> Iterator[Any]:
     except ImportError as error:
         raise OSError(f"ray: expected Ray Data (pip install 'llama2c[ray]'), found: {error}") from None
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address == "local" or address.startswith(f"{LOOPBACK}:"):
-        options["_node_ip_address"] = LOOPBACK  # else Ray looks for the machine's address in the cluster, or takes it
     if address == "local":
-        options["include_dashboard"] = False
+        options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     try:
         check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
         ray.init(address=address, **options)

@@ -23,15 +23,13 @@ class Nodes:
 
         self.cluster = Cluster(
             initialize_head=True,
-            head_node_args={
-                "num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "node_ip_address": "127.0.0.1",
-            },
-        )  # fmt: skip
+            head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False},
+        )
         self.workers = [self.add() for _ in range(n)]
         self.address: str = self.cluster.address
 
     def add(self) -> Any:
-        return self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY, node_ip_address="127.0.0.1")
+        return self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
 
     def actors(self, node: Any) -> list[int]:
         """The processes of the actors on a node that answer parts."""
@@ -47,8 +45,9 @@ class Nodes:
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Nodes]]:
-    pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as there, nodes have the loopback address
+    pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
     made: list[Nodes] = []
 
     def make(n: int) -> Nodes:

@@ -163,7 +163,7 @@ def test_predictor_in_ray_data(nodes: Callable[[int], Any], monkeypatch: pytest.
     options = {"max_tokens": 20, "id_column": "id"}
     predict = llama2c.Predictor(**options, n_threads=1)  # type: ignore[arg-type]
     expected = [predict({name: [row[name]] for name in row}) for row in rows]
-    ray.init(address=nodes(2).address, log_to_driver=False, _node_ip_address="127.0.0.1")
+    ray.init(address=nodes(2).address, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         for batch_format in ("numpy", "pandas", "pyarrow"):
