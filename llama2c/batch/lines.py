@@ -21,8 +21,6 @@ MOST_BYTES = 8 << 20  # of a line; a longer one is an error. 8 MiB are two milli
 CHUNK = 1 << 20  # bytes that are read at once
 FORMATS = ("jsonl", "csv", "text")
 ENDINGS = {".csv": "csv", ".txt": "text"}  # of names of files; others are JSON Lines
-OPENAI = ("custom_id", "body")  # a line with one of these fields is one of OpenAI's
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False).encode
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -48,7 +46,7 @@ class Entry(NamedTuple):
     end: int  # bytes of IN up to its end
     position: int  # of the entry among all, from 0
     id: str | int
-    request: int  # a hash of the content: 64 bits
+    request: int  # a hash of the line: 64 bits
     content: Mapping[str, Any]
     openai: bool  # whether it is one of OpenAI's lines, and so is its answer
     error: RequestError | None
@@ -157,9 +155,9 @@ def _json_entry(line: RawLine, index: int, openai: bool) -> Entry:
     number, data, end, _ = line
     try:
         content = _read_object(line)
-        openai = any(field in content for field in OPENAI)
+        openai = "custom_id" in content or "body" in content
         id = _id_of(content, openai, number)
-        return Entry(number, end, index, id, hash_of(_canonical(content).encode()), content, openai, None)
+        return Entry(number, end, index, id, hash_of(data), content, openai, None)
     except RequestError as error:
         return Entry(number, end, index, own_id(number), hash_of(data), {}, openai, error)
 
