@@ -61,6 +61,14 @@ class Ids:
         i = self._find(key)
         return None if i is None else int(self._numbers[i])
 
+    def is_done(self, id: str, number: int) -> bool:
+        """Whether an id is there with this number, and was not met."""
+        key = key_of(id)
+        if key in self._recent:
+            return self._recent[key] == (number, False)
+        i = self._find(key)
+        return i is not None and self._numbers[i] == number and not self._met[i]
+
     def meet(self, key: bytes, number: int) -> Meeting:
         """A line of IN has this key and this number. A new key is added."""
         if key in self._recent:

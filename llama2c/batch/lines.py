@@ -9,14 +9,17 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from ..errors import RequestError
 from ..server.fields import DEPTH, name_of
 
+# How most lines of JSON begin: with their id.
+FIRST_ID = re.compile(rb'\s*\{\s*"(id|custom_id)"\s*:\s*"([^"\\]*)"')
 MOST_BYTES = 8 << 20  # of a line; a longer one is an error. 8 MiB are two million tokens
 CHUNK = 1 << 20  # bytes that are read at once
 FORMATS = ("jsonl", "csv", "text")
@@ -50,6 +53,10 @@ class Entry(NamedTuple):
     content: Mapping[str, Any]
     openai: bool  # whether it is one of OpenAI's lines, and so is its answer
     error: RequestError | None
+
+
+# Whether the answer to a request with this id and this hash is known, so that the request is not needed.
+Known: TypeAlias = Callable[[str, int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +126,18 @@ def without_bom(lines: Iterable[RawLine], name: str) -> Iterator[RawLine]:
 # lines to entries
 
 
-def read_entries(read: Callable[[int], bytes], shape: Shape, name: str) -> Iterator[Entry]:
+def read_entries(
+    read: Callable[[int], bytes], shape: Shape, name: str, known: Known = lambda id, request: False
+) -> Iterator[Entry]:
     """The entries of IN, which read(n) reads and `name` names. Ids may come twice.
 
+    The content of an entry that is known is not read, which saves time.
     RequestError: it is UTF-16, CSV without the column, or JSON that is not JSON Lines.
     """
     lines = without_bom(raw_lines(read), name)
     if shape.format == "csv":
         return _read_csv(lines, shape, name)
-    return _read_text(lines, shape) if shape.format == "text" else _read_json(lines, name)
+    return _read_text(lines, shape) if shape.format == "text" else _read_json(lines, name, known)
 
 
 def own_id(number: int) -> str:
@@ -135,7 +145,7 @@ def own_id(number: int) -> str:
     return f"line-{number}"
 
 
-def _read_json(lines: Iterable[RawLine], name: str) -> Iterator[Entry]:
+def _read_json(lines: Iterable[RawLine], name: str, known: Known) -> Iterator[Entry]:
     """A line that cannot be read is taken for one of OpenAI's if the last one was, so that its answer has their form."""
     index, openai = -1, False
     for line in lines:
@@ -145,6 +155,11 @@ def _read_json(lines: Iterable[RawLine], name: str) -> Iterator[Entry]:
         index += 1
         if index == 0 and data.lstrip().startswith(b"["):
             raise RequestError(f"{name}: expected JSON Lines, which has an object in each line, found an array")
+        first = FIRST_ID.match(data)
+        if first is not None and known(id := first[2].decode(errors="replace"), request := hash_of(data)):
+            openai = first[1] == b"custom_id"
+            yield Entry(line.number, line.end, index, id, request, {}, openai, None)
+            continue
         entry = _json_entry(line, index, openai)
         openai = entry.openai
         yield entry
