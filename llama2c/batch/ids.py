@@ -26,8 +26,8 @@ class Meeting(Enum):
 
 def key_of(id: str | int) -> bytes:
     """The hash of an id, of 16 bytes. 5 and "5" are two ids."""
-    kind = b"i" if isinstance(id, int) else b"s"
-    return blake2b(str(id).encode("utf-8", "surrogatepass"), digest_size=16, person=kind).digest()
+    data = b"%d" % id if isinstance(id, int) else b'"' + id.encode("utf-8", "surrogatepass")
+    return blake2b(data, digest_size=16).digest()
 
 
 class Ids:
@@ -60,6 +60,14 @@ class Ids:
             return self._recent[key][0]
         i = self._find(key)
         return None if i is None else int(self._numbers[i])
+
+    def is_done(self, id: str, number: int) -> bool:
+        """Whether an id is there with this number, and was not met."""
+        key = key_of(id)
+        if key in self._recent:
+            return self._recent[key] == (number, False)
+        i = self._find(key)
+        return i is not None and self._numbers[i] == number and not self._met[i]
 
     def meet(self, key: bytes, number: int) -> Meeting:
         """A line of IN has this key and this number. A new key is added."""

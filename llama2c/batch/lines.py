@@ -9,20 +9,21 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from ..errors import RequestError
 from ..server.fields import DEPTH, name_of
 
+# How most lines of JSON begin: with their id.
+FIRST_ID = re.compile(rb'\s*\{\s*"(id|custom_id)"\s*:\s*"([^"\\]*)"')
 MOST_BYTES = 8 << 20  # of a line; a longer one is an error. 8 MiB are two million tokens
 CHUNK = 1 << 20  # bytes that are read at once
 FORMATS = ("jsonl", "csv", "text")
 ENDINGS = {".csv": "csv", ".txt": "text"}  # of names of files; others are JSON Lines
-OPENAI = ("custom_id", "body")  # a line with one of these fields is one of OpenAI's
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False).encode
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -48,7 +49,7 @@ class Entry(NamedTuple):
     end: int  # bytes of IN up to its end
     position: int  # of the entry among all, from 0
     id: str | int
-    request: int  # a hash of the content: 64 bits
+    request: int  # a hash of the line: 64 bits
     content: Mapping[str, Any]
     openai: bool  # whether it is one of OpenAI's lines, and so is its answer
     error: RequestError | None
@@ -64,6 +65,8 @@ class Place(NamedTuple):
 
 
 START = Place(number=0, end=0, position=-1, openai=False)
+# Whether the answer to a request with this id and this hash is known, so that the request is not needed.
+Known: TypeAlias = Callable[[str, int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,21 +136,28 @@ def without_bom(lines: Iterable[RawLine], name: str) -> Iterator[RawLine]:
 # lines to entries
 
 
-def read_entries(read: Callable[[int], bytes], shape: Shape, name: str) -> Iterator[Entry]:
+def nothing_known(id: str, request: int) -> bool:
+    return False
+
+
+def read_entries(
+    read: Callable[[int], bytes], shape: Shape, name: str, known: Known = nothing_known
+) -> Iterator[Entry]:
     """The entries of IN, which read(n) reads and `name` names. Ids may come twice.
 
+    The content of an entry that is known is not read, which saves time.
     RequestError: it is UTF-16, CSV without the column, or JSON that is not JSON Lines.
     """
     lines = without_bom(raw_lines(read), name)
     if shape.format == "csv":
         return _read_csv(lines, shape, name)
-    return _read_text(lines, shape) if shape.format == "text" else _read_json(lines, name)
+    return _read_text(lines, shape) if shape.format == "text" else _read_json(lines, name, known)
 
 
 def continue_entries(read: Callable[[int], bytes], place: Place, name: str) -> Iterator[Entry]:
     """The entries of JSON Lines after a place. read(n) begins there."""
     lines = (line._replace(number=place.number + line.number, end=place.end + line.end) for line in raw_lines(read))
-    return _read_json(without_bom(lines, name), name, place)
+    return _read_json(without_bom(lines, name), name, nothing_known, place)
 
 
 def own_id(number: int) -> str:
@@ -155,7 +165,7 @@ def own_id(number: int) -> str:
     return f"line-{number}"
 
 
-def _read_json(lines: Iterable[RawLine], name: str, place: Place = START) -> Iterator[Entry]:
+def _read_json(lines: Iterable[RawLine], name: str, known: Known, place: Place = START) -> Iterator[Entry]:
     """A line that cannot be read is taken for one of OpenAI's if the last one was, so that its answer has their form."""
     index, openai = place.position, place.openai
     for line in lines:
@@ -165,6 +175,11 @@ def _read_json(lines: Iterable[RawLine], name: str, place: Place = START) -> Ite
         index += 1
         if index == 0 and data.lstrip().startswith(b"["):
             raise RequestError(f"{name}: expected JSON Lines, which has an object in each line, found an array")
+        first = FIRST_ID.match(data)
+        if first is not None and known(id := first[2].decode(errors="replace"), request := hash_of(data)):
+            openai = first[1] == b"custom_id"
+            yield Entry(line.number, line.end, index, id, request, {}, openai, None)
+            continue
         entry = _json_entry(line, index, openai)
         openai = entry.openai
         yield entry
@@ -175,9 +190,9 @@ def _json_entry(line: RawLine, index: int, openai: bool) -> Entry:
     number, data, end, _ = line
     try:
         content = _read_object(line)
-        openai = any(field in content for field in OPENAI)
+        openai = "custom_id" in content or "body" in content
         id = _id_of(content, openai, number)
-        return Entry(number, end, index, id, hash_of(_canonical(content).encode()), content, openai, None)
+        return Entry(number, end, index, id, hash_of(data), content, openai, None)
     except RequestError as error:
         return Entry(number, end, index, own_id(number), hash_of(data), {}, openai, error)
 

@@ -213,7 +213,8 @@ def answer(source: Input, out: Output | Stdout, worker: Worker, options: Namespa
 def feed(runner: Runner, source: Input, done: Ids, plan: Plan, tally: Tally, out: str) -> None:
     """Give a runner the entries of its shard that are not done, and wait for them."""
     k, n = plan.shard
-    for entry, meeting in met(read_entries(source.reader(runner), plan.shape, source.name), done):
+    entries = read_entries(source.reader(runner), plan.shape, source.name, done.is_done)
+    for entry, meeting in met(entries, done):
         runner.poll()
         if entry.position % n != k - 1:
             continue

@@ -57,3 +57,15 @@ def test_an_array_holds_25_bytes_for_each() -> None:
     arrays = [value for value in vars(found).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) == 25 * 1000
     assert not found._recent
+
+
+def test_is_done() -> None:
+    found = Ids()
+    for i in range(70):
+        found.add(key_of(f"a{i}"), i)
+    for i in (3, 65):  # in the arrays, and in the dict
+        assert found.is_done(f"a{i}", i)
+        assert not found.is_done(f"a{i}", i + 1)
+        found.meet(key_of(f"a{i}"), i)
+        assert not found.is_done(f"a{i}", i)
+    assert not found.is_done("b", 3)

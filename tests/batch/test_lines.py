@@ -94,9 +94,9 @@ def test_json_lines(end: bytes, mark: bytes, last: bool) -> None:
     assert all(entry.error is None and not entry.openai for entry in found)
 
 
-def test_the_hash_is_of_the_content_not_of_how_it_is_written() -> None:
-    same = entries_of(b'{"prompt": "\xc5\xbc", "top_k": 1}', b'{ "top_k":1,"prompt":"\\u017c" }')
-    other = entries_of(b'{"prompt": "\xc5\xbc", "top_k": 2}', b'{"prompt": "z", "top_k": 1}', b'{"prompt": "\xc5\xbc"}')
+def test_the_hash_is_of_the_line() -> None:
+    same = entries_of(b'{"prompt": "a", "top_k": 1}', b'{"prompt": "a", "top_k": 1}\r')
+    other = entries_of(b'{"prompt": "a", "top_k": 2}', b'{"prompt": "b", "top_k": 1}', b'{"prompt": "a"}')
     assert same[0].request == same[1].request
     assert len({entry.request for entry in same + other}) == 4
 
@@ -206,3 +206,24 @@ def test_prompts_in_csv_may_be_long() -> None:
 def test_what_an_entry_has_does_not_depend_on_chunks() -> None:
     data = b"".join(json.dumps({"prompt": "x" * n, "id": n}).encode() + b"\n" for n in range(50))
     assert read(data, Shape(), 3) == read(data, Shape())
+
+
+def test_lines_that_are_known_are_not_read() -> None:
+    lines = [
+        b'{"id": "a", "prompt": "x"}', b'{"prompt": "x", "id": "a"}', b' { "custom_id" : "\xc5\xbc", "body": {}}', b"?",
+        b'{"id": "other", "id": "a"}', b'{"id": 5}', b'{"id": "a\\u0062"}', b'{"id": "\xff"}',
+    ]  # fmt: skip
+    plain = entries_of(*lines)
+    asked: list[str] = []
+
+    def known(id: str, request: int) -> bool:
+        asked.append(id)
+        return (id, request) in {(entry.id, entry.request) for entry in plain}
+
+    found = list(read_entries(reader(b"\n".join(lines)), Shape(), "IN", known))
+    assert asked == ["a", "ż", "other", "\ufffd"]
+    assert [entry.content for entry in found] == [{} if i in (0, 2) else entry.content for i, entry in enumerate(plain)]
+    assert [entry._replace(content={}) for entry in plain if entry.error is None] == [
+        entry._replace(content={}) for entry in found if entry.error is None
+    ]
+    assert [entry.openai for entry in plain] == [entry.openai for entry in found]

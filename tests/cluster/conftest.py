@@ -1,4 +1,4 @@
-"""A cluster of Ray on this machine: two nodes of one core each, with little memory, that nobody else can reach."""
+"""A cluster of Ray on this machine: two nodes of one core each, with little memory, for as long as a test takes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,6 @@ class Nodes:
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Nodes]]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as there, nodes have the loopback address
     pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
     made: list[Nodes] = []
 
