@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
     Waiter: TypeAlias = "threading.Event | Future[None]"
+
 
 class Task:
     """One request inside of the engine. Its thread alone changes it, but for those who wait, and `ends`."""
