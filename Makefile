@@ -15,7 +15,7 @@ PYTHONS =
 MINUTES = 10
 TIME = 600
 
-.PHONY: help run story test cluster lint fuzz coverage sanitize races valgrind soak bench annotate asm wheel sdist aarch64 clean
+.PHONY: help run story test page clients cluster lint fuzz coverage sanitize races valgrind soak bench annotate asm wheel sdist aarch64 clean
 
 help:
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name use; do printf '%-9s %s\n' "$$name" "$$use"; done
@@ -32,6 +32,16 @@ test: $(VENV)/test.stamp ## after every change: all tests, against the installed
 cluster: $(VENV)/test.stamp ## after a change in batch/: its tests on a cluster of Ray that is started here; some minutes
 	$(PIP) 'ray[data]>=2.44' pandas
 	$(BIN)/pytest -m cluster tests/cluster $(ARGS)
+
+page: $(VENV)/browser.stamp ## after a change in server/page.html: its tests, in headless Chromium (apt install chromium)
+	$(BIN)/pytest tests/server/test_page.py $(ARGS)
+
+# In an environment of their own: they bring many packages, and some want other versions of what the tests use.
+CLIENTS = build/clients/venv
+
+clients: ## after a change in the server: programs that others wrote ask it; ARGS chooses some as for test
+	@$(MAKE) --no-print-directory VENV=$(CLIENTS) $(CLIENTS)/clients.stamp
+	$(CLIENTS)/bin/pytest $(or $(ARGS),tests/server/clients)
 
 lint: $(VENV)/lint.stamp ## before every commit: style and mistakes with ruff, types with mypy and pyright, and the stubs
 	$(BIN)/ruff check .
@@ -72,6 +82,7 @@ valgrind: $(VENV)/test.stamp ## before a release: kernels, files and texts in va
 # The C library keeps memory for each thread that there ever was at once; with few such parts, growth is not hidden by that.
 soak: $(VENV)/test.stamp ## before a release: decodes for MINUTES=10, and checks whether memory grows or the output changes
 	MALLOC_ARENA_MAX=2 $(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(MODEL)
+	MALLOC_ARENA_MAX=2 $(BIN)/python benchmarks/soak_server.py --rounds $(MINUTES)
 
 bench: $(VENV)/bench.stamp ## to compare with other programs: make bench C="run=../llama2.c/run runq=../llama2.c/runq"
 	$(BIN)/python benchmarks/compare.py $(addprefix --c ,$(C)) --folder build/checkpoints -o benchmarks/results $(ARGS)
@@ -117,6 +128,8 @@ $(BIN)/cython:
 	$(PIP) 'setuptools>=77' 'cython>=3.1' 'numpy>=2.0'
 
 $(VENV)/test.stamp: EXTRA = [test]
+$(VENV)/browser.stamp: EXTRA = [browser]
+$(VENV)/clients.stamp: EXTRA = [clients]
 $(VENV)/lint.stamp: EXTRA = [lint]
 $(VENV)/bench.stamp: EXTRA = [bench]
 $(VENV)/hub.stamp: EXTRA = [hub]
@@ -125,6 +138,6 @@ $(VENV)/coverage.stamp: EXTRA = [coverage]
 
 # Removes the .py files of an earlier build first. Otherwise a deleted module would still be installed.
 $(VENV)/%.stamp: $(SOURCES) | $(BIN)/cython
-	@if [ -d build ]; then find build -path '*/llama2c/*.py' -delete; fi
+	@for old in build/lib*; do if [ -d $$old ]; then find $$old -name '*.py' -delete; fi; done
 	$(PIP) --no-build-isolation '.$(EXTRA)'
 	@touch $@

@@ -7,6 +7,7 @@ does the same. Each work is measured once in every round (measure.py). Texts are
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import sys
 import tempfile
@@ -35,9 +36,9 @@ TURN_TOKENS = 50
 LONG = 1000  # tokens of a prompt that joins, or is restored
 STREAMS = 4  # texts beside it
 EDIT = """\
-Repeat this with one word changed: The committee met on Tuesday in the old town hall to talk about the new bridge over the river, \
-which will cost twelve million euros and take three years to build. The mayor said that the town could not wait any longer, and \
-that the bridge would bring more visitors to the shops along the river."""
+Repeat this with one word changed: The committee met on Tuesday in the old town hall to talk about the new bridge over the \
+river, which will cost twelve million euros and take three years to build. The mayor said that the town could not wait any \
+longer, and that the bridge would bring more visitors to the shops along the river."""
 STORY = "Once upon a time there was a lighthouse at the end of the world."
 
 
@@ -85,7 +86,8 @@ class Works:
         out = np.empty((TOGETHER, self.vocab_size), np.float32)
         ids = map(self.llama.tokenizer.encode, self.prompts(TOGETHER))
         transformer.forward_batch(list(zip(ids, caches, strict=True)), out=out)
-        took = timed(lambda: [transformer.forward_batch([([9], cache) for cache in caches], out=out) for _ in range(self.n_tokens)])
+        parts = [([9], cache) for cache in caches]
+        took = timed(lambda: [transformer.forward_batch(parts, out=out) for _ in range(self.n_tokens)])
         return TOGETHER * self.n_tokens / took
 
     def one_after_another(self) -> float:
@@ -242,7 +244,10 @@ class Works:
                 f"{N_SAMPLES} samples of one prompt of {COMMON} tokens", "s",
                 (OURS, self.samples, None), ("one after another", self.samples_alone, 3.0),
             ),
-            group(f"prompt of {self.long} tokens from a file", "s", (OURS, self.restored, None), ("computed", self.computed, 10.0)),
+            group(
+                f"prompt of {self.long} tokens from a file", "s",
+                (OURS, self.restored, None), ("computed", self.computed, 10.0),
+            ),
             group(
                 "a text with one word changed", "tok/s",
                 (OURS, lambda: self.editing(self.llama), None), ("without guesses", lambda: self.editing(self.plain), 2.0),
@@ -256,12 +261,13 @@ class Works:
                 (OURS, self.joined, None), ("alone", self.undisturbed, 0.75),
             ),
         ]  # fmt: skip
-        turn: list[tuple[str, Measure, float | None]] = [(OURS, self.turn, None)]
-        turn.append(("llama.cpp", self.turn_of_peer, None) if self.peer is not None else ("all computed", self.turn_computed, None))
-        groups.append(group(f"first token at turn {TURNS} of a chat", "s", *turn, limit=0.05))
-        wait = "gap between tokens beside that prompt, 99th percentile"
-        groups.append(group(wait, "ms", (OURS, lambda: self.gap, None), ("before it", lambda: self.gap_before, None), limit=60.0))
-        return groups
+        peer = ("all computed", self.turn_computed) if self.peer is None else ("llama.cpp", self.turn_of_peer)
+        turn = group(f"first token at turn {TURNS} of a chat", "s", (OURS, self.turn, None), (*peer, None), limit=0.05)
+        gap = group(
+            "gap between tokens beside that prompt, 99th percentile", "ms",
+            (OURS, lambda: self.gap, None), ("before it", lambda: self.gap_before, None), limit=60.0,
+        )  # fmt: skip
+        return [*groups, turn, gap]
 
     def turn_computed(self) -> float:
         cache = self.llama.transformer.new_cache()
@@ -270,7 +276,7 @@ class Works:
 
 def gaps(times: list[float], start: float, end: float) -> list[float]:
     """Milliseconds between tokens, of those that come from `start` to `end`."""
-    return [1000 * (b - a) for a, b in zip(times, times[1:], strict=False) if start <= b <= end]
+    return [1000 * (b - a) for a, b in itertools.pairwise(times) if start <= b <= end]
 
 
 def percentile(values: list[float]) -> float:
@@ -285,7 +291,7 @@ def markdown(record: Record) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", action="append", type=Path, metavar="FILE", help="the first in all works, others only at once; may be repeated")
+    add("--model", action="append", type=Path, metavar="FILE", help="the first: all works; others: texts at once")
     add("--threads", type=int, default=2, metavar="N", help="default 2")
     add("--rounds", type=int, default=5, metavar="N", help="rounds, after one to warm up (default 5)")
     add("--prompts", type=int, default=60, metavar="N", help="prompts that begin alike (default 60)")

@@ -1,7 +1,7 @@
 """Puts the figures of stored runs into pages: `python benchmarks/pages.py` updates README.md and docs/benchmarks.md.
 
 Each part that this writes is between two comments: <!-- figures: NAME --> and <!-- end -->. The figures are those of
-benchmarks/results/: results.json, gguf/results.json and engine.json.
+results.json, gguf/results.json, engine.json and serve.json in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import OURS, Record, Row, table
+from measure import OURS, Record, Row, short, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -23,6 +23,7 @@ POINT_CURVES = {
     "step": ("Milliseconds of a step", "sequences R"),
     "depth": ("Decode, tok/s", "position"),
 }  # of several programs
+FIRST, BETWEEN = "first token", "between tokens"  # of streams, in milliseconds
 
 
 def number(n: int, word: str) -> str:
@@ -76,6 +77,24 @@ def markdown(record: Record) -> str:
     return "\n".join(lines)
 
 
+def loads(record: Record) -> list[str]:
+    """A line for each load and program of benchmarks/serve.py: its speed, the ratio of our server to it, times of streams."""
+    head = ["load", "program", "tok/s in all", "llama2c's ratio, aim", f"{FIRST}, ms (99th)", f"{BETWEEN}, ms (99th)"]
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * 4]
+    ratios = {(row.theirs.work, row.against): row.cells()[4:] for row in record.rows() if row.is_speed}
+    for samples in record.samples:
+        if samples.unit != "tok/s":
+            continue
+        ratio, aim, met = ratios.get((samples.work, samples.program), ("", "", ""))
+        cells = [samples.work, samples.program, samples.cell(), f"{ratio}, {aim}: {met}" if aim else ratio]
+        for kind in (FIRST, BETWEEN):
+            works = [f"{part}, {samples.work}" for part in (kind, f"{kind} (99th)")]
+            half, most = (record.find(work, samples.model, samples.program) for work in works)
+            cells.append(f"{short(half.median)} ({short(most.median)})" if half and most else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 # ---------------------------------------------------------------------------
 # the parts of README.md and docs/benchmarks.md
 
@@ -119,6 +138,19 @@ def parts(record: Record, gguf: Record, engine: Record) -> dict[str, str]:
     }
 
 
+def served(record: Record) -> str:
+    """The server under load."""
+    return "\n".join([f"{how(record.info)}, {record.info['tokens']} tokens for each client:", "", *loads(record)])
+
+
+def stored_parts() -> dict[str, str]:
+    """The parts of all stored runs. OSError or ValueError: a file of theirs is missing or is not one."""
+    content = parts(*(Record.load(RESULTS / name) for name in ("results.json", "gguf/results.json", "engine.json")))
+    serve = RESULTS / "serve.json"
+    content["serve"] = served(Record.load(serve)) if serve.exists() else "There is no stored run yet."
+    return content
+
+
 def filled(text: str, content: dict[str, str]) -> str:
     """The page with these parts in it. KeyError if it asks for another part."""
 
@@ -130,8 +162,7 @@ def filled(text: str, content: dict[str, str]) -> str:
 
 def main() -> int:
     try:
-        names = ("results.json", "gguf/results.json", "engine.json")
-        content = parts(*(Record.load(RESULTS / name) for name in names))
+        content = stored_parts()
         for page in (ROOT / name for name in PAGES):
             page.write_text(filled(page.read_text(encoding="utf-8"), content), encoding="utf-8")
             print(page)

@@ -214,8 +214,11 @@ def panels_of_lines(record: Record, work: str, models: list[str]) -> Any:
     colours = colours_of([s.program for s in record.samples if s.work == work])
     handles: dict[str, Any] = {}
     for axes, model in zip(grid.flat, models, strict=False):
+        if work == "step":
+            axes.set_xscale("log", base=2)
         xs, _ = draw_lines(axes, record, work, model, colours)
         axes.set_xticks(xs, [f"{x:,}" for x in xs])
+        axes.minorticks_off()
         axes.set_ylim(0)
         axes.set_title(model, loc="left", fontsize=10.5, fontweight="bold")
         axes.set_xlabel(POINT_NAMES[work])

@@ -26,6 +26,7 @@ CONSTRAINTS = ("schema", "regex", "grammar")  # the options
 NO_PACKAGE = "schema, regex and grammar need the package llguidance: pip install 'llama2c[json]'"
 # Between the parts of a JSON text. Any amount of white space would be valid, and small models then write nothing else.
 WHITESPACE = r" |\n[ \t]{0,64}"
+STRICT = {"lenient": False, "coerce_one_of": False}  # what cannot be expressed is an error
 # What the eight bits of a byte of a mask add to eight logits: 0 for an allowed token, -inf for an excluded one.
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _ADDENDS: Floats = np.where(_BITS, 0, -np.inf).astype(np.float32)
@@ -142,15 +143,30 @@ def _compile_schema(schema: Any) -> str:
 
     if not isinstance(schema, Mapping):
         raise TypeError(f"schema: expected a dict, found {type(schema).__name__}")
-    strict = {"lenient": False, "coerce_one_of": False}
     try:
         text = json.dumps(dict(schema), allow_nan=False)
-        compiled: str = LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE}, strict)
+        compiled: str = LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE}, STRICT)
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"schema: expected what JSON can express: {_reason(str(error))}", "schema") from None
     for part in _parts(schema):
         _check_counts(part)
     return compiled
+
+
+def grammar_of_schema(schema: Mapping[str, Any]) -> str:
+    """A schema as a part of a grammar, where it means what `schema` alone would: {} -> "%json {...}".
+
+    Errors: those of constrain, for which the package has to be there.
+    """
+    import json
+
+    from llguidance import LLMatcher
+
+    problem = LLMatcher.validate_grammar(_compile_schema(schema))
+    if problem:
+        raise RequestError(f"schema: {_reason(problem)}", "schema")
+    options = {"whitespace_pattern": WHITESPACE, **STRICT}
+    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
@@ -211,11 +227,13 @@ class _Tokens:
     def __init__(self, tokenizer: Tokenizer, eos_id: int | None) -> None:
         self.eos_token_id = eos_id  # None: the package adds an id of its own, beyond the vocabulary
         self.bos_token_id = tokenizer.bos_id
-        self.tokens = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
-        self.special_token_ids = [token for token, piece in enumerate(self.tokens) if not piece]
+        self._pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
+        self.special_token_ids = [token for token, piece in enumerate(self._pieces) if not piece]
+        # Those that have no text need names of their own, or a grammar that allows one of them allows all.
+        self.tokens = [piece or f"<{token}>".encode() for token, piece in enumerate(self._pieces)]
         self._encode = tokenizer.encode
         self._n_mark = len(tokenizer.encode(self._MARK, bos=False))
-        self._ids = {piece: token for token, piece in reversed([*enumerate(self.tokens)]) if piece}
+        self._ids = {piece: token for token, piece in reversed([*enumerate(self._pieces)]) if piece}
         self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: bytes) -> list[int]:
@@ -226,7 +244,7 @@ class _Tokens:
             ids = self._encode(self._MARK + text, bos=False)[self._n_mark :]
         except ValueError:
             ids = []
-        return ids if b"".join([self.tokens[token] for token in ids]) == text else self._longest_first(text)
+        return ids if b"".join([self._pieces[token] for token in ids]) == text else self._longest_first(text)
 
     def _longest_first(self, text: bytes) -> list[int]:
         """The longest token with which the text begins, and so on. A byte without a token is left out."""

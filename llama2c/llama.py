@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import generation
 from .engine.drafts import Drafts, drafts_pay
-from .errors import ModelError
+from .errors import ModelError, check_int
 from .formats.checkpoint import Checkpoint
 from .generation import Drafter, Options, Step, generate
 from .locate import find_tokenizer, resolve
@@ -256,21 +256,35 @@ class Llama:
         pieces = self._reply(sequence, self.transformer.new_cache(sequence.n_positions))
         return pieces if stream else _completion(pieces, sequence)
 
-    def score(self, text: str | bytes, *, stride: int | None = None) -> Score:
+    def score(self, text: str | bytes | Sequence[int], *, context_length: int = 1, stride: int | None = None) -> Score:
         """How likely the model finds `text`, token by token: perplexity, bits per byte.
 
-        A text longer than the context is read in windows of seq_len tokens that begin `stride` (1 to seq_len; None: half of
-        seq_len) apart. Each token is scored once: token i, where BOS is token 0, given the tokens from s to i - 1, with
+        text            a text, which is scored after BOS; or token ids as they are, nothing is put before them
+        context_length  how many of the first tokens are context, which is read and not scored: at least 1, and the first of
+                        a text is BOS
+        stride          a text longer than the context is read in windows of seq_len tokens that begin so far apart, 1 to
+                        seq_len; None: half of seq_len
+
+        Each token is scored once: token i, counted from 0, given the tokens from s to i - 1, with
         s = stride * max(0, ceil((i - seq_len) / stride)). So it is given all before it while i <= seq_len, and later at
         least seq_len - stride + 1; a smaller stride gives more and takes longer. Where the tokenizer puts no BOS before a
         text, token 0 is its bos_id all the same, or its eos_id if it has none.
-        RequestError: an empty text, a lone surrogate, a stride out of range; TypeError: text or stride are of another type.
+        RequestError: an empty text, fewer than two ids, a lone surrogate, ids, a context_length or a stride out of range;
+        TypeError: an argument is of another type.
         """
-        from .scoring import score_ids, scored_ids
+        from .scoring import check_ids, score_ids, scored_ids
 
-        ids = scored_ids(self.tokenizer, text)
-        n_bytes = len(text.encode() if isinstance(text, str) else text)
-        return score_ids(self.transformer, ids, n_bytes, stride)
+        context_length = check_int("context_length", context_length, 1)
+        n_bytes = None
+        if isinstance(text, (str, bytes)):
+            ids = scored_ids(self.tokenizer, text)
+            if context_length == 1:
+                n_bytes = len(text.encode() if isinstance(text, str) else text)
+        else:
+            ids = check_ids(text, self.tokenizer.vocab_size)
+        if n_bytes is None:
+            n_bytes = sum(len(self.tokenizer.piece(token)) for token in ids[context_length:])
+        return score_ids(self.transformer, ids, n_bytes, stride, context_length)
 
     def _pieces(self, sequence: generation.Sequence) -> Iterator[Piece]:
         """The pieces of a sequence on a cache of its own, which is made now."""

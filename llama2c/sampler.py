@@ -128,8 +128,9 @@ class Sampler:
         """The logits, or with a penalty a copy, the seen tokens less likely: [2, -2, 2], seen [0, 1, 0].
 
         A repetition penalty of 2 makes [1, -4, 2] of them; a frequency penalty of 2, all of seen drawn, [-2, -4, 2].
+        Where a result is beyond all floats, it is the largest of them.
         """
-        seen, penalty = np.asarray(seen), self.repetition_penalty
+        seen, penalty = np.asarray(seen), min(self.repetition_penalty, _MAX_FLOAT32)
         if seen.size == 0 or not self.has_penalties:
             return logits
         if seen.dtype.kind not in "iu":
@@ -139,11 +140,22 @@ class Sampler:
         logits = logits.copy()
         if penalty != 1.0:
             values = logits[seen]
-            logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+                changed = np.where(values > 0, values / penalty, values * penalty)
+            logits[seen] = _bounded(changed, values)
         if self.frequency_penalty or self.presence_penalty:
             drawn, counts = np.unique(seen[n_prompt:], return_counts=True)
-            logits[drawn] -= (counts * self.frequency_penalty + self.presence_penalty).astype(np.float32)
+            penalties = np.clip(counts * self.frequency_penalty + self.presence_penalty, -_MAX_FLOAT32, _MAX_FLOAT32)
+            values = logits[drawn]
+            with np.errstate(over="ignore"):
+                changed = values - penalties.astype(np.float32)
+            logits[drawn] = _bounded(changed, values)
         return logits
+
+
+def _bounded(changed: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a penalty makes of `values`, as finite numbers. Tokens that are excluded stay so."""
+    return np.where(np.isfinite(values), np.clip(changed, -_MAX_FLOAT32, _MAX_FLOAT32), values)
 
 
 class Draw(NamedTuple):

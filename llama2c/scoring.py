@@ -6,9 +6,9 @@ A text longer than the context is read in windows that overlap. Only a few rows 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -26,13 +26,13 @@ ROWS = 64  # logits held at a time: 8 MB if there are 32,000 tokens, and enough 
 class Score:
     """How likely a model finds a text."""
 
-    tokens: tuple[int, ...]  # the first is BOS, or what stands for it (see scored_ids)
-    logprobs: tuple[float, ...]  # ln p of each token after the first, given those before it; len(tokens) - 1 of them
-    n_bytes: int  # of the text
+    tokens: tuple[int, ...]  # of a text, the first is BOS, or what stands for it (see scored_ids)
+    logprobs: tuple[float, ...]  # ln p of the last len(logprobs) tokens, given those before: of all that are not context
+    n_bytes: int  # of the text; of tokens after a context or given as ids, the bytes of those that are scored
 
     @property
     def logprob(self) -> float:
-        """ln p of the whole text, the sum of `logprobs`."""
+        """ln p of all that is scored, the sum of `logprobs`."""
         return math.fsum(self.logprobs)
 
     @property
@@ -43,8 +43,8 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """-logprob / (n_bytes ln 2): also compares models whose tokens differ."""
-        return -self.logprob / (self.n_bytes * math.log(2))
+        """-logprob / (n_bytes ln 2): also compares models whose tokens differ. Infinite where no token has bytes."""
+        return -self.logprob / (self.n_bytes * math.log(2)) if self.n_bytes else math.inf
 
 
 class Chunk(NamedTuple):
@@ -60,18 +60,20 @@ def choose_stride(stride: int | None, context: int) -> int:
     return max(1, context // 2) if stride is None else check_int("stride", stride, 1, context)
 
 
-def plan_chunks(n_ids: int, context: int, stride: int) -> list[Chunk]:
-    """Chunks of at most ROWS rows that score each of `n_ids` ids, except the first, once.
+def plan_chunks(n_ids: int, context: int, stride: int, context_length: int = 1) -> list[Chunk]:
+    """Chunks of at most ROWS rows that score each of `n_ids` ids, except the first `context_length`, once.
 
     Window k has the `context` ids from k * stride on, and scores those that no window before it has scored. So id i is scored
     given the ids from s to i - 1, where s = stride * max(0, ceil((i - context) / stride)): all of them while i <= context, then
-    context - stride + 1 to context of them. What follows an id does not change its score. 5 ids, context 2, stride 1:
-    (0, 0, 2), (1, 2, 3), (2, 3, 4). RequestError: fewer than two ids.
+    context - stride + 1 to context of them. What follows an id does not change its score, nor does context_length. 5 ids,
+    context 2, stride 1: (0, 0, 2), (1, 2, 3), (2, 3, 4).
+    RequestError: fewer than two ids; context_length is not 1 to n_ids - 1.
     """
     if n_ids < 2:
         raise RequestError("text: expected at least one byte, found an empty text", "text")
+    first = check_int("context_length", context_length, 1, n_ids - 1) - 1
+    start = stride * max(0, -((context - first - 1) // stride))
     chunks: list[Chunk] = []
-    start = first = 0
     while first < n_ids - 1:  # the last id is scored, but need not go in
         stop = min(start + context, n_ids - 1)
         chunks += [Chunk(start, row, min(row + ROWS, stop)) for row in range(first, stop, ROWS)]
@@ -125,10 +127,22 @@ def scored_ids(tokenizer: Tokenizer, text: str | bytes) -> list[int]:
     return [first, *tokenizer.encode(text, bos=False)]
 
 
-def score_ids(transformer: Transformer, ids: Sequence[int], n_bytes: int, stride: int | None = None) -> Score:
-    """The Score of a text of `n_bytes` bytes with these ids, BOS first. Errors are those of Llama.score."""
+def check_ids(ids: Iterable[SupportsIndex], vocab_size: int) -> list[int]:
+    """Ids as a list of int. TypeError: they are not ids; RequestError: fewer than two, or one outside the vocabulary."""
+    if not isinstance(ids, Iterable):
+        raise TypeError(f"text: expected str, bytes or token ids, found {type(ids).__name__}")
+    tokens = [check_int("text", token, 0, vocab_size - 1) for token in ids]
+    if len(tokens) < 2:
+        raise RequestError(f"text: expected at least two token ids, found {len(tokens)}", "text")
+    return tokens
+
+
+def score_ids(
+    transformer: Transformer, ids: Sequence[int], n_bytes: int, stride: int | None = None, context_length: int = 1
+) -> Score:
+    """The Score of `n_bytes` bytes: of the ids after the first context_length. Errors are those of Llama.score."""
     context = transformer.config.seq_len
-    chunks = plan_chunks(len(ids), context, choose_stride(stride, context))
+    chunks = plan_chunks(len(ids), context, choose_stride(stride, context), context_length)
     logprobs: list[float] = []
     for chunk, rows in zip(chunks, read_chunks(transformer, ids, chunks), strict=True):
         logprobs += pick_logprobs(rows, ids, chunk)

@@ -102,4 +102,58 @@ ZEPHYR = """\
 {% call box() %}end{% endcall %}
 """
 
+# With tools, and calls in the forms of common models.
+
+HERMES = """\
+{%- if tools %}
+    {{- '<|im_start|>system\\nThese functions can be called:\\n' }}
+    {%- for tool in tools %}{{- tool | tojson ~ '\\n' }}{%- endfor %}
+    {{- 'A call is <tool_call>{"name": ..., "arguments": ...}</tool_call>.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + ('user' if message.role == 'tool' else message.role) + '\\n' }}
+    {%- if message.content %}{{- message.content }}{%- endif %}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
+MISTRAL = """\
+{{- bos_token }}
+{%- set user_messages = messages | selectattr('role', 'equalto', 'user') | list %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}
+        {%- if tools and message == user_messages[-1] %}
+            {{- '[AVAILABLE_TOOLS] ' ~ tools | tojson ~ '[/AVAILABLE_TOOLS]' }}
+        {%- endif %}
+        {{- '[INST] ' + message.content + '[/INST]' }}
+    {%- elif message.tool_calls %}
+        {{- '[TOOL_CALLS] [' }}
+        {%- for call in message.tool_calls %}
+            {%- if call.id | length != 9 %}{{- raise_exception('An id has nine letters') }}{%- endif %}
+            {{- (call.function | tojson)[:-1] ~ ', "id": "' ~ call.id ~ '"}' }}{{- ', ' if not loop.last }}
+        {%- endfor %}
+        {{- ']' ~ eos_token }}
+    {%- elif message.role == 'tool' %}
+        {{- '[TOOL_RESULTS] {"content": ' ~ message.content ~ ', "call_id": "' ~ message.tool_call_id ~ '"}[/TOOL_RESULTS]' }}
+    {%- else %}{{- message.content ~ eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+
+PHI = """\
+{%- for tool in tools or [] %}{{- '<|tool|>' ~ tool.function | tojson ~ '<|/tool|>' }}{%- endfor %}
+{%- for message in messages %}
+    {{- '<|' ~ message.role ~ '|>' ~ (message.content or '') }}
+    {%- for call in message.tool_calls or [] %}{{- '<|tool_call|>[' ~ call.function | tojson ~ ']<|/tool_call|>' }}{%- endfor %}
+    {{- '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}
+"""
+
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "llama2": LLAMA2, "zephyr": ZEPHYR}
+WITH_TOOLS = {"hermes": HERMES, "mistral": MISTRAL, "phi": PHI, "llama3": LLAMA3}

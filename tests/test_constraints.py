@@ -17,7 +17,7 @@ from fakes import BOS, EOS, FakeTransformer
 
 import llama2c
 from llama2c import generation
-from llama2c.constraints import Constraint, Grammar, constrain
+from llama2c.constraints import Constraint, Grammar, constrain, grammar_of_schema
 from llama2c.errors import RequestError
 from llama2c.sampler import Sampler
 from llama2c.text.tokenizer import Tokenizer
@@ -296,6 +296,36 @@ def test_without_the_package(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPat
     assert constrain(tokenizer) is None
 
 
+def test_a_special_token_in_a_grammar_is_that_one_alone(all_tokenizers: dict[str, Tokenizer]) -> None:
+    """They have no text: <[ID]> names one. Beside other text, too, no other special token is allowed."""
+    tokenizer = all_tokenizers["json llama3"]
+    [mark] = tokenizer.encode("<|start_header_id|>", bos=False)
+    special = {token for token in range(tokenizer.vocab_size) if not tokenizer.piece(token)}
+    assert len(special) > 3 and mark in special - tokenizer.end_ids
+    constraint = constrain(tokenizer, grammar=f'start: TEXT <[{mark}]> "a"\nTEXT: /(?s:.*)/')
+    assert constraint is not None
+    assert allowed(constraint, tokenizer.vocab_size) & special == {mark}
+    constraint.advance(mark)
+    assert {tokenizer.piece(token) for token in allowed(constraint, tokenizer.vocab_size)} == {b"a"}
+
+
+def test_a_schema_in_a_grammar_means_what_it_means_alone(tokenizer: Tokenizer) -> None:
+    part = {"type": "object", "properties": {"b": {"enum": ["x", 1]}}, "required": ["b"]}
+    schema = {"$ref": "#/$defs/a", "$defs": {"a": part}}
+    alone = constrain(tokenizer, schema=schema)
+    inside = constrain(tokenizer, grammar=f"start: part\npart: {grammar_of_schema(schema)}")
+    assert alone is not None and inside is not None
+    for token in (byte + 3 for byte in b'{"b": "x"}'):  # the tokens of single bytes
+        assert allowed(inside, tokenizer.vocab_size) == allowed(alone, tokenizer.vocab_size)
+        inside.advance(token)
+        alone.advance(token)
+    assert allowed(inside, tokenizer.vocab_size) == allowed(alone, tokenizer.vocab_size)
+    unique = {"type": "array", "uniqueItems": True}
+    for wrong in (unique, {**unique, "x-guidance": {"lenient": True}}):
+        with pytest.raises(RequestError, match=r"^schema: .*uniqueItems"):
+            grammar_of_schema(wrong)
+
+
 def test_a_regular_expression_and_a_grammar(tokenizer: Tokenizer) -> None:
     pattern = r"(yes|no), [0-9]{1,3}\."
     made = [draw(tokenizer, seed, regex=pattern) for seed in range(20)]
@@ -358,9 +388,9 @@ def test_the_order_of_a_bias_a_mask_and_a_penalty() -> None:
             return super().mask(logits) + np.float32(1)
 
     class Recorder(Sampler):
-        def sample(self, logits: Any, seen: Any = None) -> int:
+        def sample(self, logits: Any, seen: Any = None, n_prompt: int = 0) -> int:
             calls.append(("penalty", logits[8]))
-            return super().sample(logits, seen)
+            return super().sample(logits, seen, n_prompt)
 
     row = np.zeros((1, 40), np.float32)
     options: Any = {"logit_bias": {7: 0.5}, "processors": [lambda logits, ids: logits + np.float32(0.25)], "logprobs": 1}

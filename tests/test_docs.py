@@ -86,7 +86,8 @@ def run(command: str, folder: Path, typed: str = "") -> subprocess.CompletedProc
 # examples
 
 
-WITH_PYTHON = [page for page in PAGES if any(kind == "python" for kind, _ in blocks(page))]
+# The examples of docs/server.md need a server: tests/server/test_page_of_server.py runs them.
+WITH_PYTHON = [page for page in PAGES if page != "docs/server.md" and any(kind == "python" for kind, _ in blocks(page))]
 REAL_MODEL = "smollm2.gguf"  # the examples of a page that use it are its last
 
 
@@ -255,7 +256,8 @@ def test_the_readme_is_one_page() -> None:
 
 
 RESULTS = ROOT / "benchmarks" / "results"
-STORED = (RESULTS, RESULTS / "gguf")
+STORED = (RESULTS, RESULTS / "gguf")  # the runs of compare.py
+RUNS = (*(folder / "results.json" for folder in STORED), RESULTS / "engine.json")
 
 
 @pytest.fixture
@@ -267,9 +269,9 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return SimpleNamespace(**{name: importlib.import_module(name) for name in ("measure", "pages")})
 
 
-def stored(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def stored(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The info and the samples of a run, as they are in its JSON."""
-    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
     return content["info"], content["samples"]
 
 
@@ -284,9 +286,8 @@ def lines_of(page: str) -> list[list[str]]:
 def test_pages_have_the_figures_of_the_stored_runs(page: str, scripts: SimpleNamespace) -> None:
     """`python benchmarks/pages.py` has nothing to change."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    records = [scripts.measure.Record.load(folder / "results.json") for folder in STORED]
-    assert text.count("<!-- figures: ") == text.count("<!-- end -->") == {"README.md": 1, "docs/benchmarks.md": 3}[page]
-    assert scripts.pages.filled(text, scripts.pages.parts(*records)) == text
+    assert text.count("<!-- figures: ") == text.count("<!-- end -->") == {"README.md": 1, "docs/benchmarks.md": 5}[page]
+    assert scripts.pages.filled(text, scripts.pages.stored_parts()) == text
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
@@ -298,13 +299,13 @@ def test_figures_can_be_computed_from_the_samples(page: str) -> None:
         "prompt": "prompt of {:,} tokens",
     }
     known = {}
-    for s in (s for folder in STORED for s in stored(folder)[1]):
+    for s in (s for path in RUNS for s in stored(path)[1]):
         own = s["work"] in points  # each x has a line of its own
         work, at = (points[s["work"]].format(s["at"]), None) if own else (s["work"], s["at"])
         known[work, s["model"], s["program"], at] = s
     checked = 0
     for work, ours, against, theirs, ratio, _, _ in lines_of(page):
-        kind, _, model = work.partition(", ")
+        kind, _, model = work.rpartition(", ")
         pair = [known.get((kind, model, program, None)) for program in ("llama2c", against)]
         if not all(pair):
             continue  # llama2c against itself
@@ -330,19 +331,20 @@ def numbers(cell: str) -> list[float]:
 def test_no_comparison_is_left_out(scripts: SimpleNamespace) -> None:
     """README has all of 110M with the C programs, and the speeds with llama.cpp; docs/benchmarks.md all that have an aim.
 
-    There, few rows and long contexts of both runs come last.
+    There, few rows and long contexts of both runs come after the others, and many requests at once last.
     """
-    rows = [scripts.measure.Record.load(folder / "results.json").rows() for folder in STORED]
+    rows = [scripts.measure.Record.load(path).rows() for path in RUNS]
     big = [row for row in rows[0] if " 110M " in row.work and row.against in ("run", "runq", "llama.cpp")]
     readme = [row for row in big if row.against != "llama.cpp" or row.ours.unit == "tok/s"]
     aimed = [row for row in rows[0] + rows[1] if row.aim is not None or row.ours.limit is not None]
     aimed.sort(key=lambda row: row.is_few_or_long)
+    aimed += rows[2]
     names = [[(row.work, row.against) for row in chosen] for chosen in (readme, aimed)]
     for page, expected in zip(("README.md", "docs/benchmarks.md"), names, strict=True):
         assert [(cells[0], cells[2]) for cells in lines_of(page)] == expected
     assert len(names[0]) >= 10 and len(names[1]) >= 40
-    for folder in STORED:
-        info, _ = stored(folder)
+    for path in RUNS:
+        info, _ = stored(path)
         page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
         assert all(info[name] in page for name in ("date", "cpu", "isa", "command"))
 
@@ -350,7 +352,7 @@ def test_no_comparison_is_left_out(scripts: SimpleNamespace) -> None:
 @pytest.mark.parametrize("folder", STORED)
 def test_pictures_are_those_of_the_stored_run(folder: Path, scripts: SimpleNamespace) -> None:
     """Each contains the checksum of the samples that it was drawn from. tests/benchmarks compares what is plotted."""
-    _, samples = stored(folder)
+    _, samples = stored(folder / "results.json")
     checksum = hashlib.sha256(json.dumps(samples).encode()).hexdigest().encode()
     pictures = sorted(folder.glob("*.png"))
     works = {s["work"] for s in samples}

@@ -324,8 +324,9 @@ def test_bad_arguments(prompt: Any, options: dict[str, Any], error: type[Excepti
 def test_options_are_keywords() -> None:
     with pytest.raises(TypeError, match="positional"):
         fake_llama().generate("Hi", 5)  # type: ignore[misc]
-    options = "grammar, logit_bias, logprobs, max_tokens, min_p, regex, repetition_penalty, schema, seed, stop, temperature"
-    with pytest.raises(TypeError, match=f"^max_token: unknown option; there are {options}, top_k, top_p$"):
+    names = "frequency_penalty, grammar, logit_bias, logprobs, max_tokens, min_p, presence_penalty, regex, repetition_penalty"
+    names += ", schema, seed, stop, temperature, top_k, top_p"
+    with pytest.raises(TypeError, match=f"^max_token: unknown option; there are {names}$"):
         fake_llama().chat([{"role": "user", "content": "Hi"}], max_token=5)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"^stop_tokens: unknown option"):
         fake_llama().stream("Hi", stop_tokens=[3])  # type: ignore[call-arg]
@@ -563,13 +564,31 @@ def test_score_with_a_real_model(shared: Path) -> None:
     llama = load(shared / "models" / "stories260K.bin", tokenizer=shared / "models" / "tok512.bin")
     with pytest.raises(ValueError, match=r"^text: expected valid Unicode, found a lone surrogate U\+D800 at index 1$"):
         llama.score("a\ud800")
-    with pytest.raises(TypeError, match=r"^text: expected str or bytes, found list$"):
-        llama.score([1, 2])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^text: expected str, bytes or token ids, found NoneType$"):
+        llama.score(None)  # type: ignore[arg-type]
     told = llama.generate("Once upon a time", temperature=0, max_tokens=60, logprobs=1)
     score = llama.score("Once upon a time" + told.text)
     assert told.logprobs is not None
     assert score.tokens[-60:] == told.tokens
     assert score.logprobs[-60:] == told.logprobs  # the same bits
+
+
+def test_score_of_ids_after_a_context(shared: Path) -> None:
+    llama = load(shared / "models" / "stories260K.bin", tokenizer=shared / "models" / "tok512.bin")
+    text = "Once upon a time, there was a dog."
+    ids, whole = llama.tokenizer.encode(text), llama.score(text)
+    assert llama.score(ids).logprobs == whole.logprobs
+    for given in (ids, text):
+        score = llama.score(given, context_length=5)
+        assert (score.tokens, score.logprobs) == (tuple(ids), whole.logprobs[4:])
+        assert score.n_bytes == len(" " + text) - len(llama.tokenizer.decode(ids[1:5]))  # decode keeps the space
+    told = llama.generate(ids[1:], temperature=0, max_tokens=5, logprobs=1)  # ids are taken as they are, without BOS
+    assert llama.score([*ids[1:], *told.tokens], context_length=len(ids) - 1).logprobs == told.logprobs
+    for n in (0, len(ids)):
+        with pytest.raises(RequestError, match=rf"^context_length: expected an integer .*, found {n}$"):
+            llama.score(ids, context_length=n)
+    with pytest.raises(TypeError, match=r"^context_length: expected an integer, found float$"):
+        llama.score(ids, context_length=1.0)  # type: ignore[arg-type]
 
 
 def test_copies_of_a_model_open_its_files_again(shared: Path) -> None:

@@ -13,6 +13,9 @@ import reference_text
 from llama2c import _kernels
 from llama2c.sampler import Draw, Drawer, LogitBias, Sampler, seed_of_id, seed_of_sample
 
+INF = math.inf
+MAX = float(np.finfo(np.float32).max)
+
 # seed -> draws 1 to 5, and 1000, of the top 24 bits, from a C program of uint64_t arithmetic
 C_RANDOM = {
     1: (4711630, 11259814, 12177677, 5092376, 942489, 197863),
@@ -196,6 +199,25 @@ def test_frequency_and_presence_count_what_was_drawn(repetition: float, frequenc
         expected.append(x - count * frequency - (count > 0) * presence)
     assert sampler.penalise(logits, seen, 2).tolist() == expected
     assert logits.tolist() == [4.0, -1.0, 2.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"repetition_penalty": 5e-324}, [MAX, 0, 0, -INF, 5]),  # 0 as a float32
+        ({"repetition_penalty": 1e-38}, [MAX, 0, 0, -INF, 5]),
+        ({"repetition_penalty": 1e300}, [0, 0, -MAX, -INF, 5]),
+        ({"frequency_penalty": MAX}, [-MAX, -MAX, -MAX, -INF, 5]),
+        ({"frequency_penalty": -MAX, "presence_penalty": -MAX}, [MAX, MAX, MAX, -INF, 5]),
+    ],
+)
+def test_a_penalty_beyond_all_floats(options: dict, expected: list[float]) -> None:
+    """There is still a distribution to draw from, and what is excluded stays so."""
+    logits = np.array([10, 0, -2, -INF, 5], np.float32)
+    sampler = Sampler(**options)
+    found = sampler.penalise(logits, [0, 1, 2, 3, 0])
+    np.testing.assert_allclose(found, np.array(expected, np.float32), rtol=1e-6, atol=1e-30)
+    sampler.sample(logits, [0, 1, 2, 3, 0])
 
 
 def test_repetition_penalty_comes_before_temperature() -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from reference import Reference, log_softmax, windowed_logits
 
-from llama2c import Checkpoint, Config, Score, Transformer
-from llama2c.scoring import ROWS, Chunk, plan_chunks, read_chunks, score_ids
+from llama2c import Checkpoint, Config, RequestError, Score, Transformer
+from llama2c.scoring import ROWS, Chunk, check_ids, plan_chunks, read_chunks, score_ids
 
 CONFIG = Config(dim=16, hidden_dim=24, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=40, seq_len=24)
 
@@ -44,6 +44,16 @@ def test_plan_chunks() -> None:
     for n_ids in (0, 1):
         with pytest.raises(ValueError, match=r"^text: expected at least one byte, found an empty text$"):
             plan_chunks(n_ids, 8, 4)
+
+
+def test_plan_chunks_after_a_context() -> None:
+    assert plan_chunks(9, 8, 4, 3) == [Chunk(0, 2, 8)]
+    assert plan_chunks(10, 8, 4, 9) == [Chunk(4, 8, 9)]
+    assert plan_chunks(18, 8, 4, 12) == [Chunk(4, 11, 12), Chunk(8, 12, 16), Chunk(12, 16, 17)]
+    assert plan_chunks(5, 2, 1, 4) == [Chunk(2, 3, 4)]
+    for n in (0, 5):
+        with pytest.raises(ValueError, match=rf"^context_length: expected an integer from 1 to 4, found {n}$"):
+            plan_chunks(5, 8, 4, n)
 
 
 def test_every_id_is_scored_once_within_the_context() -> None:
@@ -97,6 +107,30 @@ def test_what_follows_changes_nothing(tmp_path: Path) -> None:
         assert score_ids(transformer, ids[:n], 1).logprobs == whole[: n - 1]
 
 
+@pytest.mark.parametrize("stride", [None, 1, 5, 24])
+def test_a_context_is_read_and_not_scored(tmp_path: Path, stride: int | None) -> None:
+    transformer, _ = model(tmp_path, CONFIG)
+    ids = random_ids(90)
+    whole = score_ids(transformer, ids, 1, stride).logprobs
+    for n in (1, 2, 23, 24, 25, 26, 40, 89):
+        assert score_ids(transformer, ids, 1, stride, n).logprobs == whole[n - 1 :]  # the same bits
+
+
+def test_ids() -> None:
+    assert check_ids(np.array([0, 39]), 40) == [0, 39]
+    for wrong, error, message in [
+        ([1], RequestError, "text: expected at least two token ids, found 1"),
+        ([1, 40], RequestError, "text: expected an integer from 0 to 39, found 40"),
+        ([-1, 1], RequestError, "text: expected an integer from 0 to 39, found -1"),
+        ([1, 2.0], TypeError, "text: expected an integer, found float"),
+        ([1, "a"], TypeError, "text: expected an integer, found str"),
+        (5, TypeError, "text: expected str, bytes or token ids, found int"),
+    ]:
+        with pytest.raises(error) as caught:
+            check_ids(wrong, 40)  # type: ignore[arg-type]
+        assert str(caught.value) == message
+
+
 def test_several_chunks_are_one_pass(tmp_path: Path) -> None:
     """Cutting a window into chunks does not change a bit."""
     transformer, _ = model(tmp_path, replace(CONFIG, seq_len=300))
@@ -138,3 +172,4 @@ def test_score_properties() -> None:
     assert score.perplexity == pytest.approx(4.0)  # as unsure as among four
     assert score.bits_per_byte == pytest.approx(0.5)  # four bits of eight bytes
     assert Score((1, 5), (-1000.0,), 1).perplexity == math.inf
+    assert Score((1, 2), (-1.0,), 0).bits_per_byte == math.inf  # a special token has no bytes

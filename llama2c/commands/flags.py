@@ -107,7 +107,7 @@ FLAGS = (
     Flag("-y", "--system-prompt", "TEXT", str, "the system prompt of a chat or an answer"),
     Flag("", "--threads", "N", _integer, "default: OMP_NUM_THREADS, else the fastest number"),
     Flag("", "--prompt-cache", "FILE", str, "keep computed prompts here, for a faster start"),
-    Flag("", "--draft", "MODEL", str, "a small model that guesses tokens; same text, faster"),
+    Flag("", "--draft", "MODEL", str, "a small model that guesses tokens, for speed"),
     Flag("", "--trace", "FILE", str, "write what passes through the model, to compare"),
     Flag("-v", "--verbose", "", str, "print shape, threads, instruction set and speeds"),
     Flag("", "--version", "", str, "print the version"),

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 NO_PACKAGE = "serve needs the packages starlette, uvicorn and prometheus-client: pip install 'llama2c[server]'"
 KEY_VARIABLE = "LLAMA2C_API_KEY"
-KEEP_ALIVE = 75  # seconds that an unused connection stays open: longer than clients keep theirs
 FINISH = 30.0  # seconds for what runs to come to its end
 SWITCH = 0.0005  # seconds until a thread of Python lets another one go on; the engine's waits after each step
 FLAG_OF_PARAM = {"max_sequences": "--max-sequences", "cache_bytes": "--cache-mb", "allow-origin": "--allow-origin"}
@@ -152,7 +151,7 @@ def serve_app(service: Service, listener: socket.socket) -> None:
     """Answer until a signal comes, then finish what runs."""
     import uvicorn
 
-    from ..server.app import make_app
+    from ..server.connection import make_config
 
     class Server(uvicorn.Server):  # type: ignore[misc]
         """uvicorn's, which says when it is ready, and still refuses requests with an answer while it finishes."""
@@ -177,14 +176,4 @@ def serve_app(service: Service, listener: socket.socket) -> None:
                 await asyncio.sleep(0.05)
             self.should_exit = True
 
-    config = uvicorn.Config(
-        make_app(service),
-        access_log=False,
-        log_config=None,
-        lifespan="off",
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=1,
-    )
-    Server(config).run(sockets=[listener])
+    Server(make_config(service)).run(sockets=[listener])

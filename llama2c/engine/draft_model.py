@@ -89,7 +89,7 @@ class ModelDrafter:
         self._next_trial = 0  # the length of the text from which on guesses that did not pay are tried again
 
     def propose(self, ids: Sequence[int], most: int = MOST, n_rows: int = 1) -> list[int]:
-        """See Drafter. With other texts in the step only the text itself is looked at: a guess costs a step of the small model."""
+        """See Drafter. In a step with other texts the small model is not asked, because it makes one row at a time."""
         self._compare(ids)
         guess = self._text.propose(ids, most, n_rows)
         if guess or n_rows > 1 or not self._model.claim(self):

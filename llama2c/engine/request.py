@@ -1,7 +1,7 @@
 """A request to an engine: a Task as the engine's thread sees it, and the Request that its user holds.
 
 The thread appends pieces and in the end the reason; any number of threads and event loops may read. No lock is needed: a reader
-that has nothing to read leaves a call that wakes it, and then looks again.
+that has nothing to read leaves what wakes it, and then looks again.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import generation
 from ..requests import Completion, Piece, PieceMaker, complete
@@ -23,13 +22,15 @@ if TYPE_CHECKING:
     from ..transformer import KVCache, Transformer
     from .engine import Engine
 
+    Waiter: TypeAlias = "threading.Event | Future[None]"
+
 
 class Task:
-    """One request inside of the engine. Its thread alone changes it, but for `wakes` and `ends`."""
+    """One request inside of the engine. Its thread alone changes it, but for those who wait, and `ends`."""
 
     __slots__ = (
         "_n_positions", "_transformer", "arrival", "cache", "cached_tokens", "done", "drafter", "ends", "error",
-        "finish_reason", "held", "keeps_all", "maker", "pieces", "sequence", "waits_for", "wakes",
+        "finish_reason", "held", "keeps_all", "maker", "pieces", "sequence", "wait_for_end", "wait_for_news", "waits_for",
     )  # fmt: skip
 
     def __init__(
@@ -48,7 +49,8 @@ class Task:
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self.done = threading.Event()
-        self.wakes: deque[Callable[[], object]] = deque()
+        self.wait_for_news: deque[Waiter] = deque()
+        self.wait_for_end: deque[Waiter] = deque()
         self.ends: deque[Callable[[], object]] = deque()  # what is called at the end
         self._transformer = transformer
         self._n_positions = sequence.n_positions
@@ -80,8 +82,8 @@ class Task:
         self.sequence.propose([])
 
     def deliver(self, steps: list[generation.Step]) -> None:
+        """Who waits for it is woken by wake(), for all tasks of a step together."""
         self.pieces += [self.maker.make(step) for step in steps]
-        self._wake()
 
     def finish(self, reason: str, error: Exception | None = None) -> None:
         """The first end counts."""
@@ -91,7 +93,7 @@ class Task:
             self.cache = self.waits_for = None
             self.tell_end()
             self.done.set()
-            self._wake()
+            wake([self])
 
     def tell_end(self) -> None:
         """Make the calls of `ends`, each once, whichever thread comes first."""
@@ -101,10 +103,6 @@ class Task:
             except IndexError:  # another thread has taken it
                 return
             call()
-
-    def _wake(self) -> None:
-        while self.wakes:
-            self.wakes.popleft()()
 
 
 class Request:
@@ -119,7 +117,7 @@ class Request:
         self._n_read = 0
 
     def __repr__(self) -> str:
-        return f"Request({len(self._task.pieces)} tokens, finish_reason={self.finish_reason!r})"
+        return f"Request({self.generation_tokens} tokens, finish_reason={self.finish_reason!r})"
 
     def __del__(self) -> None:
         if self._task.finish_reason is None:
@@ -144,6 +142,11 @@ class Request:
     def cached_tokens(self) -> int:
         """How many tokens of the prompt were known from other requests when this one began, so that they were not computed."""
         return self._task.cached_tokens
+
+    @property
+    def generation_tokens(self) -> int:
+        """How many tokens it has made so far."""
+        return len(self._task.pieces)
 
     def cancel(self) -> None:
         """End it, after the step that is being made now. What it has made so far stays. Does nothing at its end."""
@@ -183,7 +186,7 @@ class Request:
             if self._ended():
                 raise StopIteration
             event = threading.Event()
-            if self._wait_for(event.set):
+            if self._wait_for(event):
                 event.wait()
         return piece
 
@@ -195,26 +198,21 @@ class Request:
         while (piece := self._take()) is None:
             if self._ended():
                 raise StopAsyncIteration
-            wake, news = _future()
-            if self._wait_for(wake):
-                await news
+            future = _future()
+            if self._wait_for(future):
+                await future
         return piece
 
-    async def news(self, timeout: float | None = None) -> list[Piece]:
-        """All pieces that no iterator has given yet, one at least; [] at the end, or if there is none in so many seconds.
+    async def news(self) -> list[Piece]:
+        """All pieces that no iterator has given yet, one at least; [] at the end.
 
         For a reader that may be slower than the model. An error of this request is raised after the pieces before it.
         """
-        import asyncio
-
         self._check_process()
         while self._n_read == len(self._task.pieces) and not self._ended():
-            wake, news = _future()
-            if self._wait_for(wake):
-                try:
-                    await asyncio.wait_for(news, timeout)
-                except asyncio.TimeoutError:
-                    return []
+            future = _future()
+            if self._wait_for(future):
+                await future
         first, self._n_read = self._n_read, len(self._task.pieces)
         return self._task.pieces[first : self._n_read]
 
@@ -225,10 +223,10 @@ class Request:
         """result() for asyncio."""
         self._check_process()
         while not self._task.done.is_set():
-            wake, news = _future()
-            self._task.wakes.append(wake)
+            future = _future()
+            self._task.wait_for_end.append(future)
             if not self._task.done.is_set():
-                await news
+                await future
         return _raise_error(self._completion())
 
     def _take(self) -> Piece | None:
@@ -247,9 +245,9 @@ class Request:
             raise task.error
         return True
 
-    def _wait_for(self, wake: Callable[[], object]) -> bool:
-        """Have wake() called when there is news. Whether there is none yet."""
-        self._task.wakes.append(wake)
+    def _wait_for(self, waiter: Waiter) -> bool:
+        """Have it woken when there is news. Whether there is none yet."""
+        self._task.wait_for_news.append(waiter)
         return self._n_read == len(self._task.pieces) and self._task.finish_reason is None
 
     def _completion(self) -> Completion:
@@ -267,20 +265,34 @@ def _raise_error(completion: Completion) -> Completion:
     return completion
 
 
-def _future() -> tuple[Callable[[], object], Future[None]]:
-    """A call that any thread may make, and what the loop that runs here can await until then."""
+# ---------------------------------------------------------------------------
+# who waits
+
+
+def wake(tasks: Iterable[Task]) -> None:
+    """Wake who waits for news of these tasks, or for the end of those that have ended. Each event loop is woken once."""
+    futures: dict[AbstractEventLoop, list[Future[None]]] = {}
+    for task in tasks:
+        for waiters in (task.wait_for_news, task.wait_for_end) if task.done.is_set() else (task.wait_for_news,):
+            while waiters:
+                waiter = waiters.popleft()
+                if isinstance(waiter, threading.Event):
+                    waiter.set()
+                else:
+                    futures.setdefault(waiter.get_loop(), []).append(waiter)
+    for loop, those in futures.items():
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits
+            loop.call_soon_threadsafe(_set, those)
+
+
+def _future() -> Future[None]:
+    """What the loop that runs here can await, and any thread can wake."""
     import asyncio  # slow; who comes here has it
 
-    loop = asyncio.get_running_loop()
-    future: Future[None] = loop.create_future()
-    return partial(_wake_loop, loop, future), future
+    return asyncio.get_running_loop().create_future()
 
 
-def _wake_loop(loop: AbstractEventLoop, future: Future[None]) -> None:
-    with suppress(RuntimeError):  # the loop is closed, and nobody waits
-        loop.call_soon_threadsafe(_set, future)
-
-
-def _set(future: Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _set(futures: list[Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

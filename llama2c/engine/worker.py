@@ -19,7 +19,7 @@ import numpy as np
 from ..generation import count_common
 from ..sampler import Draw, Drawer
 from ..threads import Tuners
-from .request import Task
+from .request import Task, wake
 from .scheduler import Pace, Scheduler, Share
 
 if TYPE_CHECKING:
@@ -293,6 +293,7 @@ class Worker:
         tokens = dict(zip(draws, self._draw_together(list(draws.values())), strict=True))
         for task, own in rows.items():
             self._accept(task, own, tokens.get(task))
+        wake(rows)  # at the end: who is woken needs the lock of the interpreter
 
     def _draw_together(self, draws: list[Draw]) -> list[list[int]]:
         """The tokens, on as many threads as are fastest now: where other programs use the cores, waiting for a thread takes

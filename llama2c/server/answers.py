@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..scoring import TokenScore
 from ..text.tokenizer import Tokenizer
+from .tools import join_calls
 
 SMALLEST = -9999.0  # what OpenAI's interface has for a probability of 0, as JSON has no infinity
-JSON = {"ensure_ascii": True, "allow_nan": False, "separators": (",", ":")}
+ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def dump(value: Any) -> bytes:
     """JSON in ASCII, so that any str can be sent, also a message that quotes half of a surrogate pair."""
-    return json.dumps(value, **JSON).encode()  # type: ignore[arg-type]
+    return ENCODER.encode(value).encode()
 
 
 def event(value: Any) -> bytes:
@@ -34,6 +35,7 @@ class Delta(NamedTuple):
     text: str
     tokens: Sequence[TokenScore]  # none where no log-probabilities are asked for
     finish_reason: str | None
+    calls: Sequence[Mapping[str, Any]] = ()  # entries of `tool_calls` in a stream
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -106,18 +108,25 @@ class Answer:
         name = "chat.completion" if is_chat else "text_completion"
         self._head = {**head, "object": name}
         self._chunk = {**head, "object": f"{name}.chunk" if is_chat else name}
-        self._no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
+        self._before = b"data: " + dump(self._chunk)[:-1] + b',"choices":['  # of the choice in an event; the same for all
+        self._after = b"]" + (b',"usage":null' if include_usage else b"") + b"}\n\n"
         self._offsets: dict[int, int] = {}  # of each choice: characters of the tokens so far
 
     def whole(self, choices: Sequence[Delta], used: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request without a stream."""
-        return {**self._head, "choices": [self._choice(i, *choice) for i, choice in enumerate(choices)], "usage": used}
+        return {**self._head, "choices": [self._choice(i, choice) for i, choice in enumerate(choices)], "usage": used}
 
-    def _choice(self, i: int, text: str, tokens: Sequence[TokenScore], finish_reason: str | None) -> dict[str, Any]:
-        made: dict[str, Any] = {"text": text}
+    def _choice(self, i: int, made: Delta) -> dict[str, Any]:
+        text: dict[str, Any] = {"text": made.text}
         if self._is_chat:
-            made = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        return {"index": i, **made, "logprobs": self._of_tokens(i, tokens), "finish_reason": finish_reason}
+            text = {"message": self._message(made)}
+        return {"index": i, **text, "logprobs": self._of_tokens(i, made.tokens), "finish_reason": made.finish_reason}
+
+    def _message(self, made: Delta) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": made.text, "refusal": None}
+        if made.calls:
+            message |= {"content": made.text or None, "tool_calls": join_calls(made.calls)}
+        return message
 
     def _of_tokens(self, i: int, tokens: Sequence[TokenScore]) -> dict[str, Any] | None:
         if not self._logprobs:
@@ -129,24 +138,26 @@ class Answer:
         self._offsets[i] = offset + sum(map(len, found["tokens"]))
         return found
 
-    def first_chunk(self, i: int) -> list[Any]:
+    def first_chunk(self, i: int) -> bytes:
         """What a stream sends before the text of a choice."""
-        return [self._of_choice(i, {"delta": {"role": "assistant", "content": ""}}, None, None)] if self._is_chat else []
+        return self._of_choice(i, {"delta": {"role": "assistant", "content": ""}}, None, None) if self._is_chat else b""
 
-    def chunks(self, i: int, delta: Delta) -> list[Any]:
+    def chunks(self, i: int, delta: Delta) -> bytes:
         """What a stream sends for something new. The end has a chunk of its own, without text."""
-        found = []
+        found = b""
         if delta.text or delta.tokens:
             text = {"delta": {"content": delta.text}} if self._is_chat else {"text": delta.text}
-            found.append(self._of_choice(i, text, self._of_tokens(i, delta.tokens), None))
+            found += self._of_choice(i, text, self._of_tokens(i, delta.tokens), None)
+        for entry in delta.calls:
+            found += self._of_choice(i, {"delta": {"tool_calls": [entry]}}, None, None)
         if delta.finish_reason is not None:
             nothing: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
-            found.append(self._of_choice(i, nothing, None, delta.finish_reason))
+            found += self._of_choice(i, nothing, None, delta.finish_reason)
         return found
 
-    def _of_choice(self, i: int, made: dict[str, Any], logprobs: Any, finish_reason: str | None) -> dict[str, Any]:
+    def _of_choice(self, i: int, made: dict[str, Any], logprobs: Any, finish_reason: str | None) -> bytes:
         choice = {"index": i, **made, "logprobs": logprobs, "finish_reason": finish_reason}
-        return {**self._chunk, "choices": [choice], **self._no_usage}
+        return self._before + dump(choice) + self._after
 
     def last_chunk(self, used: dict[str, Any]) -> dict[str, Any]:
         """The usage, of a stream that was asked for it."""

@@ -1,7 +1,7 @@
 """The routes: what comes in is checked by guard and protocol, the engine does the work, answers has the shapes that go out.
 
 A request whose client goes away is cancelled, whole or in a stream. Nothing here computes: whatever may take longer than a
-millisecond (templates, tokenizing, schemas) is done in a few threads beside the event loop.
+millisecond (templates, tokenizing, schemas, large bodies and answers) is done in a few threads beside the event loop.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from os import urandom
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -38,9 +39,12 @@ from ..requests import Piece, Prompt, new_request
 from ..scoring import Part, TokenScore, score_and_continue
 from .answers import COMMENT, DONE, Answer, Delta, dump, error_body, event, usage
 from .fields import Body, read_body, string
-from .guard import Guard, json_response
+from .guard import REQUEST_ID, Guard, json_response
 from .metrics import Metrics
+from .openapi import describe
+from .page import Page
 from .protocol import Job, read_chat, read_completion, read_detokenize, read_tokenize, seed_of_choice
+from .tools import Calls, prepare
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -48,12 +52,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOST_BYTES = 8 << 20  # of a body
-BODY_SECONDS = 60.0  # for a body to arrive
-SILENCE = 5.0  # seconds until a comment says that a stream is still there
-STALLED = 120.0  # seconds for a client to read a part of a stream; after that it is given up
+MOST_IN_ALL = 64 << 20  # of all bodies that are being read
+LARGE = 1 << 16  # bytes of a body that takes longer than a millisecond to parse
 THREADS = 4
 # Names of the engine's arguments, where the interface has others.
-PARAMS = {"schema": "response_format", "template_options": "chat_template_kwargs", "now": "date", "token": "tokens"}
+PARAMS = {
+    "schema": "response_format",
+    "grammar": "tools",
+    "template_options": "chat_template_kwargs",
+    "now": "date",
+    "token": "tokens",
+}
 KINDS = {400: "invalid_request_error", 404: "invalid_request_error", 405: "invalid_request_error", 413: "invalid_request_error"}
 
 
@@ -71,6 +80,10 @@ class Settings:
     max_waiting      choices in work, running and waiting, from which on requests are refused
     log              gets one line for each request
     log_prompts      whether these lines have the prompts, too
+    silence          seconds until a comment says that a stream is still there
+    body_seconds     for a body to arrive
+    stalled          seconds in which a client has to read something of what waits for it; else it is given up
+    idle             seconds for a request to come, on a connection that has none
     """
 
     host: str = "127.0.0.1"
@@ -79,6 +92,10 @@ class Settings:
     max_waiting: int = 512
     log: Callable[[str], object] = field(default=lambda line: None)
     log_prompts: bool = False
+    silence: float = 5.0
+    body_seconds: float = 60.0
+    stalled: float = 120.0
+    idle: float = 75.0
 
 
 # ---------------------------------------------------------------------------
@@ -89,23 +106,32 @@ class Choice(Protocol):
     """One text that is being made."""
 
     prompt_tokens: int
-    n_tokens: int  # drawn so far
+
+    @property
+    def n_tokens(self) -> int:
+        """Drawn so far."""
 
     @property
     def cached_tokens(self) -> int: ...
 
-    def deltas(self) -> AsyncGenerator[Delta | None, None]:
-        """What is new, as it is made. None: nothing, for SILENCE seconds."""
+    def deltas(self) -> AsyncGenerator[Delta, None]:
+        """What is new, as it is made."""
 
     def cancel(self) -> None: ...
 
 
 class EngineChoice:
-    """A choice that the engine makes, together with all others."""
+    """A choice that the engine makes, together with all others. Without a stream nobody has to know of each token."""
 
-    def __init__(self, request: EngineRequest, prompt_text: str, top_logprobs: int | None) -> None:
-        self._request, self._prompt_text, self._top = request, prompt_text, top_logprobs
-        self.prompt_tokens, self.n_tokens = request.prompt_tokens, 0
+    def __init__(self, request: EngineRequest, prompt_text: str, job: Job, calls: Calls | None = None) -> None:
+        """calls: reads the calls of tools in the text; None: there are no tools."""
+        self._request, self._prompt_text, self._top, self._streams = request, prompt_text, job.top_logprobs, job.stream
+        self._calls = calls
+        self.prompt_tokens = request.prompt_tokens
+
+    @property
+    def n_tokens(self) -> int:
+        return self._request.generation_tokens
 
     @property
     def cached_tokens(self) -> int:
@@ -114,24 +140,25 @@ class EngineChoice:
     def cancel(self) -> None:
         self._request.cancel()
 
-    async def deltas(self) -> AsyncGenerator[Delta | None, None]:
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
         if self._prompt_text:
             yield Delta(self._prompt_text, (), None)
-        while True:
-            ended = self._request.finish_reason
-            pieces = await self._request.news(SILENCE)
-            if pieces:
-                self.n_tokens += len(pieces)
-                yield Delta("".join([piece.text for piece in pieces]), self._scores(pieces), pieces[-1].finish_reason)
-                if pieces[-1].finish_reason is not None:
-                    return
-            elif ended is None and self._request.finish_reason is None:
-                yield None
-            elif ended is not None:  # without a piece that says why
-                break
+        while pieces := await self._request.news():
+            yield self._delta(pieces, pieces[-1].finish_reason)
+            if pieces[-1].finish_reason is not None:
+                return
+            if not self._streams:
+                await self._request
+        ended = self._request.finish_reason  # no piece says why
         if ended == "cancelled":
             raise StoppedError
-        yield Delta("", (), ended)
+        yield self._delta([], ended)
+
+    def _delta(self, pieces: list[Piece], reason: str | None) -> Delta:
+        if self._calls is None:
+            return Delta("".join([piece.text for piece in pieces]), self._scores(pieces), reason)
+        text, calls, reason = self._calls.read([(piece.token, piece.text) for piece in pieces], reason)
+        return Delta(text, self._scores(pieces), reason, calls)
 
     def _scores(self, pieces: list[Piece]) -> list[TokenScore]:
         if self._top is None:
@@ -148,25 +175,28 @@ class ScoredChoice:
         sequence, _ = new_request(transformer.config, service.llama.tokenizer, prompt, {**job.options, "seed": seed})
         self._finish_reason = sequence.finish_reason
         self._text = service.text_of(prompt)
-        self._parts: Iterator[Part] = score_and_continue(transformer, sequence, job.top_logprobs or 0)
+        self._parts: Iterator[Part] | None = score_and_continue(transformer, sequence, job.top_logprobs or 0)
         self.prompt_tokens, self.n_tokens, self.cached_tokens = sequence.n_prompt, 0, 0
 
     def cancel(self) -> None:
         """Its work is done by who reads the deltas."""
 
-    async def deltas(self) -> AsyncGenerator[Delta | None, None]:
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
         """One choice at a time, so that there is one cache beside those of the engine."""
         service, end = self._service, self._finish_reason
+        parts, self._parts = self._parts, None  # they have the cache, which goes with them at the end
+        assert parts is not None
         async with service.scoring:
             scores: list[TokenScore] = []
             n_prompt = 0
             while n_prompt < self.prompt_tokens or end is None:
-                call = partial(service.engine.call, partial(next, self._parts))
+                call = partial(service.engine.call, partial(next, parts))
                 part = await service.in_thread(call)
                 if n_prompt < self.prompt_tokens:  # the lists of a prompt come in one part
                     n_prompt += len(part.scores)
                     scores += part.scores
-                    yield Delta(self._text, scores, end) if n_prompt == self.prompt_tokens else None
+                    if n_prompt == self.prompt_tokens:
+                        yield Delta(self._text, scores, end)
                     continue
                 self.n_tokens += 1
                 end = part.finish_reason
@@ -188,6 +218,7 @@ class Service:
         self.scoring = asyncio.Lock()
         self.stopping = False
         self.active = 0  # choices
+        self.reading = 0  # bytes of bodies
         self._fingerprints = [fingerprint(llama.transformer, llama.tokenizer, constrained) for constrained in (False, True)]
         self._threads = ThreadPoolExecutor(THREADS, "llama2c server")
 
@@ -197,6 +228,33 @@ class Service:
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    async def body_of(self, request: Request, read: Callable[[Body], T]) -> T:
+        """What read() makes of the JSON object that was sent. Refused: it is not JSON, too long, or does not arrive."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise RequestError(f"Content-Type: expected application/json, found {kind[:40]!r}", "Content-Type")
+        try:
+            data = await asyncio.wait_for(self._read(request), self.settings.body_seconds)
+        except asyncio.TimeoutError:
+            raise Refused(408, error_body("the body did not arrive in time", KINDS[400])) from None
+        if len(data) < LARGE:
+            return read(read_body(data))
+        return await self.in_thread(lambda: read(read_body(data)))
+
+    async def _read(self, request: Request) -> bytes:
+        data = bytearray()
+        try:
+            async for part in request.stream():
+                data += part
+                self.reading += len(part)
+                if len(data) > MOST_BYTES:
+                    raise Refused(413, error_body(f"body: expected at most {MOST_BYTES} bytes, found more", KINDS[413]))
+                if self.reading > MOST_IN_ALL:
+                    raise queue_full()
+            return bytes(data)
+        finally:
+            self.reading -= len(data)
 
     def text_of(self, prompt: Prompt) -> str:
         return prompt if isinstance(prompt, str) else self.llama.tokenizer.decode(prompt)  # type: ignore[arg-type]
@@ -210,31 +268,41 @@ class Service:
         if self.stopping:
             raise Refused(503, error_body("the server is stopping", "server_error", None, "stopping"), {"Retry-After": "5"})
         if self.active >= self.settings.max_waiting:
-            body = error_body("the queue is full: try again later", "rate_limit_error", None, "queue_full")
-            raise Refused(429, body, {"Retry-After": "1"})
+            raise queue_full()
 
     def begin(self, job: Job, seed: int, day: date) -> list[Choice]:
         """The choices of a request, in work. Errors: those of Llama.generate and Llama.chat. May take long."""
         choices: list[Choice] = []
-        for i, prompt in enumerate(job.prompts):
-            for k in range(job.n):
-                own = seed_of_choice(seed, i, k)
-                if job.scores_prompt:
-                    choices.append(ScoredChoice(self, prompt, job, own))
-                    continue
-                now = day if job.is_chat else None
-                options: Options = {**job.options, "seed": own}
-                request = self.engine.submit(prompt, template_options=job.template_options, now=now, **options)
-                text = self.text_of(prompt) if job.echo else ""
-                choices.append(EngineChoice(request, text, job.top_logprobs))
+        use = None if job.tools is None else prepare(job.tools, self.llama.tokenizer)
+        if use is not None:
+            options: Options = {**job.options, "grammar": use.grammar}
+            job = replace(job, options=options, template_options={**(job.template_options or {}), **use.template_options})
+        try:
+            for i, prompt in enumerate(job.prompts):
+                for k in range(job.n):
+                    own = seed_of_choice(seed, i, k)
+                    calls = None if use is None else use.calls_of(prompt, own)
+                    choices.append(self._begin(job, prompt, own, day, calls))
+        except Exception:
+            for choice in choices:
+                choice.cancel()
+            raise
         return choices
+
+    def _begin(self, job: Job, prompt: Prompt, seed: int, day: date, calls: Calls | None) -> Choice:
+        if job.scores_prompt:
+            return ScoredChoice(self, prompt, job, seed)
+        options: Options = {**job.options, "seed": seed}
+        now = day if job.is_chat else None
+        request = self.engine.submit(prompt, template_options=job.template_options, now=now, **options)
+        return EngineChoice(request, self.text_of(prompt) if job.echo else "", job, calls)
 
     def answer(self, job: Job, seed: int, day: date) -> Answer:
         head = {
             "id": f"{'chatcmpl' if job.is_chat else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": self.name,
-            "system_fingerprint": self._fingerprints["schema" in job.options],
+            "system_fingerprint": self._fingerprints[job.constrained],
             "seed": seed,
             **({"date": day.isoformat()} if job.is_chat else {}),
         }
@@ -249,10 +317,17 @@ class Refused(Exception):  # noqa: N818  it is an answer
         self.status, self.body, self.headers = status, body, headers
 
 
+def queue_full() -> Refused:
+    body = error_body("the queue is full: try again later", "rate_limit_error", None, "queue_full")
+    return Refused(429, body, {"Retry-After": "1"})
+
+
 def refusal(error: Exception, is_chat: bool = False) -> Refused:
     """The answer to a request that has failed. What is not known to be the request's fault is a 500, and told on stderr."""
     if isinstance(error, Refused):
         return error
+    if isinstance(error, ClientDisconnect):  # in the middle of its body; nobody reads this
+        return Refused(400, error_body("the body was cut short", KINDS[400]))
     if isinstance(error, (RequestError, ModelError, OSError)):
         found = getattr(error, "param", None)
         message = str(error)
@@ -278,10 +353,11 @@ def refusal(error: Exception, is_chat: bool = False) -> Refused:
 class Work:
     """A request from its body to its last byte: its choices, what they made, and the line in the log."""
 
-    def __init__(self, service: Service, route: str, job: Job) -> None:
-        self._service, self._route, self.job = service, route, job
+    def __init__(self, service: Service, route: str, job: Job, request_id: str) -> None:
+        self._service, self._route, self.job, self._id = service, route, job, request_id
         self._start = time.perf_counter()
         self._first: float | None = None
+        self._spoke = self._start  # when something was sent last
         self._choices: list[Choice] = []
         self._room = len(job.prompts) * job.n
         seed = int.from_bytes(urandom(8), "little") >> 11 if job.seed is None else job.seed  # 53 bits, which JavaScript keeps
@@ -307,42 +383,56 @@ class Work:
             self._first = time.perf_counter() - self._start
             self._service.metrics.first.observe(self._first)
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> bytes:
         """The answer to a request without a stream."""
         found = await gather([self._whole_choice(choice) for choice in self._choices])
-        return self.answer.whole(found, self.usage)
+        return await self._service.in_thread(lambda: dump(self.answer.whole(found, self.usage)))
 
     async def _whole_choice(self, choice: Choice) -> Delta:
         texts: list[str] = []
         tokens: list[TokenScore] = []
+        calls: list[Mapping[str, Any]] = []
         reason: str | None = None
         async with aclosing(choice.deltas()) as deltas:
-            async for delta in deltas:
-                if delta is not None:
-                    self.note_first()
-                    texts.append(delta.text)
-                    tokens += delta.tokens
-                    reason = delta.finish_reason
-        return Delta("".join(texts), tokens, reason)
+            async for text, scores, reason, found in deltas:  # noqa: B007
+                self.note_first()
+                texts.append(text)
+                tokens += scores
+                calls += found
+        return Delta("".join(texts), tokens, reason, calls)
 
     async def stream(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         """The events of a stream. send() waits while the client does not read, and so do they; the engine does not."""
+        comments = asyncio.ensure_future(self._break_silence(send))
         try:
             await gather([self._stream_choice(i, choice, send) for i, choice in enumerate(self._choices)])
+            end = (event(self.answer.last_chunk(self.usage)) if self.job.include_usage else b"") + DONE
         except Exception as error:  # it is too late for another status
-            await send(event(refusal(error, self.job.is_chat).body))
-            return
-        await send((event(self.answer.last_chunk(self.usage)) if self.job.include_usage else b"") + DONE)
+            end = event(refusal(error, self.job.is_chat).body)
+        finally:
+            comments.cancel()
+        await send(end)
+
+    async def _break_silence(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        """A comment for each so many seconds without anything else: proxies end a connection that is silent."""
+        silence = self._service.settings.silence
+        while True:
+            left = self._spoke + silence - time.perf_counter()
+            if left > 0:
+                await asyncio.sleep(left)
+            else:
+                self._spoke = time.perf_counter()
+                await send(COMMENT)
 
     async def _stream_choice(self, i: int, choice: Choice, send: Callable[[bytes], Awaitable[None]]) -> None:
-        head = b"".join(map(event, self.answer.first_chunk(i)))
-        if head:
+        if head := self.answer.first_chunk(i):
             await send(head)
         async with aclosing(choice.deltas()) as deltas:
             async for delta in deltas:
-                if delta is not None:
-                    self.note_first()
-                await send(COMMENT if delta is None else b"".join(map(event, self.answer.chunks(i, delta))) or COMMENT)
+                self.note_first()
+                if chunks := self.answer.chunks(i, delta):  # nothing, where a token has no text yet
+                    self._spoke = time.perf_counter()
+                    await send(chunks)
 
     def end(self, status: int | None) -> None:
         """Whatever has happened. status: None where the client has gone."""
@@ -362,7 +452,7 @@ class Work:
         metrics.answers.labels(self._route, "disconnect" if status is None else str(status)).inc()
         speed = made / max(seconds - (self._first or 0.0), 1e-9) if made > 1 else 0.0
         counts = f"prompt {prompt} (cached {cached}), new {made}, {speed:.1f} tok/s"
-        line = f"{self._route} {status or 'disconnect'} {seconds:.2f} s, {counts}"
+        line = f"{self._route} {status or 'disconnect'} {seconds:.2f} s, {counts}, {self._id}"
         if service.settings.log_prompts:
             line += f", prompts {dump(self.job.prompts).decode()}"
         service.settings.log(line)
@@ -387,7 +477,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> tuple[T
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait((watch, task), return_when=asyncio.FIRST_COMPLETED)
-        return (await task,) if task.done() and not task.cancelled() else None
+        return None if watch.done() else (await task,)
     finally:
         watch.cancel()
         task.cancel()
@@ -410,18 +500,8 @@ class Events(Response):  # type: ignore[misc]
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        lock = asyncio.Lock()  # several choices share one stream
-        loop = asyncio.get_running_loop()
-
         async def send_part(data: bytes) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            async with lock:
-                timer = loop.call_later(STALLED, task.cancel)
-                try:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-                finally:
-                    timer.cancel()
+            await send({"type": "http.response.body", "body": data, "more_body": True})
 
         status: int | None = None
         try:
@@ -435,27 +515,6 @@ class Events(Response):  # type: ignore[misc]
 
 # ---------------------------------------------------------------------------
 # routes
-
-
-async def body_of(request: Request) -> Body:
-    """The JSON object that was sent. Refused: it is not JSON, too long, or does not arrive."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise RequestError(f"Content-Type: expected application/json, found {kind[:40]!r}", "Content-Type")
-    try:
-        data = await asyncio.wait_for(_read(request), BODY_SECONDS)
-    except asyncio.TimeoutError:
-        raise Refused(408, error_body("the body did not arrive in time", KINDS[400])) from None
-    return read_body(data)
-
-
-async def _read(request: Request) -> bytes:
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > MOST_BYTES:
-            raise Refused(413, error_body(f"body: expected at most {MOST_BYTES} bytes, found more", KINDS[413]))
-    return bytes(data)
 
 
 Handler = Callable[["Request"], Awaitable[Response]]
@@ -479,9 +538,11 @@ class Routes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._page = Page()
 
     def all(self) -> list[Route]:
         return [
+            Route("/", self.page),
             Route("/v1/models", answered(self.models)),
             Route("/v1/models/{model:path}", answered(self.model)),
             Route("/v1/completions", answered(self.completions), methods=["POST"]),
@@ -491,6 +552,7 @@ class Routes:
             Route("/tokenizer_info", answered(self.tokenizer_info)),
             Route("/health", answered(self.health)),
             Route("/metrics", answered(self.metrics)),
+            Route("/openapi.json", answered(self.openapi)),
         ]
 
     async def completions(self, request: Request) -> Response:
@@ -500,18 +562,18 @@ class Routes:
         return await self._work(request, "chat", read_chat)
 
     async def _work(self, request: Request, route: str, read: Callable[[Body], Job]) -> Response:
-        service = self._service
+        service, request_id = self._service, request.scope[REQUEST_ID]
         try:
             service.check_room()
-            job = read(await body_of(request))
+            job = await service.body_of(request, read)
             service.check_model(job.model)
             service.check_room()  # a body takes its time
         except Exception as error:
             refused = refusal(error, read is read_chat)
             service.metrics.answers.labels(route, str(refused.status)).inc()
-            service.settings.log(f"{route} {refused.status}")
+            service.settings.log(f"{route} {refused.status}, {request_id}")
             raise refused from None
-        work = Work(service, route, job)
+        work = Work(service, route, job, request_id)
         status: int | None = None
         streams = False
         try:
@@ -523,7 +585,7 @@ class Routes:
             if found is None:
                 return Response(status_code=400)  # nobody reads it
             status = 200
-            return json_response(200, found[0])
+            return Response(found[0], media_type="application/json")
         except Exception as error:
             refused = refusal(error, job.is_chat)
             status = refused.status
@@ -551,18 +613,18 @@ class Routes:
 
     async def tokenize(self, request: Request) -> Response:
         service = self._service
-        body = await body_of(request)
-        text, with_bos = read_tokenize(body)
-        service.check_model(string(body, "model"))
+        (text, with_bos), model = await service.body_of(request, lambda body: (read_tokenize(body), string(body, "model")))
+        service.check_model(model)
         tokens = await service.in_thread(lambda: service.llama.tokenizer.encode(text, bos=with_bos))
         limit = service.llama.transformer.config.seq_len
         return json_response(200, {"count": len(tokens), "max_model_len": limit, "tokens": tokens})
 
     async def detokenize(self, request: Request) -> Response:
         service = self._service
-        body = await body_of(request)
-        tokens = read_detokenize(body, MOST_BYTES)
-        service.check_model(string(body, "model"))
+        tokens, model = await service.body_of(
+            request, lambda body: (read_detokenize(body, MOST_BYTES), string(body, "model"))
+        )
+        service.check_model(model)
         return json_response(200, {"prompt": await service.in_thread(lambda: service.llama.tokenizer.decode(tokens))})
 
     async def tokenizer_info(self, request: Request) -> Response:
@@ -582,12 +644,20 @@ class Routes:
             },
         )
 
+    async def page(self, request: Request) -> Response:
+        return self._page.response()
+
     async def health(self, request: Request) -> Response:
         stopping = self._service.stopping
         return json_response(503 if stopping else 200, {"status": "stopping" if stopping else "ok"})
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, request: Request) -> Response:
+        service = self._service
+        needs_key = service.settings.key is not None
+        return json_response(200, describe(service.name, service.llama.tokenizer.vocab_size, needs_key))
 
 
 async def http_error(request: Request, error: Exception) -> Response:

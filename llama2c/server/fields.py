@@ -22,12 +22,19 @@ def read_body(data: bytes) -> dict[str, Any]:
         raise RequestError(f"body: expected valid JSON in UTF-8, found: {found}") from None
     if not isinstance(body, dict):
         raise RequestError(f"body: expected a JSON object, found {name_of(body)}")
-    level: list[Any] = [body]
+    if is_too_deep(body):
+        raise RequestError(f"body: expected at most {DEPTH} lists and objects in each other, found more")
+    return body
+
+
+def is_too_deep(value: dict[str, Any]) -> bool:
+    """Whether a JSON object has more than DEPTH lists and objects in each other."""
+    level: list[Any] = [value]
     for _ in range(DEPTH):
         level = [part for value in level for part in _parts(value)]
         if not level:
-            return body
-    raise RequestError(f"body: expected at most {DEPTH} lists and objects in each other, found more")
+            return False
+    return True
 
 
 def _parts(value: Any) -> list[Any]:
@@ -54,6 +61,13 @@ def check_known(body: Body, known: Collection[str]) -> None:
     for name, value in body.items():
         if name not in known and value is not None:
             raise RequestError(f"{name}: this field is not supported", name)
+
+
+def check_keys(value: Body, known: Collection[str], where: str, param: str | None = None) -> None:
+    """RequestError about the field `param` (None: `where`): an object has another key than these."""
+    unknown = next((key for key in value if key not in known), None)
+    if unknown is not None:
+        raise RequestError(f"{where}: expected {', '.join(known)}, found {unknown[:40]!r}", param or where)
 
 
 def check_neutral(body: Body, neutral: Mapping[str, tuple[Any, ...]]) -> None:

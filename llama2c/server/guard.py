@@ -10,6 +10,7 @@ import hmac
 import ipaddress
 import socket
 from collections.abc import Collection
+from os import urandom
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN = ("/", "/health")  # need no key
+REQUEST_ID = "llama2c.request_id"  # of a scope: what the header X-Request-Id says, and the log
 NOT_ALLOWED = "this server does not answer other sites; --allow-origin allows one"
 
 
@@ -62,6 +64,7 @@ def check_origin(text: str) -> str:
 
 class Guard:
     """Refuses requests of other sites (403) and those without the key (401), and says which origins a browser may answer.
+    Every answer gets the header X-Request-Id, which the log has, too.
 
     host            the one that the server is bound to; requests may name it
     allowed_origins as check_origin gives them; their names are allowed as hosts, too
@@ -82,9 +85,10 @@ class Guard:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         refused = self._refuse(scope, headers, origin)
-        answer = send
+        scope[REQUEST_ID] = f"req_{urandom(8).hex()}"
+        answer = _with_headers(send, {"X-Request-Id": scope[REQUEST_ID]})
         if origin in self._origins:
-            answer = _with_headers(send, {"Access-Control-Allow-Origin": origin, "Vary": "Origin"})
+            answer = _with_headers(answer, {"Access-Control-Allow-Origin": origin, "Vary": "Origin"})
             if scope["method"] == "OPTIONS" and (refused is None or refused.status_code == 401):  # a preflight has no key
                 refused = Response(status_code=204, headers=_preflight())
         if refused is not None:

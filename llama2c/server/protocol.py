@@ -15,7 +15,22 @@ from ..errors import RequestError
 from ..generation import Options
 from ..requests import Prompt
 from ..sampler import seed_of_sample
-from .fields import Body, array, boolean, check_known, check_neutral, given, integer, mapping, name_of, number, string
+from .fields import (
+    Body,
+    array,
+    boolean,
+    check_keys,
+    check_known,
+    check_neutral,
+    given,
+    integer,
+    is_too_deep,
+    mapping,
+    name_of,
+    number,
+    string,
+)
+from .tools import VARIABLES, Tools, read_tools
 
 MOST_CHOICES = 256  # of one request: prompts times n
 MOST_LOGPROBS = 20
@@ -29,7 +44,7 @@ COMPLETION_TOKENS = 16  # what OpenAI's interface says of /v1/completions withou
 # They change no byte of an answer.
 NO_EFFECT = (
     "user", "store", "metadata", "service_tier", "prediction", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention",
+    "prompt_cache_options", "prompt_cache_retention",
 )  # fmt: skip
 NUMBERS = {
     "temperature": number,
@@ -48,14 +63,19 @@ CHAT_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "functions": ([],),
     "function_call": ("none",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),  # of no tools
     "audio": (),
     "reasoning_effort": (),
     "verbosity": (),
     "web_search_options": (),
 }
+# All fields that a body may have. openapi.py describes them.
+COMPLETION_FIELDS = (*COMMON, *COMPLETION_NEUTRAL, "prompt", "echo", "best_of")
+CHAT_FIELDS = (
+    *COMMON, *CHAT_NEUTRAL, "messages", "top_logprobs", "max_completion_tokens", "response_format", "chat_template_kwargs",
+    "date", "tools", "tool_choice", "parallel_tool_calls",
+)  # fmt: skip
+TOKENIZE_FIELDS = ("model", "prompt", "add_special_tokens")
+DETOKENIZE_FIELDS = ("model", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +93,18 @@ class Job:
     echo: bool = False
     template_options: Mapping[str, Any] | None = None
     date: date | None = None
+    tools: Tools | None = None
     is_chat: bool = field(default=False)
 
     @property
     def scores_prompt(self) -> bool:
         """Whether it asks for the log-probabilities of the prompt."""
         return self.echo and self.top_logprobs is not None
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a schema or a grammar says what the answer may be."""
+        return "schema" in self.options or (self.tools is not None and self.tools.constrained)
 
 
 def seed_of_choice(seed: int, prompt: int, sample: int) -> int:
@@ -88,7 +114,7 @@ def seed_of_choice(seed: int, prompt: int, sample: int) -> int:
 
 def read_completion(body: Body) -> Job:
     """A body of /v1/completions."""
-    check_known(body, (*COMMON, *COMPLETION_NEUTRAL, "prompt", "echo", "best_of"))
+    check_known(body, COMPLETION_FIELDS)
     check_neutral(body, COMPLETION_NEUTRAL)
     prompts = read_prompts(body.get("prompt"))
     job_fields = read_common(body, len(prompts))
@@ -102,8 +128,7 @@ def read_completion(body: Body) -> Job:
 
 def read_chat(body: Body) -> Job:
     """A body of /v1/chat/completions."""
-    own = ("messages", "top_logprobs", "max_completion_tokens", "response_format", "chat_template_kwargs", "date")
-    check_known(body, (*COMMON, *CHAT_NEUTRAL, *own))
+    check_known(body, CHAT_FIELDS)
     check_neutral(body, CHAT_NEUTRAL)
     top_logprobs = integer(body, "top_logprobs", 0, MOST_LOGPROBS)
     if not boolean(body, "logprobs"):
@@ -117,12 +142,21 @@ def read_chat(body: Body) -> Job:
     schema = read_format(mapping(body, "response_format"))
     if schema is not None:
         options["schema"] = schema
+    tools = read_tools(body)
+    template_options = mapping(body, "chat_template_kwargs")
+    if tools is not None:
+        if schema is not None:
+            raise RequestError("response_format: expected text, as there are tools, found another type", "response_format")
+        twice = next((name for name in VARIABLES if name in (template_options or ())), None)
+        if twice is not None:
+            raise RequestError(f"chat_template_kwargs: {twice} is a field of the request, too", "chat_template_kwargs")
     return Job(
         prompts=[read_messages(body)],
         options=options,
         top_logprobs=top_logprobs,
-        template_options=mapping(body, "chat_template_kwargs"),
+        template_options=template_options,
         date=read_date(string(body, "date")),
+        tools=tools,
         is_chat=True,
         **read_common(body, 1),
     )
@@ -240,6 +274,8 @@ def read_message(i: int, message: Any) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise RequestError(f"{where}: expected an object, found {name_of(message)}", "messages")
     found = {key: value for key, value in message.items() if value is not None}
+    if found.get("tool_calls") == []:  # some clients send it; templates would take it for a call
+        del found["tool_calls"]
     if not isinstance(found.get("role"), str):
         raise RequestError(f"{where}: expected a string as role, found {name_of(found.get('role'))}", "messages")
     if not isinstance(found.get("content", ""), (str, list)):
@@ -254,7 +290,7 @@ def read_message(i: int, message: Any) -> dict[str, Any]:
 
 
 def read_calls(calls: Any, where: str) -> list[Any]:
-    """Calls of an earlier turn. Their arguments are JSON in a string; templates take an object."""
+    """Calls of an earlier turn, as templates take them."""
     if not isinstance(calls, list):
         raise RequestError(f"{where}: expected an array, found {name_of(calls)}", "messages")
     read = []
@@ -262,16 +298,22 @@ def read_calls(calls: Any, where: str) -> list[Any]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RequestError(f"{where}: expected calls of functions that have a name", "messages")
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except (ValueError, RecursionError):
-                arguments = None
-        if not isinstance(arguments, dict):
-            raise RequestError(f"{where}: expected a JSON object as arguments", "messages")
-        read.append({**call, "function": {**function, "arguments": arguments}})
+        arguments = function.get("arguments", "")
+        if not isinstance(arguments, (str, dict)):
+            raise RequestError(f"{where}: expected JSON in a string as arguments, found {name_of(arguments)}", "messages")
+        read.append({**call, "function": {**function, "arguments": read_arguments(arguments)}})
     return read
+
+
+def read_arguments(arguments: str | dict[str, Any]) -> str | dict[str, Any]:
+    """The arguments of a call as an object: "" -> {}. A string that is not a JSON object stays what the model has written."""
+    if isinstance(arguments, dict):
+        return arguments
+    try:
+        value = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments
+    return value if isinstance(value, dict) and not is_too_deep(value) else arguments
 
 
 def read_format(value: Body | None) -> dict[str, Any] | None:
@@ -298,20 +340,17 @@ def read_format(value: Body | None) -> dict[str, Any] | None:
     return schema
 
 
-def check_keys(value: Body, known: tuple[str, ...], name: str) -> None:
-    unknown = next((key for key in value if key not in known), None)
-    if unknown is not None:
-        raise RequestError(f"{name}: expected {', '.join(known)}, found {unknown[:40]!r}", name)
-
-
 def read_date(text: str | None) -> date | None:
     """The date that a chat template sees: "2026-01-31"."""
     if text is None:
         return None
     try:
-        return date.fromisoformat(text)
+        found = date.fromisoformat(text)
     except ValueError:
-        raise RequestError("date: expected a date such as 2026-01-31, found another text", "date") from None
+        found = None
+    if found is None or found.isoformat() != text:  # Python 3.11 also reads 20260131
+        raise RequestError("date: expected a date such as 2026-01-31, found another text", "date")
+    return found
 
 
 # ---------------------------------------------------------------------------
@@ -320,7 +359,7 @@ def read_date(text: str | None) -> date | None:
 
 def read_tokenize(body: Body) -> tuple[str, bool]:
     """A text, and whether what comes before a text (BOS) is wanted: yes unless add_special_tokens is false."""
-    check_known(body, ("model", "prompt", "add_special_tokens"))
+    check_known(body, TOKENIZE_FIELDS)
     prompt = string(body, "prompt")
     if prompt is None:
         raise RequestError("prompt: expected a string, found none", "prompt")
@@ -328,7 +367,7 @@ def read_tokenize(body: Body) -> tuple[str, bool]:
 
 
 def read_detokenize(body: Body, most: int) -> list[int]:
-    check_known(body, ("model", "tokens"))
+    check_known(body, DETOKENIZE_FIELDS)
     tokens = array(body, "tokens", most)
     if tokens is None or not all(type(token) is int for token in tokens):
         raise RequestError("tokens: expected an array of token ids, found another type", "tokens")

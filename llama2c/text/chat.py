@@ -136,17 +136,9 @@ def render(
     A content that is a list of parts is given as it is to a template that loops over contents. Other templates take only text:
     they get the texts of the parts joined, and a part of another type is a RequestError.
     """
-    try:
-        from importlib.metadata import version
+    check_jinja2(template)
+    from . import chat_template  # Jinja2 is slow to import, and an extra
 
-        from . import chat_template  # Jinja2 is slow to import, and an extra
-
-        found = version("jinja2")
-    except ImportError:
-        found = "none"
-    if tuple(map(int, re.findall(r"\d+", found)[:3])) < JINJA2:
-        expected = f"expected the package jinja2, version {'.'.join(map(str, JINJA2))} or later, for the chat template"
-        raise OSError(f"{template.path}: {expected}, found {found}: pip install 'llama2c[hf]'")
     if any(isinstance(message.get("content"), list) for message in messages) and not chat_template.takes_parts(template):
         messages = [
             {**message, "content": join_parts(content, f"messages[{i}]['content']")} if isinstance(content, list) else message
@@ -154,6 +146,29 @@ def render(
             for content in [message.get("content")]
         ]
     return chat_template.render(template, messages, options, now)
+
+
+def variables(template: ChatTemplate) -> set[str]:
+    """The names that a template looks up: messages, tools, ... ModelError: it is broken; OSError: as in render."""
+    check_jinja2(template)
+    from . import chat_template
+
+    return chat_template.variables(template)
+
+
+def check_jinja2(template: ChatTemplate) -> None:
+    """OSError: Jinja2 is missing or too old."""
+    try:
+        from importlib.metadata import version
+
+        import jinja2  # noqa: F401
+
+        found = version("jinja2")
+    except ImportError:
+        found = "none"
+    if tuple(map(int, re.findall(r"\d+", found)[:3])) < JINJA2:
+        expected = f"expected the package jinja2, version {'.'.join(map(str, JINJA2))} or later, for the chat template"
+        raise OSError(f"{template.path}: {expected}, found {found}: pip install 'llama2c[hf]'")
 
 
 def check_list(messages: Any) -> None:

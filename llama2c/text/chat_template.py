@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
@@ -54,6 +54,13 @@ def takes_parts(template: ChatTemplate) -> bool:
     with explained(template):
         loops = Sandbox(date.today()).parse(template.source).find_all(nodes.For)
         return any(is_content(node) for loop in loops for node in [loop.iter, *loop.iter.find_all(nodes.Expr)])
+
+
+def variables(template: ChatTemplate) -> set[str]:
+    """The names that a template looks up and does not define itself. ModelError: it is broken."""
+    with explained(template):
+        found: set[str] = meta.find_undeclared_variables(Sandbox(date.today()).parse(template.source))
+    return found
 
 
 def is_content(node: nodes.Node) -> bool:

@@ -37,7 +37,7 @@ class StopStrings:
         if found:
             self.found = True
             return text[: min(found)[1]]
-        n_sure = len(text) - max((_overlap(text, string) for string in self.strings), default=0)
+        n_sure = len(text) - max((overlap(text, string) for string in self.strings), default=0)
         self._held = text[n_sure:]
         return text[:n_sure]
 
@@ -47,7 +47,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, string: str) -> int:
+def overlap(text: str, string: str) -> int:
     """The number of characters at the end of `text` with which `string` begins: ("a EN", "END") -> 2."""
     for n in range(min(len(text), len(string) - 1), 0, -1):
         if text.endswith(string[:n]):

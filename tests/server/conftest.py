@@ -19,7 +19,8 @@ uvicorn = pytest.importorskip("uvicorn")
 import llama2c  # noqa: E402
 from llama2c.engine.engine import Engine  # noqa: E402
 from llama2c.llama import Llama  # noqa: E402
-from llama2c.server.app import Service, Settings, make_app  # noqa: E402
+from llama2c.server.app import Service, Settings  # noqa: E402
+from llama2c.server.connection import make_config  # noqa: E402
 from llama2c.transformer import Transformer  # noqa: E402
 
 PATIENCE = 60  # seconds for what takes milliseconds
@@ -87,6 +88,7 @@ class Running:
     service: Service
     port: int
     lines: list[str]
+    state: Any  # of uvicorn: its connections
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
@@ -116,13 +118,15 @@ class Starter:
     ends: list[Callable[[], None]] = field(default_factory=list)
 
     def __call__(self, llama: Llama, **options: Any) -> Running:
+        """options: those of Engine and Settings; send_buffer: bytes that the system keeps for a client that does not read."""
         engine = Engine(llama, options.pop("max_sequences", 8), options.pop("cache_bytes", None))
+        send_buffer = options.pop("send_buffer", 0)
         lines: list[str] = []
         service = Service(llama, engine, Settings(log=lines.append, **options))
         listener = socket.create_server(("127.0.0.1", 0))
-        app = make_app(service)
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        if send_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        server = uvicorn.Server(make_config(service))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
 
@@ -133,7 +137,7 @@ class Starter:
             listener.close()
 
         self.ends.append(end)
-        return Running(service, listener.getsockname()[1], lines)
+        return Running(service, listener.getsockname()[1], lines, server.server_state)
 
 
 @pytest.fixture(scope="session")

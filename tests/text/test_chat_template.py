@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("jinja2", reason="needs Jinja2")
 import chat_templates
 
-from llama2c.text.chat_template import render, takes_parts
+from llama2c.text.chat_template import render, takes_parts, variables
 from llama2c.text.vocabulary import ChatTemplate
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -119,6 +119,21 @@ def test_operators() -> None:
 )
 def test_templates_that_take_parts(source: str, found: bool) -> None:
     assert takes_parts(ChatTemplate(source, "chat_template.jinja", TOKENS)) is found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        (chat_templates.CHATML, {"tools", "messages", "add_generation_prompt"}),
+        ("{% for tools in messages %}{{ tools }}{% endfor %}", {"messages"}),
+        ("{% set tools = 1 %}{{ tools }}", set()),
+        ("{% if custom is defined %}{% set tools = custom %}{% endif %}{{ tools }}", {"custom", "tools"}),
+        ("{{ messages[0].tools }}{{ raise_exception }}{{ strftime_now('%d') }}", {"messages"}),
+        ("{% generation %}{{ tools }}{% endgeneration %}{# documents #}", {"tools"}),
+    ],
+)
+def test_names_that_a_template_looks_up(source: str, found: set[str]) -> None:
+    assert variables(ChatTemplate(source, "chat_template.jinja", TOKENS)) == found
 
 
 # ---------------------------------------------------------------------------
