@@ -174,6 +174,8 @@ def serve_app(service: Service, listener: socket.socket) -> None:
             end = self.loop.time() + FINISH
             while service.active and self.loop.time() < end and not self.should_exit:
                 await asyncio.sleep(0.05)
+            for connection in list(self.server_state.connections):
+                connection.end_unfinished()
             self.should_exit = True
 
     Server(make_config(service)).run(sockets=[listener])

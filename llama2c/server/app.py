@@ -54,6 +54,7 @@ T = TypeVar("T")
 MOST_BYTES = 8 << 20  # of a body
 MOST_IN_ALL = 64 << 20  # of all bodies that are being read
 LARGE = 1 << 16  # bytes of a body that takes longer than a millisecond to parse
+MOST_PIECES = 32  # tokens in one write to a stream, which bounds what waits for a client that does not read
 THREADS = 4
 # Names of the engine's arguments, where the interface has others.
 PARAMS = {
@@ -144,7 +145,9 @@ class EngineChoice:
         if self._prompt_text:
             yield Delta(self._prompt_text, (), None)
         while pieces := await self._request.news():
-            yield self._delta(pieces, pieces[-1].finish_reason)
+            for i in range(0, len(pieces), MOST_PIECES):
+                part = pieces[i : i + MOST_PIECES]
+                yield self._delta(part, part[-1].finish_reason)
             if pieces[-1].finish_reason is not None:
                 return
             if not self._streams:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .app import Service, Settings
 
 KEEP_ALIVE = 75  # seconds that an unused connection stays open: longer than clients keep theirs
+MOST = 768  # connections; with BACKLOG more, which are accepted before one is ended, below the usual limit of 1,024 open files
+BACKLOG = 128  # connections that the system keeps for us
 NOT_HTTP = dump(error_body("expected a request of HTTP/1.1, found something else", "invalid_request_error"))
 NOT_HTTP_ANSWER = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -44,6 +46,9 @@ class Connection(H11Protocol):  # type: ignore[misc]
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        if len(self.connections) > MOST:
+            transport.abort()
+            return
         transport.set_write_buffer_limits(high=0)
         self._end_if_idle(self)
 
@@ -80,6 +85,11 @@ class Connection(H11Protocol):  # type: ignore[misc]
             return
         self._read_timer = self.loop.call_later(self._settings.stalled, self._end_if_unread, now)
 
+    def end_unfinished(self) -> None:
+        """End it if a request is being answered, because the server ends."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()
+
     def send_400_response(self, msg: str) -> None:
         """The answer to what is not HTTP. Where an answer has begun already, the connection just ends."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -97,6 +107,7 @@ def make_config(service: Service) -> uvicorn.Config:
         log_config=None,
         log_level="error",
         access_log=False,
+        backlog=BACKLOG,
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,

@@ -23,7 +23,7 @@ def soak(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, value in {"CLIENTS": 4, "CUTS": 5, "SLOW": 1, "MUTATED": 10, "GROWTH": 1 << 30}.items():
+    for name, value in {"CLIENTS": 4, "CUTS": 5, "SLOW": 1, "MUTATED": 10, "GROWTH": 1 << 30, "WARM_UP": 0.0}.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module.clients, "HOSTILE", module.clients.HOSTILE[-3:])
     return module

@@ -174,7 +174,8 @@ def test_the_packages_are_those_of_the_extras() -> None:
     """Those for users. The others are for people who work on llama2c."""
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     extras = pyproject.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
-    for_users = re.sub(r"^(test|coverage|fuzz|lint|bench|peers|train) = \[.*?\]$", "", extras, flags=re.MULTILINE | re.DOTALL)
+    for_work = r"^(test|browser|clients|coverage|fuzz|lint|bench|peers|train) = \[.*?\]$"
+    for_users = re.sub(for_work, "", extras, flags=re.MULTILINE | re.DOTALL)
     for_users = re.sub(r"#.*", "", for_users)
     listed = {name for name, _ in re.findall(r'"([\w-]+)>=([\d.]+)"', for_users)}
     assert listed == {package.name for package in PACKAGES if package.extra}

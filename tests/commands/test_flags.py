@@ -61,6 +61,7 @@ def test_defaults_are_those_of_the_sampler() -> None:
     """run.c and llama2c have the same, so a story and llama.generate draw the same tokens."""
     defaults = {name: parameter.default for name, parameter in inspect.signature(Sampler).parameters.items()}
     del defaults["seed"]  # None is 0 here
+    assert (defaults.pop("frequency_penalty"), defaults.pop("presence_penalty")) == (0.0, 0.0)  # off, and no flags
     assert {name: getattr(Arguments(), name) for name in defaults} == defaults
     texts = {flag.field: flag.help for flag in FLAGS}
     for name, value in defaults.items():

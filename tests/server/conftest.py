@@ -134,6 +134,7 @@ class Starter:
             server.should_exit = True
             engine.close()
             thread.join(PATIENCE)
+            service._threads.shutdown()  # later tests count threads
             listener.close()
 
         self.ends.append(end)

@@ -6,10 +6,12 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import llama2c
 from llama2c.llama import Llama
 from llama2c.sampler import seed_of_sample
 from llama2c.scoring import score_ids
@@ -338,6 +340,17 @@ def test_models_tokens_and_metrics(server, llama: Llama) -> None:
     text = server.ask("GET", "/metrics").data.decode()
     assert 'llama2c_answers_total{route="completions",status="200"}' in text
     assert "llama2c_engine_tokens_total" in text
+
+
+def test_special_tokens_are_encoded_as_their_ids(start, smollm2: Path) -> None:
+    """So a client that knows only their texts finds their ids."""
+    pytest.importorskip("tokenizers")
+    server = start(llama2c.load(smollm2, n_threads=1))
+    info = server.ask("GET", "/tokenizer_info").json
+    assert (info["bos_token"], info["eos_token"]) == ("<|im_start|>", "<|im_end|>")
+    for name in ("bos", "eos"):
+        body = {"prompt": info[f"{name}_token"], "add_special_tokens": False}
+        assert server.ask("POST", "/tokenize", body).json["tokens"] == [info[f"{name}_token_id"]]
 
 
 def test_what_has_no_effect_passes(server) -> None:

@@ -60,6 +60,15 @@ def test_an_allowed_origin_may_read_the_answer(locked) -> None:
     assert (without.status, without.headers["access-control-allow-origin"]) == (401, "https://page.example")
 
 
+def test_every_answer_has_an_id_of_its_own(locked) -> None:
+    key = {"Authorization": "Bearer secret"}
+    others = [{"Host": "evil.example"}, {"Origin": "https://page.example"}, {"X-Request-Id": "mine"}]
+    asked = [{}, key, *({**key, **other} for other in others)]
+    answers = [locked.ask("GET", "/v1/models", headers=headers) for headers in asked]
+    assert [answer.status for answer in answers] == [401, 200, 403, 200, 200]
+    assert len({answer.headers["x-request-id"] for answer in answers} - {"mine"}) == 5
+
+
 @pytest.mark.parametrize(
     "given", [None, "", "Bearer", "Bearer other", "Bearer secretx", "Basic secret", "Bearer sécret", "secret"]
 )

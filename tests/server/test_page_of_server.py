@@ -146,8 +146,7 @@ def test_the_table_has_every_field() -> None:
         assert refusal(read, {**body, "unheard_of": "x"}) == "unheard_of: this field is not supported"
     from llama2c.server import protocol
 
-    known = {*protocol.COMMON, *protocol.COMPLETION_NEUTRAL, *protocol.CHAT_NEUTRAL, *protocol.CHAT_FIELDS}
-    assert names == known | {"prompt", "echo", "best_of"}
+    assert names == {*protocol.COMPLETION_FIELDS, *protocol.CHAT_FIELDS}
 
 
 # ---------------------------------------------------------------------------
