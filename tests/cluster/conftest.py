@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,11 +62,11 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Nodes]]:
 class Batch:
     """A run of `batch` in a process of its own."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, cache: Path, *arguments: str) -> None:
         command = [sys.executable, "-m", "llama2c", "batch", *arguments]
         self.process = subprocess.Popen(
             command, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "LLAMA2C_CACHE": "/nonexistent"},
+            env={**os.environ, "LLAMA2C_CACHE": str(cache)},
         )  # fmt: skip
 
     def wait_for(self, event: Callable[[], bool]) -> None:
@@ -82,11 +83,11 @@ class Batch:
 
 
 @pytest.fixture
-def batch() -> Iterator[Callable[..., Batch]]:
+def batch(tmp_path: Path) -> Iterator[Callable[..., Batch]]:
     started: list[Batch] = []
 
     def start(*arguments: Any) -> Batch:
-        started.append(Batch(*map(str, arguments)))
+        started.append(Batch(tmp_path / "cache", *map(str, arguments)))
         return started[-1]
 
     yield start

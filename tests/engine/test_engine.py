@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from controlled import PATIENCE, POISON
 
 import llama2c
 from llama2c.engine import engine as module
@@ -23,8 +24,6 @@ from llama2c.engine.engine import Engine
 from llama2c.errors import RequestError
 from llama2c.llama import Llama
 from llama2c.sampler import seed_of_sample
-
-from .conftest import PATIENCE, POISON
 
 MESSAGES = [{"role": "user", "content": "Tell me a story."}]
 

@@ -8,14 +8,13 @@ from datetime import date
 from typing import Any
 
 import pytest
+from controlled import POISON
 
 from llama2c.engine.engine import Engine
 from llama2c.engine.many import AHEAD, AT_ONCE, completions
 from llama2c.errors import RequestError
 from llama2c.llama import Llama
 from llama2c.requests import complete
-
-from .conftest import POISON
 
 WORDS = ["dog", "cat", "bird", "girl", "mouse", "bear"]
 PROMPTS = [f"The {word}" for word in WORDS]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from controlled import PATIENCE
 
 import llama2c
 from llama2c import _kernels
@@ -24,8 +25,6 @@ from llama2c.engine.engine import Engine
 from llama2c.engine.request import Request
 from llama2c.llama import Llama
 from llama2c.transformer import Transformer
-
-from .conftest import PATIENCE
 
 STORY = "Once upon a time, there was a little girl called Lily. She liked to play with her red ball. One day, "
 WORDS = "the dog ran and said I am happy because it was a big red ball in the old house by the sea".split()

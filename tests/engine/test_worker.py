@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from controlled import POISON
 
 from llama2c.engine.drafts import Drafts
 from llama2c.engine.prefixes import Prefixes
@@ -13,8 +14,6 @@ from llama2c.engine.worker import Call, Cancel, Close, Worker
 from llama2c.errors import RequestError
 from llama2c.llama import Llama
 from llama2c.requests import new_request
-
-from .conftest import POISON
 
 STORY = "Once upon a time, there was a little girl called Lily. She liked to play in the garden with her red ball."
 

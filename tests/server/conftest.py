@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from controlled import PATIENCE, Controlled
 
 pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
@@ -21,38 +22,6 @@ from llama2c.engine.engine import Engine  # noqa: E402
 from llama2c.llama import Llama  # noqa: E402
 from llama2c.server.app import Service, Settings  # noqa: E402
 from llama2c.server.connection import make_config  # noqa: E402
-from llama2c.transformer import Transformer  # noqa: E402
-
-PATIENCE = 60  # seconds for what takes milliseconds
-
-
-class Controlled(Transformer):
-    """While it is held, each step of an engine waits until the test lets it go."""
-
-    held = False
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.entered = threading.Semaphore(0)  # a step has begun
-        self.go = threading.Semaphore(0)  # and may go on
-
-    def forward_batch(self, sequences: Any, *, logits: Any = 1, out: Any = None) -> Any:
-        if self.held:
-            self.entered.release()
-            assert self.go.acquire(timeout=PATIENCE)
-        return super().forward_batch(sequences, logits=logits, out=out)
-
-    def step(self) -> None:
-        """Let one step go, and wait until the next has begun."""
-        self.go.release()
-        assert self.entered.acquire(timeout=PATIENCE)
-
-    def hold(self) -> None:
-        self.held = True
-
-    def let_go(self) -> None:
-        self.held = False
-        self.go.release()
 
 
 @dataclass

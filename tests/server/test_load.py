@@ -24,12 +24,14 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from controlled import PATIENCE
+
 from llama2c.llama import Llama
 from llama2c.server.app import Settings
 from llama2c.server.connection import Connection
 from llama2c.transformer import KVCache, Transformer
 
-from .conftest import PATIENCE, Running
+from .conftest import Running
 
 SOON = 0.1  # seconds after which a server gives up a client, where a test waits for that
 STALLED = 600.0  # where it must not happen
