@@ -15,7 +15,7 @@ PYTHONS =
 MINUTES = 10
 TIME = 600
 
-.PHONY: help run story test page clients lint fuzz coverage sanitize races valgrind soak bench annotate asm wheel sdist aarch64 clean
+.PHONY: help run story test page clients cluster lint fuzz coverage sanitize races valgrind soak bench annotate asm wheel sdist aarch64 clean
 
 help:
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name use; do printf '%-9s %s\n' "$$name" "$$use"; done
@@ -28,6 +28,10 @@ story: $(VENV)/hub.stamp ## to compare a story with the C program, on stories42M
 
 test: $(VENV)/test.stamp ## after every change: all tests, against the installed package; ARGS="-k chat" chooses some
 	$(BIN)/pytest $(ARGS)
+
+cluster: $(VENV)/test.stamp ## after a change in batch/: its tests on a cluster of Ray that is started here; some minutes
+	$(PIP) 'ray[data]>=2.44' pandas
+	$(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
 page: $(VENV)/browser.stamp ## after a change in server/page.html: its tests, in headless Chromium (apt install chromium)
 	$(BIN)/pytest tests/server/test_page.py $(ARGS)

@@ -1,7 +1,7 @@
 """Puts the figures of stored runs into pages: `python benchmarks/pages.py` updates README.md and docs/benchmarks.md.
 
 Each part that this writes is between two comments: <!-- figures: NAME --> and <!-- end -->. The figures are those of
-results.json, gguf/results.json, engine.json and serve.json in benchmarks/results.
+results.json, gguf/results.json, engine.json, serve.json and batch.json in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -123,6 +123,10 @@ def few_and_long(stored: dict[str, Record]) -> str:
     return "\n\n".join(blocks) or "The stored runs are older than these measurements and have no figures of them."
 
 
+def all_rows(record: Record) -> str:
+    return f"`{record.info['command']}`\n\n" + chosen(record, lambda row: True)
+
+
 def parts(record: Record, gguf: Record, engine: Record) -> dict[str, str]:
     """What is written between the comments, by name."""
 
@@ -133,7 +137,7 @@ def parts(record: Record, gguf: Record, engine: Record) -> dict[str, str]:
         "readme": chosen(record, in_readme),
         "stories": f"`{record.info['command']}`\n\n" + chosen(record, aimed),
         "gguf": f"`{gguf.info['command']}`\n\n" + chosen(gguf, aimed),
-        "engine": f"`{engine.info['command']}`\n\n" + chosen(engine, lambda row: True),
+        "engine": all_rows(engine),
         "few": few_and_long({"benchmarks/results": record, "benchmarks/results/gguf": gguf}),
     }
 
@@ -146,8 +150,9 @@ def served(record: Record) -> str:
 def stored_parts() -> dict[str, str]:
     """The parts of all stored runs. OSError or ValueError: a file of theirs is missing or is not one."""
     content = parts(*(Record.load(RESULTS / name) for name in ("results.json", "gguf/results.json", "engine.json")))
-    serve = RESULTS / "serve.json"
-    content["serve"] = served(Record.load(serve)) if serve.exists() else "There is no stored run yet."
+    for name, shown in (("serve", served), ("batch", all_rows)):
+        path = RESULTS / f"{name}.json"
+        content[name] = shown(Record.load(path)) if path.exists() else "There is no stored run yet."
     return content
 
 

@@ -29,6 +29,7 @@ if not any(_Path(__file__).with_name("_kernels" + suffix).exists() for suffix in
     _stale = _checkout.stale_message(_here, _Path(__path__[0]))
 
 if _typing.TYPE_CHECKING:
+    from .batch.predictor import Predictor
     from .config import Config, RopeScaling
     from .conversion import export
     from .downloads import download
@@ -58,6 +59,7 @@ _HOMES = {
     "Llama": "llama",
     "ModelError": "errors",
     "Piece": "requests",
+    "Predictor": "batch.predictor",
     "QuantizedTensor": "tensors",
     "Request": "engine.request",
     "RequestError": "errors",
@@ -129,6 +131,7 @@ __all__ = [
     "Llama",
     "ModelError",
     "Piece",
+    "Predictor",
     "QuantizedTensor",
     "Request",
     "RequestError",

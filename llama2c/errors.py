@@ -1,6 +1,7 @@
 """The errors that a caller can tell apart, and the checks of arguments that raise them.
 
 RequestError   the caller asked for something that cannot be done: a server answers 400
+               RoomError: not with the memory that it may have here
 ModelError     a file or a model that cannot be used
 FileError      the system refused a file: an OSError with its errno and file name, and a message of one line
 
@@ -26,6 +27,10 @@ class RequestError(ValueError):
 
     def __reduce__(self) -> tuple[type[RequestError], tuple[str, str | None]]:
         return type(self), (str(self), self.param)
+
+
+class RoomError(RequestError):
+    """It needs more memory than it may have here. Where there is more, the same request can be done."""
 
 
 class ModelError(ValueError):

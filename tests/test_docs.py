@@ -242,7 +242,7 @@ def test_make_test_is_a_target_and_make_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = set(re.search(r"^\.PHONY: help (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
     uses = dict(line.split(maxsplit=1) for line in listed.splitlines())
-    checks = {"test", "page", "clients", "lint", "fuzz", "coverage", "sanitize", "races", "valgrind", "soak"}
+    checks = {"test", "page", "clients", "cluster", "lint", "fuzz", "coverage", "sanitize", "races", "valgrind", "soak"}
     assert set(uses) == phony == {"run", "story", *checks, "bench", "annotate", "asm", "wheel", "sdist", "aarch64", "clean"}
     assert all(len(use) > 20 for use in uses.values())
 

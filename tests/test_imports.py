@@ -16,6 +16,7 @@ ORDER = (
     "__main__",
     "__init__",
     "commands",
+    "batch",
     "server",
     "conversion",
     "downloads",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 
@@ -10,7 +11,7 @@ import pytest
 import reference_text
 
 from llama2c import _kernels
-from llama2c.sampler import Draw, Drawer, LogitBias, Sampler, seed_of_sample
+from llama2c.sampler import Draw, Drawer, LogitBias, Sampler, seed_of_id, seed_of_sample
 
 INF = math.inf
 MAX = float(np.finfo(np.float32).max)
@@ -388,3 +389,12 @@ def test_a_row_that_is_no_distribution() -> None:
     assert drawn[2][-1] in range(-1, 8) and len(drawn[2]) <= 2
     excluded = np.full(8, -np.inf, np.float32)
     assert Drawer(8).draw([Draw(Sampler(temperature=t), [excluded], []) for t in (0.0, 1.0)]) == [[-1], [-1]]
+
+
+def test_the_seed_of_an_id() -> None:
+    expected = int.from_bytes(hashlib.blake2b(b"1:line-5", digest_size=8).digest(), "big") // 2**11
+    assert seed_of_id(1, "line-5") == expected
+    assert seed_of_id(1, 5) == seed_of_id(1, "5")
+    seeds = {seed_of_id(run, id) for run in range(20) for id in ("a", "b", "\ud800", "", *range(100))}
+    assert len(seeds) == 20 * 104
+    assert max(seeds) < 2**53 and max(seeds) > 2**52

@@ -125,7 +125,6 @@ MODEL is a file, a Hugging Face folder, or the name of a downloaded model; the
 default is the small model that comes with llama2c. QUESTION "-" reads stdin."""
 NOTES = """\
 examples:
-  python -m llama2c -i "The little dog"
   python -m llama2c download smollm2-135m
   python -m llama2c smollm2-135m "What is the capital of France?"
 """
@@ -194,7 +193,7 @@ def help_text(verbs: Mapping[str, str]) -> str:
     """The help. verbs: name -> what it does."""
     flags = [f"  {flag.short or '  '} {f'{flag.long} {flag.value}':23} {flag.help}\n" for flag in FLAGS]
     lines = [f"  {name:11} {help}\n" for name, help in verbs.items()]
-    return f"{USAGE}\n{ABOUT}\n{''.join(flags)}\nverbs (python -m llama2c VERB --help explains it):\n{''.join(lines)}\n{NOTES}"
+    return f"{USAGE}\n{ABOUT}\n{''.join(flags)}\nverbs (python -m llama2c VERB --help explains it):\n{''.join(lines)}{NOTES}"
 
 
 def adjust(arguments: Arguments) -> None:

@@ -27,6 +27,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "batch": Verb("batch", "answer a file of prompts; may be interrupted, and goes on"),
     "bench": Verb("bench", "measure how many tokens a second a model reads and writes"),
     "completion": Verb("completion", "print a script that completes llama2c in bash, zsh or fish"),
     "download": Verb("download", "fetch a model from the Hugging Face hub, with its tokenizer"),
@@ -34,6 +35,7 @@ VERBS = {
     "export": Verb("export", "convert or quantise a model, from and to GGUF too"),
     "perplexity": Verb("perplexity", "measure how likely a model finds a text, compare two models"),
     "serve": Verb("serve", "answer over HTTP, with OpenAI's interface"),
+    "verify": Verb("verify", "draw the answers of a batch again, and say which differ"),
 }
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import date
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from ..errors import RequestError, check_int
+from ..errors import RoomError, check_int
 from ..fingerprint import fingerprint as compute_fingerprint
 from ..generation import Options
 from ..limits import usable_memory
@@ -143,7 +143,7 @@ class Engine:
         template_options, now  as in Llama.chat, for messages
         options                those of Llama.stream
 
-        Errors are those of Llama.stream and Llama.chat; RequestError: it needs more cache than the engine has; RuntimeError:
+        Errors are those of Llama.stream and Llama.chat; RoomError: it needs more cache than the engine has; RuntimeError:
         the engine is closed, or was made before a fork.
         """
         self._check_process(os.getpid())
@@ -218,7 +218,7 @@ class Engine:
         needed = task.bytes_for(sequence.n_positions)
         if needed > self.cache_bytes:
             expected = f"expected to need at most {self.cache_bytes} bytes of cache"
-            raise RequestError(f"request: {expected}, found {needed} for {sequence.n_positions} positions", "max_tokens")
+            raise RoomError(f"request: {expected}, found {needed} for {sequence.n_positions} positions", "max_tokens")
         if sequence.finish_reason is not None:
             task.finish(sequence.finish_reason)
             return Request(self, task)

@@ -81,14 +81,14 @@ def _begin(engine: Engine, number: int, prompt: Prompt | Mapping[str, Any], opti
     try:
         if isinstance(prompt, Mapping):
             own |= prompt
-            prompt = _pop_prompt(own)
+            prompt = pop_prompt(own)
         return engine.submit(prompt, **cast(Options, own))
     except (TypeError, ValueError) as error:
         seed = own.get("seed")
         return complete([], 0, seed if isinstance(seed, int) else Sampler().seed, "error", error)
 
 
-def _pop_prompt(own: dict[str, Any]) -> Prompt:
+def pop_prompt(own: dict[str, Any]) -> Prompt:
     """The prompt of a dict, taken out of it: {"prompt": "Once", "max_tokens": 5} -> "Once"."""
     if ("prompt" in own) == ("messages" in own):
         found = ", ".join(own) or "nothing"

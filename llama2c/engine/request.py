@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
     Waiter: TypeAlias = "threading.Event | Future[None]"
 
+
 class Task:
-    """One request inside of the engine. Its thread alone changes it, but for those who wait."""
+    """One request inside of the engine. Its thread alone changes it, but for those who wait, and `ends`."""
 
     __slots__ = (
-        "_n_positions", "_transformer", "arrival", "cache", "cached_tokens", "done", "drafter", "error", "finish_reason",
-        "held", "keeps_all", "maker", "pieces", "sequence", "wait_for_end", "wait_for_news", "waits_for",
+        "_n_positions", "_transformer", "arrival", "cache", "cached_tokens", "done", "drafter", "ends", "error",
+        "finish_reason", "held", "keeps_all", "maker", "pieces", "sequence", "wait_for_end", "wait_for_news", "waits_for",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +51,7 @@ class Task:
         self.done = threading.Event()
         self.wait_for_news: deque[Waiter] = deque()
         self.wait_for_end: deque[Waiter] = deque()
+        self.ends: deque[Callable[[], object]] = deque()  # what is called at the end
         self._transformer = transformer
         self._n_positions = sequence.n_positions
 
@@ -89,8 +91,18 @@ class Task:
             self.error = error
             self.finish_reason = reason
             self.cache = self.waits_for = None
+            self.tell_end()
             self.done.set()
             wake([self])
+
+    def tell_end(self) -> None:
+        """Make the calls of `ends`, each once, whichever thread comes first."""
+        while self.ends:
+            try:
+                call = self.ends.popleft()
+            except IndexError:  # another thread has taken it
+                return
+            call()
 
 
 class Request:
@@ -140,6 +152,15 @@ class Request:
         """End it, after the step that is being made now. What it has made so far stays. Does nothing at its end."""
         if self._task.finish_reason is None:
             self._engine._cancel(self._task)
+
+    def when_done(self, call: Callable[[], object]) -> None:
+        """Have call() called once at the end, by the thread of the engine, or now if that has come.
+
+        It must take no time, and not wait for the request. Nothing is called after wait() has returned.
+        """
+        self._task.ends.append(call)
+        if self._task.finish_reason is not None:
+            self._task.tell_end()
 
     def result(self, timeout: float | None = None) -> Completion:
         """The whole Completion, when it is there. Waiting takes no piece from an iterator.

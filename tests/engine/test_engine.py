@@ -53,6 +53,25 @@ def test_a_completion_is_that_of_generate(llama: Llama) -> None:
     assert done.prompt_tps > 0 and done.generation_tps > 0 and done.error is None
 
 
+def test_when_done_is_called_once_at_the_end_or_at_once(controlled: Any) -> None:
+    calls: list[str] = []
+    controlled.transformer.hold()
+    with Engine(controlled) as engine:
+        request = engine.submit("The dog", seed=1, max_tokens=2)
+        request.when_done(lambda: calls.append("end"))
+        assert controlled.transformer.entered.acquire(timeout=PATIENCE)
+        assert calls == []
+        controlled.transformer.let_go()
+        request.wait(PATIENCE)
+        assert calls == ["end"]
+        request.when_done(lambda: calls.append("later"))
+        assert calls == ["end", "later"]
+        cancelled = engine.submit("The cat", max_tokens=2)
+        cancelled.when_done(lambda: calls.append("cancelled"))
+    cancelled.wait(PATIENCE)
+    assert calls == ["end", "later", "cancelled"]
+
+
 def test_pieces(llama: Llama) -> None:
     with Engine(llama) as engine:
         request = engine.submit("The dog", seed=1, max_tokens=20)

@@ -1,0 +1,328 @@
+"""IN: the lines of a file or a pipe as entries, each with an id. JSON Lines, CSV or plain text, in UTF-8.
+
+A line is never longer in memory than MOST_BYTES. What is wrong with a line is an entry, too.
+The messages of errors are the same with every version of Python; what it says itself is their cause.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, NamedTuple, NoReturn, TypeAlias
+
+from ..errors import RequestError
+from ..server.fields import DEPTH, name_of
+
+# How most lines of JSON begin: with their id.
+FIRST_ID = re.compile(rb'\s*\{\s*"(id|custom_id)"\s*:\s*"([^"\\]*)"')
+MOST_BYTES = 8 << 20  # of a line; a longer one is an error. 8 MiB are two million tokens
+CHUNK = 1 << 20  # bytes that are read at once
+FORMATS = ("jsonl", "csv", "text")
+ENDINGS = {".csv": "csv", ".txt": "text"}  # of names of files; others are JSON Lines
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which JSON does not have")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+class RawLine(NamedTuple):
+    """The bytes of a line, without its end: of a line that is too long, the first of them."""
+
+    number: int  # from 1
+    data: bytes
+    end: int  # bytes of IN up to the end of the line
+    too_long: bool
+
+
+class Entry(NamedTuple):
+    """A request of IN, or what is wrong with its line."""
+
+    number: int  # of its (first) line
+    end: int  # bytes of IN up to its end
+    position: int  # of the entry among all, from 0
+    id: str | int
+    request: int  # a hash of the line: 64 bits
+    content: Mapping[str, Any]
+    openai: bool  # whether it is one of OpenAI's lines, and so is its answer
+    error: RequestError | None
+
+
+class Place(NamedTuple):
+    """A place between two entries of JSON Lines: where the one before it is."""
+
+    number: int
+    end: int
+    position: int
+    openai: bool
+
+
+START = Place(number=0, end=0, position=-1, openai=False)
+# Whether the answer to a request with this id and this hash is known, so that the request is not needed.
+Known: TypeAlias = Callable[[str, int], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How IN is written.
+
+    format  one of FORMATS
+    column  of CSV: the one with the prompts
+    chat    of CSV and text: a prompt is the message of a user, and not a text to continue
+    """
+
+    format: str = "jsonl"
+    column: str = "prompt"
+    chat: bool = False
+
+
+def format_of(path: str) -> str:
+    """By the ending of a name: "a.csv" -> "csv"."""
+    return ENDINGS.get(os.path.splitext(path)[1].lower(), "jsonl")
+
+
+# ---------------------------------------------------------------------------
+# bytes to lines
+
+
+def raw_lines(read: Callable[[int], bytes], most: int = MOST_BYTES) -> Iterator[RawLine]:
+    """The lines that read(n), which gives at most n bytes and b"" at the end, has. A \\r before the end is not of the line.
+
+    most: bytes of a line; a longer one is cut.
+    """
+    number = end = 0
+    rest = b""
+    too_long = False
+    while chunk := read(CHUNK):
+        *whole, last = chunk.split(b"\n")
+        for part in whole:
+            number += 1
+            line, rest = rest + part, b""
+            end += len(part) + 1
+            yield _raw_line(number, line, end, too_long or len(line) > most, most)
+            too_long = False
+        end += len(last)
+        if len(rest) <= most:
+            rest += last
+        too_long = len(rest) > most
+    if rest:
+        yield _raw_line(number + 1, rest, end, too_long, most)
+
+
+def _raw_line(number: int, line: bytes, end: int, too_long: bool, most: int) -> RawLine:
+    if too_long:
+        return RawLine(number, line[:most], end, True)
+    return RawLine(number, line[:-1] if line.endswith(b"\r") else line, end, False)
+
+
+def without_bom(lines: Iterable[RawLine], name: str) -> Iterator[RawLine]:
+    """The lines without the mark that some programs write before UTF-8. RequestError: the mark is that of UTF-16."""
+    for line in lines:
+        if line.number == 1:
+            if line.data.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise RequestError(f"{name}: expected UTF-8, found UTF-16")
+            line = line._replace(data=line.data.removeprefix(b"\xef\xbb\xbf"))
+        yield line
+
+
+# ---------------------------------------------------------------------------
+# lines to entries
+
+
+def nothing_known(id: str, request: int) -> bool:
+    return False
+
+
+def read_entries(
+    read: Callable[[int], bytes], shape: Shape, name: str, known: Known = nothing_known
+) -> Iterator[Entry]:
+    """The entries of IN, which read(n) reads and `name` names. Ids may come twice.
+
+    The content of an entry that is known is not read, which saves time.
+    RequestError: it is UTF-16, CSV without the column, or JSON that is not JSON Lines.
+    """
+    lines = without_bom(raw_lines(read), name)
+    if shape.format == "csv":
+        return _read_csv(lines, shape, name)
+    return _read_text(lines, shape) if shape.format == "text" else _read_json(lines, name, known)
+
+
+def continue_entries(read: Callable[[int], bytes], place: Place, name: str) -> Iterator[Entry]:
+    """The entries of JSON Lines after a place. read(n) begins there."""
+    lines = (line._replace(number=place.number + line.number, end=place.end + line.end) for line in raw_lines(read))
+    return _read_json(without_bom(lines, name), name, nothing_known, place)
+
+
+def own_id(number: int) -> str:
+    """The id of a line that has none, or none that can be used."""
+    return f"line-{number}"
+
+
+def _read_json(lines: Iterable[RawLine], name: str, known: Known, place: Place = START) -> Iterator[Entry]:
+    """A line that cannot be read is taken for one of OpenAI's if the last one was, so that its answer has their form."""
+    index, openai = place.position, place.openai
+    for line in lines:
+        data = line.data
+        if not data or data.isspace():
+            continue
+        index += 1
+        if index == 0 and data.lstrip().startswith(b"["):
+            raise RequestError(f"{name}: expected JSON Lines, which has an object in each line, found an array")
+        first = FIRST_ID.match(data)
+        if first is not None and known(id := first[2].decode(errors="replace"), request := hash_of(data)):
+            openai = first[1] == b"custom_id"
+            yield Entry(line.number, line.end, index, id, request, {}, openai, None)
+            continue
+        entry = _json_entry(line, index, openai)
+        openai = entry.openai
+        yield entry
+
+
+def _json_entry(line: RawLine, index: int, openai: bool) -> Entry:
+    """The entry of a line. openai: what is assumed of a line that cannot be read."""
+    number, data, end, _ = line
+    try:
+        content = _read_object(line)
+        openai = "custom_id" in content or "body" in content
+        id = _id_of(content, openai, number)
+        return Entry(number, end, index, id, hash_of(data), content, openai, None)
+    except RequestError as error:
+        return Entry(number, end, index, own_id(number), hash_of(data), {}, openai, error)
+
+
+def _read_text(lines: Iterable[RawLine], shape: Shape) -> Iterator[Entry]:
+    index = -1
+    for line in lines:
+        number, data, end, _ = line
+        if not data or data.isspace():
+            continue
+        index += 1
+        entry = Entry(number, end, index, own_id(number), hash_of(data), {}, False, None)
+        try:
+            entry = entry._replace(content=_content_of(decoded(line), shape))
+        except RequestError as error:
+            entry = entry._replace(error=error)
+        yield entry
+
+
+def _read_csv(lines: Iterator[RawLine], shape: Shape, name: str) -> Iterator[Entry]:
+    """Rows may have several lines. A column `id` has the ids, if there is one."""
+    last: list[RawLine] = []  # the line that the reader has taken last
+
+    def texts() -> Iterator[str]:
+        for line in lines:
+            last[:] = [line]
+            yield line.data.decode("utf-8", "surrogateescape") + "\n"
+
+    csv.field_size_limit(MOST_BYTES)
+    reader = csv.reader(texts(), strict=True)
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise RequestError(f"{name}: expected CSV, found: {error}") from None
+    if shape.column not in header:
+        columns = ", ".join(header) or "none"
+        raise RequestError(f"{name}: expected a column {shape.column!r}, found {columns[:200]} (--column names it)")
+    index, first = -1, reader.line_num + 1
+    while True:
+        wrong: RequestError | None = None
+        row: list[str] | None = []
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            wrong = RequestError("line: expected valid CSV")
+            wrong.__cause__ = error
+        if row is None:
+            return
+        number, first = first, reader.line_num + 1
+        if not row and wrong is None:  # a blank line
+            continue
+        index += 1
+        data = "\0".join(row).encode("utf-8", "surrogateescape")
+        entry = Entry(number, last[0].end, index, own_id(number), hash_of(data or last[0].data), {}, False, wrong)
+        yield entry if wrong else _row_entry(entry, header, row, last[0], shape)
+
+
+def _row_entry(entry: Entry, header: list[str], row: list[str], line: RawLine, shape: Shape) -> Entry:
+    """The entry of a row, which ends with a line."""
+    try:
+        if line.too_long:
+            raise _too_long(line)
+        if len(row) != len(header):
+            raise RequestError(f"line: expected {len(header)} columns, found {len(row)}")
+        values = dict(zip(header, row, strict=True))
+        for value in values.values():
+            _check_unicode(value)
+        id = values.get("id") or entry.id
+        return entry._replace(id=id, content=_content_of(values[shape.column], shape))
+    except RequestError as error:
+        return entry._replace(error=error)
+
+
+def _content_of(text: str, shape: Shape) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}]} if shape.chat else {"prompt": text}
+
+
+def _read_object(line: RawLine) -> dict[str, Any]:
+    text = decoded(line)
+    try:
+        content = _decode(text)
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise RequestError("line: expected valid JSON") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"line: expected a JSON object, found {name_of(content)}")
+    if text.count("{") + text.count("[") > DEPTH and _is_deep(content, DEPTH):
+        raise RequestError(f"line: expected at most {DEPTH} lists and objects in each other, found more")
+    return content
+
+
+def _is_deep(value: Any, most: int) -> bool:
+    """Whether more than so many lists and dicts are in each other."""
+    parts = value.values() if isinstance(value, dict) else value
+    return most == 0 or any(_is_deep(part, most - 1) for part in parts if isinstance(part, (dict, list)))
+
+
+def _id_of(content: Mapping[str, Any], openai: bool, number: int) -> str | int:
+    """The id that a line gives itself, else own_id()."""
+    name = "custom_id" if openai else "id"
+    id = content.get(name)
+    if id is None:
+        return own_id(number)
+    if isinstance(id, str) or (type(id) is int and not openai):
+        return id
+    raise RequestError(f"{name}: expected a string{'' if openai else ' or an integer'}, found {name_of(id)}", name)
+
+
+def decoded(line: RawLine) -> str:
+    """The text of a line. RequestError: it is too long, or not UTF-8."""
+    if line.too_long:
+        raise _too_long(line)
+    try:
+        return line.data.decode()
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{line.data[error.start]:02X} at index {error.start}"
+        raise RequestError(f"line: expected valid UTF-8, found {found}") from None
+
+
+def _check_unicode(text: str) -> None:
+    """RequestError: a text has bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RequestError("line: expected valid UTF-8, found other bytes") from None
+
+
+def _too_long(line: RawLine) -> RequestError:
+    return RequestError(f"line: expected at most {MOST_BYTES} bytes, found more")
+
+
+def hash_of(data: bytes) -> int:
+    """64 bits of a hash."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")

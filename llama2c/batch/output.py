@@ -1,0 +1,193 @@
+"""OUT: a file that grows by whole lines, so that a run which was ended in any way goes on with the next one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+import sys
+import warnings
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ..errors import FileError, ModelError, RequestError, file_error, not_found
+from .ids import Ids, key_of
+from .lines import CHUNK, MOST_BYTES, raw_lines
+from .plan import MARK, Plan, not_ours, read_plan
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# How the lines of answers begin, with the id and the hash of the request; and how those without an error end.
+OWN = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*"|-?\d+),"request":"([0-9a-f]{16})",')
+OPENAI = re.compile(rb'\{"id":"batch_req_([0-9a-f]{16})","custom_id":("(?:[^"\\]|\\.)*"),')
+GOOD_END = b',"error":null}'
+
+
+class Output:
+    """OUT for one run: its plan, the ids of what is done, and more lines at its end.
+
+    plan      the one in the file, or None: the file was empty, and has no line yet
+    done      the ids of its lines, with the hashes of their requests
+    n_wrong   how many of these lines have an error
+    repaired  bytes of a last line without an end, which were cut off
+
+    The file is locked until close(). A device or a pipe has none of this: it is written only.
+    """
+
+    def __init__(self, path: str, restart: bool = False) -> None:
+        """OSError: it cannot be written, or another run has it. RequestError: it is another file, or damaged."""
+        self.path = path
+        self.plan: Plan | None = None
+        self.done = Ids()
+        self.n_wrong = self.repaired = 0
+        self._fd, self._resumable = _open(path)
+        self._end = 0
+        try:
+            if self._resumable:
+                _lock(self._fd, path)
+                self._read(restart)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def begin(self, plan: Plan) -> Plan:
+        """The plan to follow: the one in the file, or `plan`, which a new file gets. Reads what is done.
+
+        RequestError: the file was made with another plan, or has a line that is none of ours.
+        """
+        if self.plan is None:
+            self.write(plan.header())
+            return plan
+        plan.check_same(self.plan, self.path)
+        for _, key, request, good in recorded(self._fd, self.path, self._end):
+            self.done.add(key, request)
+            self.n_wrong += not good
+        return self.plan
+
+    def write(self, line: bytes) -> None:
+        """Add a line at the end. OSError: it cannot be; the file ends with the line before it."""
+        try:
+            rest = line
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+            self._end += len(line)
+        except OSError as error:
+            if self._resumable:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, self._end)
+            raise OSError(error.errno, error.strerror, self.path) from None
+
+    def sync(self) -> None:
+        """Wait until the disk has everything."""
+        if self._resumable:
+            os.fsync(self._fd)
+
+    def _read(self, restart: bool) -> None:
+        """Find the plan and the end of the last whole line; cut off what comes after it."""
+        size = os.fstat(self._fd).st_size
+        start = os.pread(self._fd, MOST_BYTES, 0)
+        header, newline, _ = start.partition(b"\n")
+        if start[: len(MARK)] != MARK[: len(start)] or (not newline and size >= MOST_BYTES):
+            raise not_ours(self.path)
+        if newline and not restart:
+            self.plan = read_plan(header, self.path)
+            self._end = last_line_end(self._fd, size)
+        self.repaired = 0 if restart else size - self._end
+        os.ftruncate(self._fd, self._end)
+        os.lseek(self._fd, self._end, os.SEEK_SET)
+
+
+def _open(path: str) -> tuple[int, bool]:
+    """A file descriptor, and whether it is a regular file."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise not_found(path, f"expected a file in a folder that exists, found no folder {folder}")
+    try:
+        special = os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode)
+        return os.open(path, os.O_WRONLY if special else os.O_RDWR | os.O_CREAT, 0o666), not special
+    except OSError as error:
+        raise file_error(error, path, "a place to write to") from None
+    except ValueError as error:  # NUL in the path
+        raise ModelError(f"{path!r}: {error}") from None
+
+
+def _lock(fd: int, path: str) -> None:
+    """OSError: another run has the file. Warns (RuntimeWarning) where files cannot be locked, as in some shared folders."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise FileError(error.errno, "another run is writing this file now", path) from None
+        message = f"{path}: cannot be locked ({error.strerror}): make sure that only one run writes it"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def last_line_end(fd: int, size: int) -> int:
+    """Bytes up to the end of the last whole line."""
+    end = size
+    while end > 0:
+        start = max(0, end - CHUNK)
+        found = os.pread(fd, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def recorded(fd: int, name: str, size: int) -> Iterator[tuple[int, bytes, int, bool]]:
+    """For each answer in the first `size` bytes of OUT: where it begins, the key of its id, the hash of its request, whether
+    the request was good. RequestError: a line is none of ours.
+    """
+    place = 0
+
+    def read(n: int) -> bytes:
+        nonlocal place
+        data = os.pread(fd, min(n, size - place), place)
+        place += len(data)
+        return data
+
+    start = 0
+    for number, data, end, _ in raw_lines(read, sys.maxsize):
+        if number > 1:
+            found = parse_answer(data)
+            if found is None:
+                raise RequestError(f"{name}: line {number}: expected an answer of a batch, found something else")
+            yield start, key_of(found[0]), found[1], data.endswith(GOOD_END)
+        start = end
+
+
+def parse_answer(line: bytes) -> tuple[str | int, int] | None:
+    """The id of a line of OUT and the hash of its request; None: it is none of ours."""
+    if not line.endswith(b"}"):
+        return None
+    if own := OWN.match(line):
+        return _read_id(own[1]), int(own[2], 16)
+    if openai := OPENAI.match(line):
+        return _read_id(openai[2]), int(openai[1], 16)
+    return None
+
+
+def _read_id(literal: bytes) -> str | int:
+    """An id as JSON has it: b'"a"' -> "a", b"5" -> 5."""
+    if literal[:1] != b'"':
+        return int(literal)
+    if b"\\" not in literal:
+        return literal[1:-1].decode()
+    import json
+
+    id: str = json.loads(literal)
+    return id
