@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import os
 import re
 import statistics
@@ -234,8 +235,7 @@ class LlamaCpp(Steps):
         if gguf != checkpoint:
             converted(checkpoint, gguf, dtype=DTYPES[Checkpoint.open(checkpoint).kind])
         self.api, self.n_threads = llama_cpp, n_threads
-        self.silent = llama_cpp.llama_log_callback(lambda *_: None)  # kept alive: C calls it
-        llama_cpp.llama_log_set(self.silent, None)
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL + 1)  # it prints what C logs
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), llama_cpp.llama_model_default_params())
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
