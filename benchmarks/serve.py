@@ -5,7 +5,7 @@ clients at once. In every round each server gets the same requests from the same
 server is held against runs in this process, while the servers are idle: Llama.generate_many with the same requests, and
 Llama.stream for one client. The texts of our server must be those of generate_many.
 
-Each round has prompts of its own, so that no server knows them from the round before. A text always has --tokens tokens: those
+Each load has prompts of its own, so that no server knows them from the one before. A text always has --tokens tokens: those
 that end it are excluded. The client is one thread that reads all connections. It shares the cores with the servers, and the
 page says how much of a core it took.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import bisect
 import http.client
+import itertools
 import json
 import re
 import selectors
@@ -208,7 +209,7 @@ class Reference:
         return dict.fromkeys(self.llama.tokenizer.end_ids, -100.0)
 
     def requests(self, turn: int, n_clients: int, n_tokens: int) -> list[dict[str, Any]]:
-        """The requests of a round."""
+        """The requests of a load. turn: a number that makes them others than those of earlier loads."""
         bias = {str(token): value for token, value in self.excluded.items()}
         shared = {**OPTIONS, "max_tokens": n_tokens, "logit_bias": bias}
         said = "a story of a little dog, a red ball and a long day"
@@ -260,20 +261,19 @@ class Comparison:
 
     def round(self, turn: int, counts: Sequence[int], modes: Sequence[bool], n_tokens: int, counts_too: bool) -> None:
         """turn: the number of the round, which decides who is first. counts_too: whether its figures count."""
-        for n in counts:
-            contents = self.reference.requests(turn, n, n_tokens)
+        for n, stream in itertools.product(counts, modes):
+            contents = self.reference.requests(2 * turn + stream, n, n_tokens)  # a server guesses what it has said before
             time.sleep(PAUSE)
             texts, rate = self.reference.many(contents)
             alone = self.reference.stream(contents[0]) if n == 1 else None
-            for stream in modes:
-                first = turn % len(self.servers)
-                loads = {}
-                for server in [*self.servers[first:], *self.servers[:first]]:
-                    time.sleep(PAUSE)
-                    loads[server.name] = load = ask_all(server, contents, stream)
-                    self.check(server, load, texts, n_tokens)
-                if counts_too:
-                    self.keep(name_of(n, stream), loads, rate, alone, stream)
+            first = turn % len(self.servers)
+            loads = {}
+            for server in [*self.servers[first:], *self.servers[:first]]:
+                time.sleep(PAUSE)
+                loads[server.name] = load = ask_all(server, contents, stream)
+                self.check(server, load, texts, n_tokens)
+            if counts_too:
+                self.keep(name_of(n, stream), loads, rate, alone, stream)
 
     def check(self, server: Server, load: Load, texts: list[str], n_tokens: int) -> None:
         """ValueError: our server has answered with another text."""

@@ -33,8 +33,8 @@ def key_of(id: str | int) -> bytes:
 class Ids:
     """Keys of 16 bytes, each with a number of 64 bits. A million of them take 25 MB, and some for the last RECENT.
 
-    Most are in arrays that are sorted by the first 8 bytes of the keys. New ones are collected in a dict, and sorted in
-    together.
+    Most are in arrays that are sorted by the first 8 bytes of the keys. New ones are collected, in a dict or as arrays, and
+    sorted in together.
     """
 
     def __init__(self) -> None:
@@ -44,9 +44,11 @@ class Ids:
         self._met: NDArray[np.bool_] = np.empty(0, np.bool_)
         self._view = memoryview(self._firsts.data)
         self._recent: dict[bytes, tuple[int, bool]] = {}
+        self._added: list[tuple[Words, Words]] = []  # keys (n, 2) and numbers (n,) of add_many
+        self._n_added = 0
 
     def __len__(self) -> int:
-        return len(self._firsts) + len(self._recent)
+        return len(self._firsts) + len(self._recent) + self._n_added
 
     def add(self, key: bytes, number: int, met: bool = False) -> None:
         """A key that is not there yet, with its number. met: as after meet()."""
@@ -61,13 +63,32 @@ class Ids:
         i = self._find(key)
         return None if i is None else int(self._numbers[i])
 
-    def is_done(self, id: str, number: int) -> bool:
-        """Whether an id is there with this number, and was not met."""
-        key = key_of(id)
-        if key in self._recent:
-            return self._recent[key] == (number, False)
-        i = self._find(key)
-        return i is not None and self._numbers[i] == number and not self._met[i]
+    def add_many(self, keys: bytes, numbers: Words) -> None:
+        """As add(), for keys of 16 bytes after each other."""
+        self._added.append((_words(keys), numbers))
+        self._n_added += len(numbers)
+        if self._n_added >= RECENT:
+            self._sort_in()
+
+    def meet_done(self, keys: bytes, numbers: bytes) -> list[bool]:
+        """Lines of IN have these keys and numbers (8 bytes each, the highest first) -> which of them are surely DONE.
+
+        Those are met then. About the others, meet() has to be asked.
+        """
+        self._sort_in()
+        if not len(self._firsts):
+            return [False] * (len(keys) // 16)
+        words = _words(keys)
+        places = np.searchsorted(self._firsts, words[:, 0])
+        places[places == len(self._firsts)] = 0
+        done = (self._firsts[places] == words[:, 0]) & (self._lasts[places] == words[:, 1])
+        done &= (self._numbers[places] == np.frombuffer(numbers, ">u8")) & ~self._met[places]
+        first = np.zeros(len(done), np.bool_)
+        first[np.unique(places, return_index=True)[1]] = True  # the same key may come again
+        done &= first
+        self._met[places[done]] = True
+        known: list[bool] = done.tolist()
+        return known
 
     def meet(self, key: bytes, number: int) -> Meeting:
         """A line of IN has this key and this number. A new key is added."""
@@ -87,7 +108,8 @@ class Ids:
 
     def unmet(self) -> int:
         """How many keys no line of IN has had."""
-        return int(np.count_nonzero(~self._met)) + sum(not met for _, met in self._recent.values())
+        self._sort_in()
+        return int(np.count_nonzero(~self._met))
 
     def keys(self) -> NDArray[np.uint8]:
         """All keys, (len(self), 16)."""
@@ -96,6 +118,8 @@ class Ids:
 
     def _find(self, key: bytes) -> int | None:
         """The place of a key in the arrays."""
+        if self._n_added:
+            self._sort_in()
         first, last = unpack("<QQ", key)
         i = bisect_left(self._view, first)
         while i < len(self._view) and self._view[i] == first:
@@ -105,15 +129,25 @@ class Ids:
         return None
 
     def _sort_in(self) -> None:
-        if not self._recent:
-            return
-        words = np.frombuffer(b"".join(self._recent), "<u8").reshape(-1, 2)
-        numbers, met = zip(*self._recent.values(), strict=True)
-        firsts = np.concatenate([self._firsts, words[:, 0]])
+        if self._recent:
+            numbers, met = zip(*self._recent.values(), strict=True)
+            self._merge(_words(b"".join(self._recent)), np.array(numbers, np.uint64), np.array(met, np.bool_))
+            self._recent = {}
+        if self._added:
+            keys, added = (np.concatenate(arrays) for arrays in zip(*self._added, strict=True))
+            self._merge(keys, added, np.zeros(len(added), np.bool_))
+            self._added, self._n_added = [], 0
+
+    def _merge(self, keys: Words, numbers: Words, met: NDArray[np.bool_]) -> None:
+        firsts = np.concatenate([self._firsts, keys[:, 0]])
         order = np.argsort(firsts)
         self._firsts = firsts[order]
-        self._lasts = np.concatenate([self._lasts, words[:, 1]])[order]
-        self._numbers = np.concatenate([self._numbers, np.array(numbers, np.uint64)])[order]
-        self._met = np.concatenate([self._met, np.array(met, np.bool_)])[order]
+        self._lasts = np.concatenate([self._lasts, keys[:, 1]])[order]
+        self._numbers = np.concatenate([self._numbers, numbers])[order]
+        self._met = np.concatenate([self._met, met])[order]
         self._view = memoryview(self._firsts.data)
-        self._recent = {}
+
+
+def _words(keys: bytes) -> Words:
+    """Keys after each other as numbers, (n, 2)."""
+    return np.frombuffer(keys, "<u8").reshape(-1, 2)

@@ -10,9 +10,10 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain, repeat
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from ..errors import RequestError
@@ -65,8 +66,9 @@ class Place(NamedTuple):
 
 
 START = Place(number=0, end=0, position=-1, openai=False)
-# Whether the answer to a request with this id and this hash is known, so that the request is not needed.
-Known: TypeAlias = Callable[[str, int], bool]
+# Keys of ids (key_of) and hashes of requests (hash_of), of 16 and 8 bytes each -> of which the answer is known, so that the
+# request is not needed.
+Known: TypeAlias = Callable[[bytes, bytes], Sequence[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,28 +94,31 @@ def format_of(path: str) -> str:
 # bytes to lines
 
 
-def raw_lines(read: Callable[[int], bytes], most: int = MOST_BYTES) -> Iterator[RawLine]:
-    """The lines that read(n), which gives at most n bytes and b"" at the end, has. A \\r before the end is not of the line.
+def raw_blocks(read: Callable[[int], bytes], most: int = MOST_BYTES) -> Iterator[list[RawLine]]:
+    """The lines that read(n), which gives at most n bytes and b"" at the end, has: those that end in one read, together.
 
-    most: bytes of a line; a longer one is cut.
+    A \\r before the end is not of the line. most: bytes of a line; a longer one is cut.
     """
     number = end = 0
     rest = b""
     too_long = False
     while chunk := read(CHUNK):
         *whole, last = chunk.split(b"\n")
+        block = []
         for part in whole:
             number += 1
             line, rest = rest + part, b""
             end += len(part) + 1
-            yield _raw_line(number, line, end, too_long or len(line) > most, most)
+            block.append(_raw_line(number, line, end, too_long or len(line) > most, most))
             too_long = False
+        if block:
+            yield block
         end += len(last)
         if len(rest) <= most:
             rest += last
         too_long = len(rest) > most
     if rest:
-        yield _raw_line(number + 1, rest, end, too_long, most)
+        yield [_raw_line(number + 1, rest, end, too_long, most)]
 
 
 def _raw_line(number: int, line: bytes, end: int, too_long: bool, most: int) -> RawLine:
@@ -122,42 +127,41 @@ def _raw_line(number: int, line: bytes, end: int, too_long: bool, most: int) -> 
     return RawLine(number, line[:-1] if line.endswith(b"\r") else line, end, False)
 
 
-def without_bom(lines: Iterable[RawLine], name: str) -> Iterator[RawLine]:
+def without_bom(blocks: Iterator[list[RawLine]], name: str) -> Iterator[list[RawLine]]:
     """The lines without the mark that some programs write before UTF-8. RequestError: the mark is that of UTF-16."""
-    for line in lines:
+    for block in blocks:
+        line = block[0]
         if line.number == 1:
             if line.data.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise RequestError(f"{name}: expected UTF-8, found UTF-16")
-            line = line._replace(data=line.data.removeprefix(b"\xef\xbb\xbf"))
-        yield line
+            block[0] = line._replace(data=line.data.removeprefix(b"\xef\xbb\xbf"))
+        yield block
 
 
 # ---------------------------------------------------------------------------
 # lines to entries
 
 
-def nothing_known(id: str, request: int) -> bool:
-    return False
-
-
-def read_entries(
-    read: Callable[[int], bytes], shape: Shape, name: str, known: Known = nothing_known
-) -> Iterator[Entry]:
+def read_entries(read: Callable[[int], bytes], shape: Shape, name: str, known: Known | None = None) -> Iterator[Entry]:
     """The entries of IN, which read(n) reads and `name` names. Ids may come twice.
 
-    The content of an entry that is known is not read, which saves time.
+    Of JSON Lines, those that are known are left out, unless it would take a parser to find their ids.
     RequestError: it is UTF-16, CSV without the column, or JSON that is not JSON Lines.
     """
-    lines = without_bom(raw_lines(read), name)
-    if shape.format == "csv":
-        return _read_csv(lines, shape, name)
-    return _read_text(lines, shape) if shape.format == "text" else _read_json(lines, name, known)
+    blocks = without_bom(raw_blocks(read), name)
+    if shape.format == "jsonl":
+        return _read_json(blocks, name, known)
+    lines = chain.from_iterable(blocks)
+    return _read_csv(lines, shape, name) if shape.format == "csv" else _read_text(lines, shape)
 
 
 def continue_entries(read: Callable[[int], bytes], place: Place, name: str) -> Iterator[Entry]:
     """The entries of JSON Lines after a place. read(n) begins there."""
-    lines = (line._replace(number=place.number + line.number, end=place.end + line.end) for line in raw_lines(read))
-    return _read_json(without_bom(lines, name), name, nothing_known, place)
+    blocks = (
+        [line._replace(number=place.number + line.number, end=place.end + line.end) for line in block]
+        for block in raw_blocks(read)
+    )
+    return _read_json(without_bom(blocks, name), name, None, place)
 
 
 def own_id(number: int) -> str:
@@ -165,24 +169,36 @@ def own_id(number: int) -> str:
     return f"line-{number}"
 
 
-def _read_json(lines: Iterable[RawLine], name: str, known: Known, place: Place = START) -> Iterator[Entry]:
+def _read_json(blocks: Iterable[list[RawLine]], name: str, known: Known | None = None, place: Place = START) -> Iterator[Entry]:
     """A line that cannot be read is taken for one of OpenAI's if the last one was, so that its answer has their form."""
     index, openai = place.position, place.openai
-    for line in lines:
-        data = line.data
-        if not data or data.isspace():
-            continue
-        index += 1
-        if index == 0 and data.lstrip().startswith(b"["):
-            raise RequestError(f"{name}: expected JSON Lines, which has an object in each line, found an array")
-        first = FIRST_ID.match(data)
-        if first is not None and known(id := first[2].decode(errors="replace"), request := hash_of(data)):
-            openai = first[1] == b"custom_id"
-            yield Entry(line.number, line.end, index, id, request, {}, openai, None)
-            continue
-        entry = _json_entry(line, index, openai)
-        openai = entry.openai
-        yield entry
+    for block in blocks:
+        forms = _known_forms(block, known) if known else repeat(None)
+        for line, form in zip(block, forms):  # noqa: B905  repeat() has no end
+            if form is not None:
+                index += 1
+                openai = form
+                continue
+            if not line.data or line.data.isspace():
+                continue
+            index += 1
+            if index == 0 and line.data.lstrip().startswith(b"["):
+                raise RequestError(f"{name}: expected JSON Lines, which has an object in each line, found an array")
+            entry = _json_entry(line, index, openai)
+            openai = entry.openai
+            yield entry
+
+
+def _known_forms(block: list[RawLine], known: Known) -> list[bool | None]:
+    """For each line: if it is known, whether it is one of OpenAI's; else None."""
+    forms: list[bool | None] = [None] * len(block)
+    heads = [(i, head) for i, line in enumerate(block) if (head := FIRST_ID.match(line.data))]
+    keys = b"".join([blake2b(b'"' + head[2], digest_size=16).digest() for _, head in heads])  # key_of, without a str
+    requests = b"".join([blake2b(block[i].data, digest_size=8).digest() for i, _ in heads])
+    for (i, head), is_known in zip(heads, known(keys, requests), strict=True):
+        if is_known:
+            forms[i] = head[1] == b"custom_id"
+    return forms
 
 
 def _json_entry(line: RawLine, index: int, openai: bool) -> Entry:
@@ -197,7 +213,7 @@ def _json_entry(line: RawLine, index: int, openai: bool) -> Entry:
         return Entry(number, end, index, own_id(number), hash_of(data), {}, openai, error)
 
 
-def _read_text(lines: Iterable[RawLine], shape: Shape) -> Iterator[Entry]:
+def _read_text(lines: Iterator[RawLine], shape: Shape) -> Iterator[Entry]:
     index = -1
     for line in lines:
         number, data, end, _ = line

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import stat
 import sys
 import warnings
 from collections.abc import Iterator
+from hashlib import blake2b
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from ..errors import FileError, ModelError, RequestError, file_error, not_found
-from .ids import Ids, key_of
-from .lines import CHUNK, MOST_BYTES, raw_lines
+from .ids import Ids, Words, key_of
+from .lines import CHUNK, MOST_BYTES, raw_blocks
 from .plan import MARK, Plan, not_ours, read_plan
 
 if TYPE_CHECKING:
@@ -73,9 +77,9 @@ class Output:
             self.write(plan.header())
             return plan
         plan.check_same(self.plan, self.path)
-        for _, key, request, good in recorded(self._fd, self.path, self._end):
-            self.done.add(key, request)
-            self.n_wrong += not good
+        for block in recorded(self._fd, self.path, self._end):
+            self.done.add_many(block.keys, block.requests)
+            self.n_wrong += block.n_wrong
         return self.plan
 
     def write(self, line: bytes) -> None:
@@ -148,10 +152,23 @@ def last_line_end(fd: int, size: int) -> int:
     return 0
 
 
-def recorded(fd: int, name: str, size: int) -> Iterator[tuple[int, bytes, int, bool]]:
-    """For each answer in the first `size` bytes of OUT: where it begins, the key of its id, the hash of its request, whether
-    the request was good. RequestError: a line is none of ours.
+class Answers(NamedTuple):
+    """Lines of OUT.
+
+    starts    where each begins
+    keys      of their ids, 16 bytes each
+    requests  the hashes of their requests
+    n_wrong   how many of the requests were wrong
     """
+
+    starts: Words
+    keys: bytes
+    requests: Words
+    n_wrong: int
+
+
+def recorded(fd: int, name: str, size: int) -> Iterator[Answers]:
+    """The answers in the first `size` bytes of OUT. RequestError: a line is none of ours."""
     place = 0
 
     def read(n: int) -> bytes:
@@ -161,33 +178,47 @@ def recorded(fd: int, name: str, size: int) -> Iterator[tuple[int, bytes, int, b
         return data
 
     start = 0
-    for number, data, end, _ in raw_lines(read, sys.maxsize):
-        if number > 1:
-            found = parse_answer(data)
-            if found is None:
-                raise RequestError(f"{name}: line {number}: expected an answer of a batch, found something else")
-            yield start, key_of(found[0]), found[1], data.endswith(GOOD_END)
-        start = end
+    for block in raw_blocks(read, sys.maxsize):
+        starts, found, n_wrong = [], [], 0
+        for number, data, end, _ in block:
+            if number > 1:
+                answer = _literals(data)
+                if answer is None:
+                    raise RequestError(f"{name}: line {number}: expected an answer of a batch, found something else")
+                starts.append(start)
+                found.append(answer)
+                n_wrong += not data.endswith(GOOD_END)
+            start = end
+        keys = b"".join([_key_of_literal(id) for id, _ in found])
+        requests = np.frombuffer(bytes.fromhex(b"".join([request for _, request in found]).decode()), ">u8")
+        yield Answers(np.array(starts, np.uint64), keys, requests.astype(np.uint64), n_wrong)
 
 
 def parse_answer(line: bytes) -> tuple[str | int, int] | None:
     """The id of a line of OUT and the hash of its request; None: it is none of ours."""
+    found = _literals(line)
+    return None if found is None else (_read_id(found[0]), int(found[1], 16))
+
+
+def _literals(line: bytes) -> tuple[bytes, bytes] | None:
+    """The id of a line of OUT as JSON has it, and the hash of its request in hex digits; None: it is none of ours."""
     if not line.endswith(b"}"):
         return None
     if own := OWN.match(line):
-        return _read_id(own[1]), int(own[2], 16)
+        return own[1], own[2]
     if openai := OPENAI.match(line):
-        return _read_id(openai[2]), int(openai[1], 16)
+        return openai[2], openai[1]
     return None
+
+
+def _key_of_literal(literal: bytes) -> bytes:
+    """key_of(_read_id(literal)), in less time."""
+    if b"\\" in literal:
+        return key_of(_read_id(literal))
+    return blake2b(literal[:-1] if literal[:1] == b'"' else literal, digest_size=16).digest()
 
 
 def _read_id(literal: bytes) -> str | int:
     """An id as JSON has it: b'"a"' -> "a", b"5" -> 5."""
-    if literal[:1] != b'"':
-        return int(literal)
-    if b"\\" not in literal:
-        return literal[1:-1].decode()
-    import json
-
-    id: str = json.loads(literal)
+    id: str | int = json.loads(literal)
     return id

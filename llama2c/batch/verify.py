@@ -44,9 +44,9 @@ class Recorded:
             if not newline or not header.startswith(MARK):
                 raise not_ours(path)
             self.plan: Plan = read_plan(header, path)
-            for place, key, request, _ in recorded(self._fd, path, last_line_end(self._fd, os.fstat(self._fd).st_size)):
-                self.answers.add(key, request)
-                self._places.add(key, place)
+            for block in recorded(self._fd, path, last_line_end(self._fd, os.fstat(self._fd).st_size)):
+                self.answers.add_many(block.keys, block.requests)
+                self._places.add_many(block.keys, block.starts)
         except BaseException:
             self.close()
             raise

@@ -213,7 +213,14 @@ def answer(source: Input, out: Output | Stdout, worker: Worker, options: Namespa
 def feed(runner: Runner, source: Input, done: Ids, plan: Plan, tally: Tally, out: str) -> None:
     """Give a runner the entries of its shard that are not done, and wait for them."""
     k, n = plan.shard
-    entries = read_entries(source.reader(runner), plan.shape, source.name, done.is_done)
+
+    def known(keys: bytes, requests: bytes) -> list[bool]:
+        runner.poll()
+        found = done.meet_done(keys, requests)
+        tally.n_done += sum(found)
+        return found
+
+    entries = read_entries(source.reader(runner), plan.shape, source.name, known)
     for entry, meeting in met(entries, done):
         runner.poll()
         if entry.position % n != k - 1:

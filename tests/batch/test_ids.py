@@ -59,13 +59,44 @@ def test_an_array_holds_25_bytes_for_each() -> None:
     assert not found._recent
 
 
-def test_is_done() -> None:
+def numbers_of(*numbers: int) -> bytes:
+    return b"".join(number.to_bytes(8, "big") for number in numbers)
+
+
+def test_many_that_are_added_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    for n in (3, 49, 50, 51, 200):
+        found = Ids()
+        expected = {rng.bytes(16): int(rng.integers(0, 2**64, dtype=np.uint64)) for _ in range(2 * n)}
+        keys = list(expected)
+        for some in (keys[:n], keys[n:]):
+            found.add_many(b"".join(some), np.array([expected[key] for key in some], np.uint64))
+        assert len(found) == 2 * n and found.unmet() == 2 * n
+        assert {key: found.get(key) for key in keys} == expected
+
+
+def test_those_that_are_surely_done() -> None:
     found = Ids()
-    for i in range(70):
-        found.add(key_of(f"a{i}"), i)
-    for i in (3, 65):  # in the arrays, and in the dict
-        assert found.is_done(f"a{i}", i)
-        assert not found.is_done(f"a{i}", i + 1)
-        found.meet(key_of(f"a{i}"), i)
-        assert not found.is_done(f"a{i}", i)
-    assert not found.is_done("b", 3)
+    keys = [key_of(f"a{i}") for i in range(70)]
+    found.add_many(b"".join(keys[:60]), np.arange(60, dtype=np.uint64))
+    for i in range(60, 70):
+        found.add(keys[i], i)
+    asked = [keys[3], keys[65], keys[4], key_of("b"), keys[3], keys[69]]
+    assert found.meet_done(b"".join(asked), numbers_of(3, 65, 5, 3, 3, 69)) == [True, True, False, False, False, True]
+    assert found.unmet() == 67
+    assert found.meet_done(keys[3], numbers_of(3)) == [False]  # it comes twice
+    assert found.meet(keys[3], 3) is found.meet(keys[65], 65) is Meeting.TWICE
+    assert found.meet(keys[4], 5) is Meeting.CHANGED and found.meet(keys[5], 5) is Meeting.DONE
+    assert found.meet_done(b"", b"") == []
+    assert Ids().meet_done(keys[0] + keys[1], numbers_of(0, 1)) == [False, False]
+
+
+def test_a_key_with_the_first_half_of_another_is_left_to_meet() -> None:
+    found = Ids()
+    keys = [bytes(16), bytes(8) + b"12345678", b"\xff" * 16]
+    found.add_many(b"".join(keys), np.array([1, 2, 3], np.uint64))
+    known = found.meet_done(b"".join(keys), numbers_of(1, 2, 3))
+    assert known[2] and known[:2].count(True) <= 1
+    rest = [key for key, is_known in zip(keys, known, strict=True) if not is_known]
+    assert {found.meet(key, keys.index(key) + 1) for key in rest} <= {Meeting.DONE}
+    assert found.unmet() == 0

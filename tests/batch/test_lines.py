@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import Any
 
 import pytest
 
 from llama2c import RequestError
-from llama2c.batch.lines import MOST_BYTES, Entry, Shape, format_of, raw_lines, read_entries
+from llama2c.batch.ids import key_of
+from llama2c.batch.lines import MOST_BYTES, Entry, Shape, format_of, raw_blocks, read_entries
 
 from .conftest import entries_of, reader
 
@@ -34,7 +36,7 @@ def error_of(*lines: Any) -> str:
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("data", [b"", b"\n", b"a", b"a\n", b"a\nbc\n\n\nd", b"a\r\nb\r\n", "ż\n🐢".encode(), b"\r\r\n"])
 def test_lines_in_any_chunks(data: bytes, most: int) -> None:
-    lines = list(raw_lines(reader(data, most)))
+    lines = list(chain.from_iterable(raw_blocks(reader(data, most))))
     texts = data.split(b"\n")
     ends = [len(b"\n".join(texts[: i + 1])) + 1 for i in range(len(texts))]
     if not texts[-1]:
@@ -46,7 +48,7 @@ def test_lines_in_any_chunks(data: bytes, most: int) -> None:
 
 @pytest.mark.parametrize("most", [1, 4, 5, 6, 100])
 def test_a_line_that_is_too_long_is_cut_and_the_next_is_read(most: int) -> None:
-    lines = list(raw_lines(reader(b"12345\n123456\n" + b"x" * 1000 + b"\nab\n" + b"y" * 9, most), 5))
+    lines = list(chain.from_iterable(raw_blocks(reader(b"12345\n123456\n" + b"x" * 1000 + b"\nab\n" + b"y" * 9, most), 5)))
     assert [(line.data, line.too_long) for line in lines] == [
         (b"12345", False), (b"12345", True), (b"xxxxx", True), (b"ab", False), (b"yyyyy", True),
     ]  # fmt: skip
@@ -60,7 +62,7 @@ def test_a_line_of_100_megabytes_takes_no_such_memory() -> None:
         left -= 1
         return b'{"prompt": "a"}\n' if left == 0 else b"x" * (1 << 20) if left > 0 else b""
 
-    for line in raw_lines(endless):
+    for line in chain.from_iterable(raw_blocks(endless)):
         largest = max(largest, len(line.data))
     assert largest == MOST_BYTES
     [entry] = entries_of(b"x" * (MOST_BYTES + 1))
@@ -208,22 +210,24 @@ def test_what_an_entry_has_does_not_depend_on_chunks() -> None:
     assert read(data, Shape(), 3) == read(data, Shape())
 
 
-def test_lines_that_are_known_are_not_read() -> None:
+def test_lines_that_are_known_are_left_out() -> None:
     lines = [
         b'{"id": "a", "prompt": "x"}', b'{"prompt": "x", "id": "a"}', b' { "custom_id" : "\xc5\xbc", "body": {}}', b"?",
         b'{"id": "other", "id": "a"}', b'{"id": 5}', b'{"id": "a\\u0062"}', b'{"id": "\xff"}',
     ]  # fmt: skip
     plain = entries_of(*lines)
-    asked: list[str] = []
+    answered = {(key_of(entry.id), entry.request.to_bytes(8, "big")) for entry in plain}
+    asked: list[bytes] = []
 
-    def known(id: str, request: int) -> bool:
-        asked.append(id)
-        return (id, request) in {(entry.id, entry.request) for entry in plain}
+    def known(keys: bytes, requests: bytes) -> list[bool]:
+        pairs = [(keys[16 * i : 16 * i + 16], requests[8 * i : 8 * i + 8]) for i in range(len(requests) // 8)]
+        asked.extend(key for key, _ in pairs)
+        return [pair in answered for pair in pairs]
 
-    found = list(read_entries(reader(b"\n".join(lines)), Shape(), "IN", known))
-    assert asked == ["a", "ż", "other", "\ufffd"]
-    assert [entry.content for entry in found] == [{} if i in (0, 2) else entry.content for i, entry in enumerate(plain)]
-    assert [entry._replace(content={}) for entry in plain if entry.error is None] == [
-        entry._replace(content={}) for entry in found if entry.error is None
-    ]
-    assert [entry.openai for entry in plain] == [entry.openai for entry in found]
+    for most in (1 << 20, 7):
+        asked.clear()
+        found = list(read_entries(reader(b"\n".join([*lines, b""]), most), Shape(), "IN", known))
+        assert asked[:3] == [key_of(id) for id in ("a", "ż", "other")] and len(asked) == 4
+        expected = [entry for i, entry in enumerate(plain) if i not in (0, 2)]
+        assert [entry._replace(error=None) for entry in found] == [entry._replace(error=None) for entry in expected]
+        assert [str(entry.error) for entry in found] == [str(entry.error) for entry in expected]
