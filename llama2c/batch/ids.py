@@ -26,8 +26,14 @@ class Meeting(Enum):
 
 def key_of(id: str | int) -> bytes:
     """The hash of an id, of 16 bytes. 5 and "5" are two ids."""
-    data = b"%d" % id if isinstance(id, int) else b'"' + id.encode("utf-8", "surrogatepass")
-    return blake2b(data, digest_size=16).digest()
+    if isinstance(id, str):
+        return key_of_text(id.encode("utf-8", "surrogatepass"))
+    return blake2b(b"%d" % id, digest_size=16).digest()
+
+
+def key_of_text(data: bytes) -> bytes:
+    """key_of() of a text that is in UTF-8 already."""
+    return blake2b(b'"' + data, digest_size=16).digest()
 
 
 class Ids:
@@ -73,9 +79,11 @@ class Ids:
     def meet_done(self, keys: bytes, numbers: bytes) -> list[bool]:
         """Lines of IN have these keys and numbers (8 bytes each, the highest first) -> which of them are surely DONE.
 
-        Those are met then. About the others, meet() has to be asked.
+        Those are met then. About the others, meet() has to be asked: what add() has added since is not looked at, as that
+        would have to be sorted in each time.
         """
-        self._sort_in()
+        if self._n_added:
+            self._sort_in()
         if not len(self._firsts):
             return [False] * (len(keys) // 16)
         words = _words(keys)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from ..errors import RequestError
 from ..server.fields import DEPTH, name_of
+from .ids import key_of_text
 
 # How most lines of JSON begin: with their id.
 FIRST_ID = re.compile(rb'\s*\{\s*"(id|custom_id)"\s*:\s*"([^"\\]*)"')
@@ -193,8 +194,8 @@ def _known_forms(block: list[RawLine], known: Known) -> list[bool | None]:
     """For each line: if it is known, whether it is one of OpenAI's; else None."""
     forms: list[bool | None] = [None] * len(block)
     heads = [(i, head) for i, line in enumerate(block) if (head := FIRST_ID.match(line.data))]
-    keys = b"".join([blake2b(b'"' + head[2], digest_size=16).digest() for _, head in heads])  # key_of, without a str
-    requests = b"".join([blake2b(block[i].data, digest_size=8).digest() for i, _ in heads])
+    keys = b"".join([key_of_text(head[2]) for _, head in heads])
+    requests = b"".join([_digest(block[i].data) for i, _ in heads])
     for (i, head), is_known in zip(heads, known(keys, requests), strict=True):
         if is_known:
             forms[i] = head[1] == b"custom_id"
@@ -341,4 +342,8 @@ def _too_long(line: RawLine) -> RequestError:
 
 def hash_of(data: bytes) -> int:
     """64 bits of a hash."""
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
+    return int.from_bytes(_digest(data), "big")
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=8).digest()

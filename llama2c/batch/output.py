@@ -12,14 +12,13 @@ import stat
 import sys
 import warnings
 from collections.abc import Iterator
-from hashlib import blake2b
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..errors import FileError, ModelError, RequestError, file_error, not_found
-from .ids import Ids, Words, key_of
+from .ids import Ids, Words, key_of, key_of_text
 from .lines import CHUNK, MOST_BYTES, raw_blocks
 from .plan import MARK, Plan, not_ours, read_plan
 
@@ -212,10 +211,9 @@ def _literals(line: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _key_of_literal(literal: bytes) -> bytes:
-    """key_of(_read_id(literal)), in less time."""
-    if b"\\" in literal:
-        return key_of(_read_id(literal))
-    return blake2b(literal[:-1] if literal[:1] == b'"' else literal, digest_size=16).digest()
+    """The key of an id, without a parser if that can be."""
+    is_plain = literal[:1] == b'"' and b"\\" not in literal
+    return key_of_text(literal[1:-1]) if is_plain else key_of(_read_id(literal))
 
 
 def _read_id(literal: bytes) -> str | int:

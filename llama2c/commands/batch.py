@@ -408,3 +408,4 @@ def show_progress(size: int | None) -> Iterator[Callable[[Tally], None]]:
             bar.update(tally.place - bar.n)
 
         yield show
+        bar.refresh()  # tqdm draws it ten times a second at most, and so perhaps not at the end

@@ -78,9 +78,8 @@ def test_many_that_are_added_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_those_that_are_surely_done() -> None:
     found = Ids()
     keys = [key_of(f"a{i}") for i in range(70)]
-    found.add_many(b"".join(keys[:60]), np.arange(60, dtype=np.uint64))
-    for i in range(60, 70):
-        found.add(keys[i], i)
+    for part in (slice(0, 60), slice(60, 70)):
+        found.add_many(b"".join(keys[part]), np.arange(70, dtype=np.uint64)[part])
     asked = [keys[3], keys[65], keys[4], key_of("b"), keys[3], keys[69]]
     assert found.meet_done(b"".join(asked), numbers_of(3, 65, 5, 3, 3, 69)) == [True, True, False, False, False, True]
     assert found.unmet() == 67
@@ -88,6 +87,9 @@ def test_those_that_are_surely_done() -> None:
     assert found.meet(keys[3], 3) is found.meet(keys[65], 65) is Meeting.TWICE
     assert found.meet(keys[4], 5) is Meeting.CHANGED and found.meet(keys[5], 5) is Meeting.DONE
     assert found.meet_done(b"", b"") == []
+    found.add(key_of("new"), 1, met=True)
+    assert found.meet_done(key_of("new"), numbers_of(1)) == [False]
+    assert found._recent  # it was not sorted in: a run of new lines would sort all of them again and again
     assert Ids().meet_done(keys[0] + keys[1], numbers_of(0, 1)) == [False, False]
 
 
