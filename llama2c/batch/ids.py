@@ -26,14 +26,17 @@ class Meeting(Enum):
 
 def key_of(id: str | int) -> bytes:
     """The hash of an id, of 16 bytes. 5 and "5" are two ids."""
-    if isinstance(id, str):
-        return key_of_text(id.encode("utf-8", "surrogatepass"))
-    return blake2b(b"%d" % id, digest_size=16).digest()
+    return keys_of([literal_of(id)])
 
 
-def key_of_text(data: bytes) -> bytes:
-    """key_of() of a text that is in UTF-8 already."""
-    return blake2b(b'"' + data, digest_size=16).digest()
+def keys_of(literals: list[bytes]) -> bytes:
+    """Those of ids of which there is literal_of(), after each other."""
+    return b"".join([blake2b(literal, digest_size=16).digest() for literal in literals])
+
+
+def literal_of(id: str | int) -> bytes:
+    """An id as JSON has it, without escapes: "a" -> b'"a"', 5 -> b"5"."""
+    return b'"%b"' % id.encode("utf-8", "surrogatepass") if isinstance(id, str) else b"%d" % id
 
 
 class Ids:

@@ -13,15 +13,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import chain, repeat
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from ..errors import RequestError
 from ..server.fields import DEPTH, name_of
-from .ids import key_of_text
+from .ids import keys_of
 
 # How most lines of JSON begin: with their id.
-FIRST_ID = re.compile(rb'\s*\{\s*"(id|custom_id)"\s*:\s*"([^"\\]*)"')
+FIRST_ID = re.compile(rb'\s*\{\s*"(id|custom_id)"\s*:\s*("[^"\\]*"|-?\d+)')
 MOST_BYTES = 8 << 20  # of a line; a longer one is an error. 8 MiB are two million tokens
 CHUNK = 1 << 20  # bytes that are read at once
 FORMATS = ("jsonl", "csv", "text")
@@ -33,6 +33,15 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+class Block(NamedTuple):
+    """Some bytes of IN: whole lines with their ends, which the last line of IN may lack, or one line that is too long."""
+
+    number: int  # of the line before it
+    end: int  # bytes of IN up to its end
+    data: bytes  # of a line that is too long, the first of them
+    too_long: bool
 
 
 class RawLine(NamedTuple):
@@ -95,47 +104,56 @@ def format_of(path: str) -> str:
 # bytes to lines
 
 
-def raw_blocks(read: Callable[[int], bytes], most: int = MOST_BYTES) -> Iterator[list[RawLine]]:
-    """The lines that read(n), which gives at most n bytes and b"" at the end, has: those that end in one read, together.
-
-    A \\r before the end is not of the line. most: bytes of a line; a longer one is cut.
-    """
+def read_blocks(read: Callable[[int], bytes], most: int = MOST_BYTES) -> Iterator[Block]:
+    """What read(n) reads, which gives at most n bytes and b"" at the end. most: bytes of a line; the rest of it is left out."""
     number = end = 0
-    rest = b""
+    rest = b""  # of a line whose end is not read yet
     too_long = False
     while chunk := read(CHUNK):
-        *whole, last = chunk.split(b"\n")
-        block = []
-        for part in whole:
-            number += 1
-            line, rest = rest + part, b""
-            end += len(part) + 1
-            block.append(_raw_line(number, line, end, too_long or len(line) > most, most))
-            too_long = False
-        if block:
-            yield block
-        end += len(last)
-        if len(rest) <= most:
-            rest += last
-        too_long = len(rest) > most
+        place = chunk.find(b"\n") + 1 if too_long else 0
+        if too_long and place:
+            yield Block(number, end + place, rest, True)
+            number, rest, too_long = number + 1, b"", False
+        ending = chunk.rfind(b"\n") + 1
+        if ending > place:
+            data = rest + chunk[place:ending]
+            yield Block(number, end + ending, data, False)
+            number, rest = number + data.count(b"\n"), b""
+        if not too_long:
+            rest += chunk[ending:]
+            if len(rest) > most:
+                rest, too_long = rest[:most], True
+        end += len(chunk)
     if rest:
-        yield [_raw_line(number + 1, rest, end, too_long, most)]
+        yield Block(number, end, rest, too_long)
 
 
-def _raw_line(number: int, line: bytes, end: int, too_long: bool, most: int) -> RawLine:
-    if too_long:
-        return RawLine(number, line[:most], end, True)
-    return RawLine(number, line[:-1] if line.endswith(b"\r") else line, end, False)
+def lines_of(block: Block, most: int = MOST_BYTES) -> list[RawLine]:
+    """A \\r before the end is not of the line. most: as for read_blocks."""
+    end = block.end - len(block.data)
+    lines = []
+    for number, text in enumerate(_split(block), block.number + 1):
+        end = min(end + len(text) + 1, block.end)
+        if block.too_long or len(text) > most:
+            lines.append(RawLine(number, text[:most], end, True))
+        else:
+            lines.append(RawLine(number, text.removesuffix(b"\r"), end, False))
+    return lines
 
 
-def without_bom(blocks: Iterator[list[RawLine]], name: str) -> Iterator[list[RawLine]]:
-    """The lines without the mark that some programs write before UTF-8. RequestError: the mark is that of UTF-16."""
+def _split(block: Block) -> list[bytes]:
+    """The lines, without \\n."""
+    texts = block.data.split(b"\n")
+    return texts if texts[-1] else texts[:-1]
+
+
+def without_bom(blocks: Iterator[Block], name: str) -> Iterator[Block]:
+    """The blocks without the mark that some programs write before UTF-8. RequestError: the mark is that of UTF-16."""
     for block in blocks:
-        line = block[0]
-        if line.number == 1:
-            if line.data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        if block.number == 0:
+            if block.data.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise RequestError(f"{name}: expected UTF-8, found UTF-16")
-            block[0] = line._replace(data=line.data.removeprefix(b"\xef\xbb\xbf"))
+            block = block._replace(data=block.data.removeprefix(b"\xef\xbb\xbf"))
         yield block
 
 
@@ -149,18 +167,17 @@ def read_entries(read: Callable[[int], bytes], shape: Shape, name: str, known: K
     Of JSON Lines, those that are known are left out, unless it would take a parser to find their ids.
     RequestError: it is UTF-16, CSV without the column, or JSON that is not JSON Lines.
     """
-    blocks = without_bom(raw_blocks(read), name)
+    blocks = without_bom(read_blocks(read), name)
     if shape.format == "jsonl":
         return _read_json(blocks, name, known)
-    lines = chain.from_iterable(blocks)
+    lines = chain.from_iterable(map(lines_of, blocks))
     return _read_csv(lines, shape, name) if shape.format == "csv" else _read_text(lines, shape)
 
 
 def continue_entries(read: Callable[[int], bytes], place: Place, name: str) -> Iterator[Entry]:
     """The entries of JSON Lines after a place. read(n) begins there."""
     blocks = (
-        [line._replace(number=place.number + line.number, end=place.end + line.end) for line in block]
-        for block in raw_blocks(read)
+        block._replace(number=place.number + block.number, end=place.end + block.end) for block in read_blocks(read)
     )
     return _read_json(without_bom(blocks, name), name, None, place)
 
@@ -170,12 +187,15 @@ def own_id(number: int) -> str:
     return f"line-{number}"
 
 
-def _read_json(blocks: Iterable[list[RawLine]], name: str, known: Known | None = None, place: Place = START) -> Iterator[Entry]:
+def _read_json(blocks: Iterable[Block], name: str, known: Known | None = None, place: Place = START) -> Iterator[Entry]:
     """A line that cannot be read is taken for one of OpenAI's if the last one was, so that its answer has their form."""
     index, openai = place.position, place.openai
     for block in blocks:
-        forms = _known_forms(block, known) if known else repeat(None)
-        for line, form in zip(block, forms):  # noqa: B905  repeat() has no end
+        forms = _known_forms(block, known) if known else []
+        if forms and None not in forms:
+            index, openai = index + len(forms), forms[-1] is True
+            continue
+        for line, form in zip_longest(lines_of(block), forms):
             if form is not None:
                 index += 1
                 openai = form
@@ -190,16 +210,14 @@ def _read_json(blocks: Iterable[list[RawLine]], name: str, known: Known | None =
             yield entry
 
 
-def _known_forms(block: list[RawLine], known: Known) -> list[bool | None]:
+def _known_forms(block: Block, known: Known) -> list[bool | None]:
     """For each line: if it is known, whether it is one of OpenAI's; else None."""
-    forms: list[bool | None] = [None] * len(block)
-    heads = [(i, head) for i, line in enumerate(block) if (head := FIRST_ID.match(line.data))]
-    keys = b"".join([key_of_text(head[2]) for _, head in heads])
-    requests = b"".join([_digest(block[i].data) for i, _ in heads])
-    for (i, head), is_known in zip(heads, known(keys, requests), strict=True):
-        if is_known:
-            forms[i] = head[1] == b"custom_id"
-    return forms
+    heads = list(map(FIRST_ID.match, _split(block)))
+    found = [head for head in heads if head]
+    keys = keys_of([head[2] for head in found])
+    requests = b"".join([_digest(head.string.removesuffix(b"\r")) for head in found])
+    are_known = iter(known(keys, requests))
+    return [head[1] == b"custom_id" if head and next(are_known) else None for head in heads]
 
 
 def _json_entry(line: RawLine, index: int, openai: bool) -> Entry:

@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..errors import FileError, ModelError, RequestError, file_error, not_found
-from .ids import Ids, Words, key_of, key_of_text
-from .lines import CHUNK, MOST_BYTES, raw_blocks
+from .ids import Ids, Words, keys_of, literal_of
+from .lines import CHUNK, MOST_BYTES, read_blocks
 from .plan import MARK, Plan, not_ours, read_plan
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# How the lines of answers begin, with the id and the hash of the request; and how those without an error end.
-OWN = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*"|-?\d+),"request":"([0-9a-f]{16})",')
-OPENAI = re.compile(rb'\{"id":"batch_req_([0-9a-f]{16})","custom_id":("(?:[^"\\]|\\.)*"),')
-GOOD_END = b',"error":null}'
+# A line with an answer has the id and the hash of the request: in two groups if it is ours, in two others if it is OpenAI's.
+OWN = rb'"id":("[^"\\\n]*(?:\\.[^"\\\n]*)*"|-?\d+),"request":"([0-9a-f]{16})"'
+OPENAI = rb'"id":"batch_req_([0-9a-f]{16})","custom_id":("[^"\\\n]*(?:\\.[^"\\\n]*)*")'
+GOOD_END = b',"error":null}'  # how it ends if it has no error: a third group
+ANSWER = re.compile(rb"^\{(?:%b|%b)(?=,)(?:.*(%b)|.*\})$" % (OWN, OPENAI, re.escape(GOOD_END)), re.MULTILINE)
 
 
 class Output:
@@ -154,16 +155,23 @@ def last_line_end(fd: int, size: int) -> int:
 class Answers(NamedTuple):
     """Lines of OUT.
 
-    starts    where each begins
+    start     of the first, in bytes of OUT
+    data      the lines with their ends
     keys      of their ids, 16 bytes each
     requests  the hashes of their requests
     n_wrong   how many of the requests were wrong
     """
 
-    starts: Words
+    start: int
+    data: bytes
     keys: bytes
     requests: Words
     n_wrong: int
+
+    def starts(self) -> Words:
+        """Where each line begins."""
+        ends = np.flatnonzero(np.frombuffer(self.data, np.uint8) == ord("\n"))
+        return (self.start + np.concatenate([[0], ends + 1])[:-1]).astype(np.uint64)
 
 
 def recorded(fd: int, name: str, size: int) -> Iterator[Answers]:
@@ -176,44 +184,30 @@ def recorded(fd: int, name: str, size: int) -> Iterator[Answers]:
         place += len(data)
         return data
 
-    start = 0
-    for block in raw_blocks(read, sys.maxsize):
-        starts, found, n_wrong = [], [], 0
-        for number, data, end, _ in block:
-            if number > 1:
-                answer = _literals(data)
-                if answer is None:
-                    raise RequestError(f"{name}: line {number}: expected an answer of a batch, found something else")
-                starts.append(start)
-                found.append(answer)
-                n_wrong += not data.endswith(GOOD_END)
-            start = end
-        keys = b"".join([_key_of_literal(id) for id, _ in found])
-        requests = np.frombuffer(bytes.fromhex(b"".join([request for _, request in found]).decode()), ">u8")
-        yield Answers(np.array(starts, np.uint64), keys, requests.astype(np.uint64), n_wrong)
+    for block in read_blocks(read, sys.maxsize):
+        number, data = block.number, block.data
+        if number == 0:
+            number, data = 1, data.partition(b"\n")[2]
+        found = ANSWER.findall(data)
+        if len(found) != data.count(b"\n"):
+            number += [ANSWER.fullmatch(line) is not None for line in data.split(b"\n")].index(False) + 1
+            raise RequestError(f"{name}: line {number}: expected an answer of a batch, found something else")
+        ids = [own or openai for own, _, _, openai, _ in found]
+        keys = keys_of([id if b"\\" not in id else literal_of(_read_id(id)) for id in ids])
+        requests = b"".join([own or openai for _, own, openai, _, _ in found])
+        n_wrong = sum([not good for *_, good in found])
+        yield Answers(block.end - len(data), data, keys, _words(requests), n_wrong)
 
 
 def parse_answer(line: bytes) -> tuple[str | int, int] | None:
     """The id of a line of OUT and the hash of its request; None: it is none of ours."""
-    found = _literals(line)
-    return None if found is None else (_read_id(found[0]), int(found[1], 16))
+    found = ANSWER.fullmatch(line)
+    return None if found is None else (_read_id(found[1] or found[4]), int(found[2] or found[3], 16))
 
 
-def _literals(line: bytes) -> tuple[bytes, bytes] | None:
-    """The id of a line of OUT as JSON has it, and the hash of its request in hex digits; None: it is none of ours."""
-    if not line.endswith(b"}"):
-        return None
-    if own := OWN.match(line):
-        return own[1], own[2]
-    if openai := OPENAI.match(line):
-        return openai[2], openai[1]
-    return None
-
-
-def _key_of_literal(literal: bytes) -> bytes:
-    """The key of an id, without a parser if that can be."""
-    is_plain = literal[:1] == b'"' and b"\\" not in literal
-    return key_of_text(literal[1:-1]) if is_plain else key_of(_read_id(literal))
+def _words(digits: bytes) -> Words:
+    """Numbers of 16 hex digits each, after each other."""
+    return np.frombuffer(bytes.fromhex(digits.decode()), ">u8").astype(np.uint64)
 
 
 def _read_id(literal: bytes) -> str | int:

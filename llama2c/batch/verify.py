@@ -46,7 +46,7 @@ class Recorded:
             self.plan: Plan = read_plan(header, path)
             for block in recorded(self._fd, path, last_line_end(self._fd, os.fstat(self._fd).st_size)):
                 self.answers.add_many(block.keys, block.requests)
-                self._places.add_many(block.keys, block.starts)
+                self._places.add_many(block.keys, block.starts())
         except BaseException:
             self.close()
             raise

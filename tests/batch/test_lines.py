@@ -10,7 +10,7 @@ import pytest
 
 from llama2c import RequestError
 from llama2c.batch.ids import key_of
-from llama2c.batch.lines import MOST_BYTES, Entry, Shape, format_of, raw_blocks, read_entries
+from llama2c.batch.lines import MOST_BYTES, Entry, Shape, format_of, lines_of, read_blocks, read_entries
 
 from .conftest import entries_of, reader
 
@@ -36,7 +36,7 @@ def error_of(*lines: Any) -> str:
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("data", [b"", b"\n", b"a", b"a\n", b"a\nbc\n\n\nd", b"a\r\nb\r\n", "ż\n🐢".encode(), b"\r\r\n"])
 def test_lines_in_any_chunks(data: bytes, most: int) -> None:
-    lines = list(chain.from_iterable(raw_blocks(reader(data, most))))
+    lines = list(chain.from_iterable(map(lines_of, read_blocks(reader(data, most)))))
     texts = data.split(b"\n")
     ends = [len(b"\n".join(texts[: i + 1])) + 1 for i in range(len(texts))]
     if not texts[-1]:
@@ -48,7 +48,8 @@ def test_lines_in_any_chunks(data: bytes, most: int) -> None:
 
 @pytest.mark.parametrize("most", [1, 4, 5, 6, 100])
 def test_a_line_that_is_too_long_is_cut_and_the_next_is_read(most: int) -> None:
-    lines = list(chain.from_iterable(raw_blocks(reader(b"12345\n123456\n" + b"x" * 1000 + b"\nab\n" + b"y" * 9, most), 5)))
+    blocks = read_blocks(reader(b"12345\n123456\n" + b"x" * 1000 + b"\nab\n" + b"y" * 9, most), 5)
+    lines = [line for block in blocks for line in lines_of(block, 5)]
     assert [(line.data, line.too_long) for line in lines] == [
         (b"12345", False), (b"12345", True), (b"xxxxx", True), (b"ab", False), (b"yyyyy", True),
     ]  # fmt: skip
@@ -62,8 +63,8 @@ def test_a_line_of_100_megabytes_takes_no_such_memory() -> None:
         left -= 1
         return b'{"prompt": "a"}\n' if left == 0 else b"x" * (1 << 20) if left > 0 else b""
 
-    for line in chain.from_iterable(raw_blocks(endless)):
-        largest = max(largest, len(line.data))
+    for block in read_blocks(endless):
+        largest = max(largest, len(block.data))
     assert largest == MOST_BYTES
     [entry] = entries_of(b"x" * (MOST_BYTES + 1))
     assert str(entry.error) == f"line: expected at most {MOST_BYTES} bytes, found more"
@@ -224,10 +225,13 @@ def test_lines_that_are_known_are_left_out() -> None:
         asked.extend(key for key, _ in pairs)
         return [pair in answered for pair in pairs]
 
+    assert list(read_entries(reader(lines[0] + b"\n" + lines[2] + b"\r\n" + lines[5]), Shape(), "IN", known)) == []
+    [last] = read_entries(reader(b"\n".join([lines[2], lines[2], b"?"]), 90), Shape(), "IN", known)
+    assert (last.number, last.position, last.id, last.openai) == (3, 2, "line-3", True)
     for most in (1 << 20, 7):
         asked.clear()
         found = list(read_entries(reader(b"\n".join([*lines, b""]), most), Shape(), "IN", known))
-        assert asked[:3] == [key_of(id) for id in ("a", "ż", "other")] and len(asked) == 4
-        expected = [entry for i, entry in enumerate(plain) if i not in (0, 2)]
+        assert asked[:3] == [key_of(id) for id in ("a", "ż", "other")] and asked[3] == key_of(5) and len(asked) == 5
+        expected = [entry for i, entry in enumerate(plain) if i not in (0, 2, 5)]
         assert [entry._replace(error=None) for entry in found] == [entry._replace(error=None) for entry in expected]
         assert [str(entry.error) for entry in found] == [str(entry.error) for entry in expected]

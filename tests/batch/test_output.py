@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llama2c import RequestError
 from llama2c.batch.ids import Meeting, key_of
 from llama2c.batch.lines import Shape
-from llama2c.batch.output import Output, parse_answer
-from llama2c.batch.plan import Plan
+from llama2c.batch.output import Output, parse_answer, recorded
+from llama2c.batch.plan import Plan, dump
 
 from .conftest import DAY
 
@@ -102,6 +104,35 @@ def test_a_line_in_the_middle_that_is_none_of_ours(path: Path) -> None:
     with Output(str(path)) as out, pytest.raises(RequestError, match="line 3: expected an answer of a batch"):
         out.begin(PLAN)
     assert path.read_bytes() == PLAN.header() + GOOD + b"{}\n" + WRONG
+
+
+@pytest.mark.parametrize("chunk", [64, 300, 1 << 20])
+def test_what_is_read_of_answers_is_what_a_parser_reads(path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(1)
+    texts = ["", "x" * 300, 'a"b', "a\\", ',"error":null}', "ż\n🐢", '","request":"', "{}"]
+    answers: list[dict[str, Any]] = []
+    for i in range(200):
+        text, request = rng.choice(texts), f"{rng.getrandbits(64):016x}"
+        id = rng.choice([i, f"{i}", f'{i}"\\ż🐢\x01', f"{i}\ud800"])
+        ours = {"id": id, "request": request, "text": text}
+        openai = {"id": f"batch_req_{request}", "custom_id": str(id), "response": {"text": text}}
+        answers.append({**rng.choice([ours, openai]), "error": rng.choice([None, text])})
+    lines = [dump(answer) for answer in answers]
+    path.write_bytes(PLAN.header() + b"".join(lines))
+    monkeypatch.setattr("llama2c.batch.lines.CHUNK", chunk)
+    data = path.read_bytes()
+    with open(path, "rb") as file:
+        found = list(recorded(file.fileno(), str(path), len(data)))
+    keys, requests = b"".join(block.keys for block in found), [int(number) for block in found for number in block.requests]
+    assert keys == b"".join(key_of(answer.get("custom_id", answer["id"])) for answer in answers)
+    assert requests == [int(answer.get("request") or answer["id"][-16:], 16) for answer in answers]
+    assert sum(block.n_wrong for block in found) == sum(answer["error"] is not None for answer in answers)
+    starts = [int(start) for block in found for start in block.starts()]
+    assert [data[start:].partition(b"\n")[0] + b"\n" for start in starts] == lines
+    for i in (0, 57, 199):
+        path.write_bytes(PLAN.header() + b"".join([*lines[:i], lines[i][1:], *lines[i + 1 :]]))
+        with open(path, "rb") as file, pytest.raises(RequestError, match=f": line {i + 2}: expected an answer of a batch"):
+            list(recorded(file.fileno(), str(path), len(data) - 1))
 
 
 def test_two_runs_do_not_mix(path: Path) -> None:
