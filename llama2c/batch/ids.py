@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from enum import Enum
-from hashlib import blake2b
 from struct import unpack
 from typing import TypeAlias
 
@@ -25,13 +24,17 @@ class Meeting(Enum):
 
 
 def key_of(id: str | int) -> bytes:
-    """The hash of an id, of 16 bytes. 5 and "5" are two ids."""
+    """The hash of an id, of 16 bytes, in this process. 5 and "5" are two ids."""
     return keys_of([literal_of(id)])
 
 
 def keys_of(literals: list[bytes]) -> bytes:
-    """Those of ids of which there is literal_of(), after each other."""
-    return b"".join([blake2b(literal, digest_size=16).digest() for literal in literals])
+    """Those of ids of which there is literal_of(), after each other.
+
+    Each is two of Python's own hashes, which take a third of the time of BLAKE2b, and know nothing of other processes.
+    """
+    halves = [hash(literal) for literal in literals], [hash(b"+" + literal) for literal in literals]
+    return np.array(halves, np.int64).T.tobytes()
 
 
 def literal_of(id: str | int) -> bytes:
