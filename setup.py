@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -101,7 +102,8 @@ class BuildClib(build_clib):
 
     def build_libraries(self, libraries: list[tuple[str, dict[str, object]]]) -> None:
         check_compiler(self.compiler.compiler)
-        super().build_libraries(libraries)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is one file, which may take a minute
+            list(pool.map(super().build_libraries, ([library] for library in libraries)))
 
 
 class BuildExt(build_ext):
@@ -182,7 +184,11 @@ setup(
     long_description=readme_for_pypi(),
     long_description_content_type="text/markdown",
     cmdclass={"sdist": Sdist, "build_py": BuildPy, "build_clib": BuildClib, "build_ext": BuildExt},
-    options={"build": {"build_base": BUILD}, "build_clib": {"build_temp": LEVEL_BUILD, "build_clib": LEVEL_BUILD}},
+    options={
+        "build": {"build_base": BUILD},
+        "build_clib": {"build_temp": LEVEL_BUILD, "build_clib": LEVEL_BUILD},
+        "build_ext": {"parallel": True},
+    },
     libraries=[
         (f"llama2c_{name}", {"sources": [f"llama2c/simd/{name}.c"], "cflags": [*COMPILE, *flags], "obj_deps": {"": HEADERS}})
         for name, flags in {"dispatch": PLAIN, **levels}.items()

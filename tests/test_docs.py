@@ -257,7 +257,7 @@ def test_the_readme_is_one_page() -> None:
 
 RESULTS = ROOT / "benchmarks" / "results"
 STORED = (RESULTS, RESULTS / "gguf")  # the runs of compare.py
-RUNS = (*(folder / "results.json" for folder in STORED), RESULTS / "engine.json")
+RUNS = (*(folder / "results.json" for folder in STORED), RESULTS / "engine.json", RESULTS / "batch.json")
 
 
 @pytest.fixture
@@ -331,14 +331,14 @@ def numbers(cell: str) -> list[float]:
 def test_no_comparison_is_left_out(scripts: SimpleNamespace) -> None:
     """README has all of 110M with the C programs, and the speeds with llama.cpp; docs/benchmarks.md all that have an aim.
 
-    There, few rows and long contexts of both runs come after the others, and many requests at once last.
+    There, few rows and long contexts of both runs come after the others, then many requests at once, and files of requests last.
     """
     rows = [scripts.measure.Record.load(path).rows() for path in RUNS]
     big = [row for row in rows[0] if " 110M " in row.work and row.against in ("run", "runq", "llama.cpp")]
     readme = [row for row in big if row.against != "llama.cpp" or row.ours.unit == "tok/s"]
     aimed = [row for row in rows[0] + rows[1] if row.aim is not None or row.ours.limit is not None]
     aimed.sort(key=lambda row: row.is_few_or_long)
-    aimed += rows[2]
+    aimed += rows[2] + rows[3]
     names = [[(row.work, row.against) for row in chosen] for chosen in (readme, aimed)]
     for page, expected in zip(("README.md", "docs/benchmarks.md"), names, strict=True):
         assert [(cells[0], cells[2]) for cells in lines_of(page)] == expected
