@@ -331,7 +331,7 @@ def numbers(cell: str) -> list[float]:
 def test_no_comparison_is_left_out(scripts: SimpleNamespace) -> None:
     """README has all of 110M with the C programs, and the speeds with llama.cpp; docs/benchmarks.md all that have an aim.
 
-    There, few rows and long contexts of both runs come after the others, then many requests at once, and files of requests last.
+    There, few rows and long contexts of both runs come after the others, then many requests at once and files of requests.
     """
     rows = [scripts.measure.Record.load(path).rows() for path in RUNS]
     big = [row for row in rows[0] if " 110M " in row.work and row.against in ("run", "runq", "llama.cpp")]
