@@ -9,6 +9,8 @@ MODEL =
 ARGS =
 C =
 SOURCES = setup.py pyproject.toml $(wildcard llama2c/*.* llama2c/*/*.*)
+# The tests of a file share what they prepare, so each file stays in one process. `-n 0` in ARGS is one process for all.
+SIDE_BY_SIDE = -n auto --dist loadfile
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LEVEL =
 PYTHONS =
@@ -27,7 +29,7 @@ story: $(VENV)/hub.stamp ## to compare a story with the C program, on stories42M
 	@$(BIN)/python benchmarks/story.py $(addprefix --c ,$(C))
 
 test: $(VENV)/test.stamp ## after every change: all tests, against the installed package; ARGS="-k chat" chooses some
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) $(ARGS)
 
 cluster: $(VENV)/test.stamp ## after a change in batch/: its tests on a cluster of Ray that is started here; some minutes
 	$(PIP) 'ray[data]>=2.44' pandas
@@ -69,7 +71,7 @@ RACES = tests/test_kernels.py tests/test_same_bits.py tests/test_transformer.py 
 sanitize: ## after a change in C or Cython: all tests, or ARGS, with the address and undefined-behaviour sanitizers
 	@LLAMA2C_SANITIZE=address,undefined $(MAKE) --no-print-directory VENV=$(SANITIZED)/venv $(SANITIZED)/venv/test.stamp
 	LLAMA2C_SANITIZE=address,undefined $(call PRELOAD,asan) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
-	    UBSAN_OPTIONS=print_stacktrace=1 $(SANITIZED)/venv/bin/pytest -p no:cacheprovider --capture=sys $(ARGS)
+	    UBSAN_OPTIONS=print_stacktrace=1 $(SANITIZED)/venv/bin/pytest -p no:cacheprovider --capture=sys $(SIDE_BY_SIDE) $(ARGS)
 
 races: ## after a change in what threads share: the tests with threads, or ARGS, with the thread sanitizer
 	@LLAMA2C_SANITIZE=thread $(MAKE) --no-print-directory VENV=$(THREADED)/venv $(THREADED)/venv/test.stamp
