@@ -23,6 +23,9 @@ from setuptools.command.sdist import sdist
 # when compiling and when linking: there, -Ofast would add code that flushes subnormal numbers in the whole process.
 STRICT = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations"]
 EXACT = [*STRICT, "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC"]
+# With -g, which most Pythons have in their CFLAGS, GCC spends half of its time, and with a sanitizer most of it, on where each
+# variable is at each instruction. The instructions are the same without.
+QUICK = ["-fno-var-tracking-assignments"]
 
 # The instruction sets, with the flags of each. The generic level and all other code get PLAIN: CFLAGS=-march=native may bring a
 # fused multiply-add, and with one the generic level would give other bits.
@@ -51,7 +54,7 @@ SANITIZERS = {
 }
 SANITIZE = os.environ.get("LLAMA2C_SANITIZE", "")
 CHECKS = SANITIZERS[SANITIZE]
-COMPILE = [*EXACT, *CHECKS]
+COMPILE = [*EXACT, *QUICK, *CHECKS]
 LINK = [*STRICT, *CHECKS]
 
 # Flags to compile and to link with OpenMP, as GCC and Apple's compiler have them.

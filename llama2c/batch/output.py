@@ -25,11 +25,12 @@ from .plan import MARK, Plan, not_ours, read_plan
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# A line with an answer has the id and the hash of the request: in two groups if it is ours, in two others if it is OpenAI's.
+# A line with an answer. Groups 1 and 2 are the id and the hash of the request if it is ours, 4 and 3 if it is OpenAI's; group 5
+# is there if it has no error. An editor may have put \r at the end.
 OWN = rb'"id":("[^"\\\n]*(?:\\.[^"\\\n]*)*"|-?\d+),"request":"([0-9a-f]{16})"'
 OPENAI = rb'"id":"batch_req_([0-9a-f]{16})","custom_id":("[^"\\\n]*(?:\\.[^"\\\n]*)*")'
-GOOD_END = b',"error":null}'  # how it ends if it has no error: a third group
-ANSWER = re.compile(rb"^\{(?:%b|%b)(?=,)(?:.*(%b)|.*\})$" % (OWN, OPENAI, re.escape(GOOD_END)), re.MULTILINE)
+GOOD_END = b',"error":null}'
+ANSWER = re.compile(rb"^\{(?:%b|%b)(?=,)(?:.*(%b)|.*\})\r?$" % (OWN, OPENAI, re.escape(GOOD_END)), re.MULTILINE)
 
 
 class Output:

@@ -70,6 +70,13 @@ def test_a_file_that_ends_anywhere_is_repaired(path: Path) -> None:
         assert path.read_bytes() == whole[: ends[1 + n_lines]]
 
 
+def test_a_file_that_an_editor_gave_other_ends_of_lines(path: Path) -> None:
+    path.write_bytes((PLAN.header() + GOOD + WRONG + OPENAI).replace(b"\n", b"\r\n"))
+    with Output(str(path)) as out:
+        out.begin(PLAN)
+        assert (len(out.done), out.n_wrong, out.repaired) == (3, 1, 0)
+
+
 def test_a_long_end_without_a_newline_is_cut_off(path: Path) -> None:
     write(path, GOOD)
     with open(path, "ab") as file:
