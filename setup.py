@@ -23,8 +23,8 @@ from setuptools.command.sdist import sdist
 # when compiling and when linking: there, -Ofast would add code that flushes subnormal numbers in the whole process.
 STRICT = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations"]
 EXACT = [*STRICT, "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC"]
-# With -g, which most Pythons have in their CFLAGS, GCC spends half of its time on where each variable is at each instruction. The
-# instructions are the same without.
+# With -g, which most Pythons have in their CFLAGS, GCC spends half of its time on where each variable is at each instruction.
+# The instructions are the same without.
 QUICK = ["-fno-var-tracking-assignments"]
 
 # The instruction sets, with the flags of each. The generic level and all other code get PLAIN: CFLAGS=-march=native may bring a
