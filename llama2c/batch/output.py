@@ -197,7 +197,7 @@ def recorded(fd: int, name: str, size: int) -> Iterator[Answers]:
         keys = keys_of([id if b"\\" not in id else literal_of(_read_id(id)) for id in ids])
         requests = b"".join([own or openai for _, own, openai, _, _ in found])
         n_wrong = sum([not good for *_, good in found])
-        yield Answers(block.end - len(data), data, keys, _words(requests), n_wrong)
+        yield Answers(block.end - len(data), data, keys, _numbers(requests), n_wrong)
 
 
 def parse_answer(line: bytes) -> tuple[str | int, int] | None:
@@ -206,7 +206,7 @@ def parse_answer(line: bytes) -> tuple[str | int, int] | None:
     return None if found is None else (_read_id(found[1] or found[4]), int(found[2] or found[3], 16))
 
 
-def _words(digits: bytes) -> Words:
+def _numbers(digits: bytes) -> Words:
     """Numbers of 16 hex digits each, after each other."""
     return np.frombuffer(bytes.fromhex(digits.decode()), ">u8").astype(np.uint64)
 
